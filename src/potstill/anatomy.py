@@ -1,0 +1,118 @@
+"""The parts of a causal language model: backbone, head, blocks.
+
+What a model does to its logits after the output layer (scale, softcap) is found and proven by a
+probe, not by its class's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.errors import OUT_OF_SCOPE, ModelError
+from potstill.types import Head
+
+
+def backbone(model: Any) -> nn.Module:
+    """The model without its head: its output's `last_hidden_state` is what the head reads."""
+    return model.base_model
+
+
+def output_layer(model: Any) -> Any:
+    """The layer that makes logits.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise ModelError(f"{type(model).__name__} has no output layer.", fix=OUT_OF_SCOPE)
+    return layer
+
+
+def hidden_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
+) -> Tensor:
+    """Final hidden states [B, S, H], without a cache and without the head."""
+    output = backbone(model)(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    )
+    return output.last_hidden_state
+
+
+def head_of(model: Any, vocabulary: int, form: HeadForm | None = None) -> Head:
+    """The model's head as values. `form` holds its scale and softcap, from `head_form`."""
+    layer = output_layer(model)
+    form = form or HeadForm()
+    if type(layer) is not nn.Linear and not _is_sharded_linear(layer):
+        return Head(None, vocabulary, scale=form.scale, softcap=form.softcap, module=layer)
+    return Head(layer.weight, vocabulary, layer.bias, form.scale, form.softcap)
+
+
+def _is_sharded_linear(layer: nn.Module) -> bool:
+    # fully_shard swaps a module's class for a subclass of both.
+    return isinstance(layer, nn.Linear) and type(layer).__name__ == "FSDPLinear"
+
+
+@dataclass(frozen=True)
+class HeadForm:
+    """What a model does to h W' + b: softcap(scale * x)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@torch.no_grad()
+def head_form(model: Any) -> HeadForm:
+    """Find how the model scales its logits, and prove it on four tokens.
+
+    Raises:
+        ModelError: the model's own logits follow none of the known forms.
+    """
+    config = model.config.get_text_config()
+    scales = [1.0]
+    for name in ("logit_scale", "lm_head_multiplier", "logits_scaling", "output_multiplier"):
+        value = getattr(config, name, None)
+        if isinstance(value, float | int) and value:
+            scales += [float(value), 1.0 / float(value)]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    layer = output_layer(model)
+    ids = torch.arange(4, device=layer.weight.device).unsqueeze(0)
+    mask = torch.ones_like(ids)
+    own = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    raw = layer(hidden_states(model, ids, mask, ids)).float()
+    for cap in (softcap, None):
+        for scale in dict.fromkeys(scales):
+            form = HeadForm(scale, float(cap) if cap else None)
+            made = (
+                raw * scale if form.softcap is None else form.softcap * torch.tanh(raw * scale / form.softcap)
+            )
+            if torch.allclose(made, own, rtol=2e-2, atol=2e-2 * float(own.abs().max().clamp(min=1e-6))):
+                return form
+    raise ModelError(
+        f"{type(model).__name__} changes its logits after the output layer in a way that is not known here.",
+        fix="Use another model, or open a request that names it.",
+    )
+
+
+def layers(model: Any) -> nn.ModuleList:
+    """The list of transformer blocks.
+
+    Raises:
+        ModelError: no list of that length is found.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in backbone(model).children():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ModelError(
+        f"{type(model).__name__} has no list of {depth} blocks that can be cut.", fix=OUT_OF_SCOPE
+    )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())

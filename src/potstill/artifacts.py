@@ -1,0 +1,146 @@
+"""The content-addressed store of stage outputs, and how every folder is written and read.
+
+A folder's key is the hash of everything that it was made from. It is built beside its place and
+renamed into it, with a manifest that says what it is; readers refuse what is incomplete or damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete folder of the store."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the stage wants later readers to know (counts, seconds, …)."""
+        return self.manifest["facts"]
+
+
+def key_of(stage: str, inputs: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of what a stage reads."""
+    canonical = json.dumps({"stage": stage, "inputs": inputs}, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts shared by runs."""
+
+    root: Path
+
+    def place(self, stage: str, key: str) -> Path:
+        """Where the finished artifact is or will be."""
+        return self.root / f"{stage}-{key[:16]}"
+
+    def work(self, stage: str, key: str) -> Path:
+        """Where the artifact is built; it survives an interruption, so that a stage can go on."""
+        folder = self.root / f".building-{stage}-{key[:16]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The finished artifact of this key, if there is one."""
+        path = self.place(stage, key)
+        return read(path) if path.is_dir() else None
+
+    def finish(self, stage: str, key: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
+        """Seal the work folder: manifest with every file's size and hash, then rename."""
+        from potstill import __version__
+
+        work, place = self.work(stage, key), self.place(stage, key)
+        files = {
+            str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+            for path in sorted(work.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        manifest = {
+            "made_by": f"potstill {__version__}",
+            "stage": stage,
+            "key": key,
+            "inputs": inputs,
+            "facts": facts,
+            "files": files,
+            "complete": True,
+        }
+        write_json(work / MANIFEST, manifest)
+        sync_folder(work)
+        if place.is_dir():
+            shutil.rmtree(work)
+        else:
+            work.rename(place)
+            sync_folder(self.root)
+        return read(place)
+
+
+def read(path: Path) -> Artifact:
+    """Open a finished folder.
+
+    Raises:
+        ArtifactError: no manifest, not complete, or a file that is missing or of another size.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} has no readable manifest.", fix="Delete the folder and run again.") from error
+    if not manifest.get("complete"):
+        raise ArtifactError(f"{path} is not complete.", fix="Delete the folder and run again.")
+    for name, facts in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+            found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
+            raise ArtifactError(
+                f"{file} is {found}, the manifest says {facts['bytes']} bytes.",
+                fix="The folder is damaged: delete it and run again.",
+            )
+    return Artifact(path, manifest)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the new one: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of JSON that any reader takes: ASCII, no NaN."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False, default=str) + "\n")
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,121 @@
+"""Where a training run stands, on disk: weights, optimizer, random states, cursor. Atomic.
+
+A checkpoint is a folder `step-N` that appears by one rename; whatever is not complete is not read.
+Tensors are safetensors, everything else JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from potstill import artifacts
+from potstill.errors import ArtifactError
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    state: Mapping[str, Any]
+
+
+def save(
+    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, keep: int = 2
+) -> Path:
+    """Write `step-N` and let all but the newest `keep` go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file(trained_tensors(module), temporary / "weights.safetensors")
+    tensors, groups = _optimizer_out(optimizer)
+    tensors["random.torch"] = torch.get_rng_state()
+    save_file(tensors, temporary / "optimizer.safetensors")
+    artifacts.write_json(
+        temporary / STATE,
+        {"step": step, "threads": torch.get_num_threads(), "groups": groups, **state},
+    )
+    for file in temporary.iterdir():
+        with file.open("rb") as handle:
+            import os
+
+            os.fsync(handle.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    artifacts.sync_folder(folder)
+    for old in _complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, or None."""
+    for path in reversed(_complete(folder)):
+        try:
+            return Checkpoint(path, json.loads((path / STATE).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights, optimizer and random state back.
+
+    Raises:
+        ArtifactError: the checkpoint belongs to another model.
+    """
+    weights = load_file(checkpoint.path / "weights.safetensors")
+    here = dict(_named_trained(module))
+    if weights.keys() != here.keys():
+        odd = sorted(weights.keys() ^ here.keys())[0]
+        raise ArtifactError(f"{checkpoint.path} is of another model: {odd} is on one side only.", fix="Delete it.")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            here[name].copy_(tensor)
+    tensors = load_file(checkpoint.path / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("random.torch"))
+    _optimizer_in(optimizer, tensors, checkpoint.state["groups"])
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes, each shared tensor once."""
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in _named_trained(module)}
+
+
+def _named_trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+
+
+def _optimizer_out(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    packed = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, values in packed["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, packed["param_groups"]
+
+
+def _optimizer_in(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

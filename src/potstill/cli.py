@@ -1,0 +1,136 @@
+"""The verbs. Nothing else: each one calls a function that programs can call too."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from potstill import __version__
+from potstill.console import Console
+from potstill.errors import PotstillError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Distil large language models: teacher in, proven smaller student out.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of an earlier run.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads this at run time)
+    typer.Argument(metavar="[key.path=value ...]", help="Values that replace the recipe's: distill.epochs=2."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays silent.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"potstill {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Run all stages; finished ones are skipped.
+
+    A stage is finished when it was made from unchanged inputs. Run the same command again after an
+    interruption and it goes on where it stopped."""
+    _run(recipe, overrides, as_json, None)
+
+
+def _stage(verb: str, text: str) -> Callable[..., None]:
+    def command(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+        _run(recipe, overrides, as_json, verb)
+
+    command.__doc__ = text
+    return app.command(verb)(command)
+
+
+_stage("generate", "Stop after the last generate stage.")
+_stage("distill", "Stop after the last distill stage.")
+_stage("finetune", "Stop after the last finetune stage.")
+_stage("evaluate", "Stop after the last evaluate stage.")
+
+
+def _run(recipe: Path, overrides: list[str] | None, as_json: bool, until: str | None) -> None:
+    from potstill.run import run as run_recipe
+
+    result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json))
+    if as_json:
+        _print_json({"path": str(result.path), "summary": result.summary})
+    else:
+        print(result.verdict)
+        for label, path in result.outputs.items():
+            print(f"{label:8} {path}")
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Read everything, train nothing.
+
+    Prints every default with its source, the held-out split, and three rendered rows."""
+    from potstill.check import check as check_recipe
+
+    report = check_recipe(recipe, overrides or (), console=Console(quiet=as_json))
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        print(report.text())
+    if not report.passed:
+        raise typer.Exit(4)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+    """Write a run's report again."""
+    from potstill.run import rebuild_report
+
+    result = rebuild_report(run_folder)
+    if as_json:
+        _print_json({"path": str(result.path), "summary": result.summary})
+    else:
+        print(result.verdict)
+        print(f"report   {result.outputs['report']}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes."""
+    from potstill.recipe import json_schema
+
+    _print_json(json_schema())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and turn every outcome into an exit code (see `potstill.errors`)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    try:
+        app(arguments, prog_name="potstill")  # exits by itself; wrong usage with 2
+    except PotstillError as error:
+        if as_json:
+            _print_json({"error": error.as_dict()})
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        print(f"error: this is a bug in potstill {__version__}; please report it with the lines above.", file=sys.stderr)
+        sys.exit(1)

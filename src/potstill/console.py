@@ -1,0 +1,100 @@
+"""What a person sees while potstill works: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: 7s, 3m 05s, 2h 14m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+class Bar:
+    """Progress of one piece of work; call `update(done, note)`."""
+
+    def update(self, done: float, note: str = "") -> None:
+        return None
+
+
+class Console:
+    """Speaks on stderr, so that stdout stays for results. `quiet` says nothing but warnings."""
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self.stream = stream or sys.stderr
+        self.quiet = quiet
+        self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+
+    def say(self, text: str = "") -> None:
+        """One line."""
+        if not self.quiet:
+            print(text, file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A line that stays visible even when quiet."""
+        print(f"warning: {text}", file=self.stream, flush=True)
+
+    @contextmanager
+    def bar(self, label: str, total: float) -> Iterator[Bar]:
+        """Progress with an ETA for work of `total` units."""
+        if self.quiet:
+            yield Bar()
+        elif self.live:
+            yield from self._rich_bar(label, total)
+        else:
+            yield _Lines(self, label, total)
+
+    def _rich_bar(self, label: str, total: float) -> Iterator[Bar]:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = RichConsole(file=self.stream, no_color=bool(os.environ.get("NO_COLOR")))
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None if console.width < 60 else 24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+        ]
+        with Progress(*columns, console=console, transient=False) as progress:
+            task = progress.add_task(label, total=total, note="")
+
+            class Rich(Bar):
+                def update(self, done: float, note: str = "") -> None:
+                    progress.update(task, completed=done, note=note)
+
+            yield Rich()
+
+
+class _Lines(Bar):
+    """Off a terminal: one line every few seconds, no carriage returns."""
+
+    def __init__(self, console: Console, label: str, total: float) -> None:
+        self._console, self._label, self._total = console, label, total
+        self._start = self._last = time.monotonic()
+
+    def update(self, done: float, note: str = "") -> None:
+        now = time.monotonic()
+        finished = done >= self._total
+        if not finished and now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        spent = now - self._start
+        if finished:
+            when = f"in {clock(spent)}"
+        else:
+            when = f"{clock(spent * (self._total - done) / done)} left" if done else "starting"
+        share = 100 * done / self._total if self._total else 100
+        self._console.say(f"{self._label}: {share:.0f} % · {when}{' · ' + note if note else ''}")

@@ -1,0 +1,133 @@
+"""Every error a user can meet, each with its exit code and a way out.
+
+Exit codes: 1 a bug of ours; 2 recipe, data or arguments are wrong; 3 the machine cannot;
+4 a check failed; 5 the teacher's provider stopped us; 6 training stopped itself;
+130 interrupted; 143 terminated.
+"""
+
+from __future__ import annotations
+
+OUT_OF_SCOPE = "Use a causal language model (…ForCausalLM); for a multimodal checkpoint, its language part."
+
+
+class PotstillError(Exception):
+    """Base of all errors potstill raises on purpose.
+
+    Args:
+        message: one sentence that names the thing and the value.
+        fix: one sentence that says how to go on.
+        path: the recipe path, file or file:line the error is about.
+        value: the offending value, if there is one.
+    """
+
+    exit_code = 1
+    code = "error"
+    retryable = False
+
+    def __init__(self, message: str, *, fix: str = "", path: str = "", value: object = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+        self.path = path
+        self.value = value
+
+    def __str__(self) -> str:
+        head = f"{self.path}: {self.message}" if self.path else self.message
+        return f"{head} {self.fix}".rstrip()
+
+    def as_dict(self) -> dict[str, object]:
+        """The error for programs: stable keys, JSON-safe values."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "path": self.path,
+            "value": None if self.value is None else str(self.value),
+            "fix": self.fix,
+            "retryable": self.retryable,
+            "exit_code": self.exit_code,
+        }
+
+
+class RecipeError(PotstillError):
+    """The recipe, an override or an argument is wrong."""
+
+    exit_code = 2
+    code = "recipe"
+
+
+class RecipeErrors(RecipeError):
+    """Several things in the recipe are wrong; all are listed at once."""
+
+    def __init__(self, problems: list[RecipeError]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+    def as_dict(self) -> dict[str, object]:
+        return super().as_dict() | {"problems": [problem.as_dict() for problem in self.problems]}
+
+
+class DataError(PotstillError):
+    """A data file or row cannot be used."""
+
+    exit_code = 2
+    code = "data"
+
+
+class ModelError(PotstillError):
+    """A model or tokenizer is missing, unreadable, unsafe or of a kind that is out of scope."""
+
+    exit_code = 2
+    code = "model"
+
+
+class VocabularyError(ModelError):
+    """Teacher and student do not share a vocabulary."""
+
+    code = "vocabulary"
+
+
+class SignalError(PotstillError):
+    """A teacher signal does not fit the divergence, the temperature or the student."""
+
+    exit_code = 2
+    code = "signal"
+
+
+class ArtifactError(PotstillError):
+    """A folder that potstill wrote is incomplete, damaged or made from something else."""
+
+    exit_code = 2
+    code = "artifact"
+
+
+class MachineError(PotstillError):
+    """The machine lacks memory, disk, a device or a program."""
+
+    exit_code = 3
+    code = "machine"
+    retryable = True
+
+
+class CheckFailed(PotstillError):
+    """A preflight check failed."""
+
+    exit_code = 4
+    code = "check"
+
+
+class TrainingStopped(PotstillError):
+    """Training stopped itself: a value is not finite, a KL is negative, nothing is scored."""
+
+    exit_code = 6
+    code = "training"
+
+
+class Interrupted(PotstillError):
+    """A signal arrived; the work so far is saved."""
+
+    code = "interrupted"
+    retryable = True
+
+    def __init__(self, message: str, *, signal_number: int, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.exit_code = 128 + signal_number

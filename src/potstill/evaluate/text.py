@@ -1,0 +1,54 @@
+"""What a model writes: ROUGE-L against the teacher's answers, and how it behaves while writing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from potstill.evaluate import stats
+from potstill.types import Metric
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One written answer. `stopped` says that the model ended it itself; `tokens` counts its ids."""
+
+    row_id: str
+    text: str
+    tokens: int
+    stopped: bool
+
+
+def rouge_l(answers: Sequence[Answer], references: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Metric:
+    """Mean ROUGE-L F1 (Lin 2004) with stemming, in [0, 1]; a diagnostic of likeness, not of quality."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [
+        scorer.score(reference, answer.text)["rougeL"].fmeasure
+        for answer, reference in zip(answers, references, strict=True)
+    ]
+    return stats.ratio(scores, [1.0] * len(scores), resamples=resamples, seed=seed)
+
+
+def stop_rate(answers: Sequence[Answer], *, resamples: int = 2000, seed: int = 0) -> Metric:
+    """The share of answers that the model ended itself."""
+    return stats.ratio([float(a.stopped) for a in answers], [1.0] * len(answers), resamples=resamples, seed=seed)
+
+
+def length_ratio(
+    answers: Sequence[Answer], reference_tokens: Sequence[int], *, resamples: int = 2000, seed: int = 0
+) -> Metric:
+    """Tokens written over the tokens of the teacher's answers."""
+    return stats.ratio([a.tokens for a in answers], [float(t) for t in reference_tokens], resamples=resamples, seed=seed)
+
+
+def repetition(answers: Sequence[Answer], *, resamples: int = 2000, seed: int = 0) -> Metric:
+    """The share of word 4-grams that occurred before in the same answer."""
+    pairs = [_repeated(answer.text.split()) for answer in answers]
+    return stats.ratio([p[0] for p in pairs], [p[1] for p in pairs], resamples=resamples, seed=seed)
+
+
+def _repeated(words: list[str]) -> tuple[float, float]:
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return float(len(grams) - len(set(grams))), float(len(grams))

@@ -1,0 +1,295 @@
+"""A linear head and a loss on its logits, chunk by chunk: logits of a whole batch never exist.
+
+The forward pass computes the gradient in the memory of the logits, pulls it through the head at
+once, and keeps only dh [N, H] and, for a trained head, dW [V, H]. softmax is fp32 or wider; on a
+CPU half-precision weights are widened in tiles, so that logits carry no half-precision rounding:
+late in training the gradient is a small difference p - q, which rounding would drown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from potstill.types import Head, Loss
+
+TILE_ROWS = 2048
+DEFAULT_CHUNK_BYTES = 96 * 2**20
+
+Rowwise = Callable[[Tensor, slice, bool], tuple[Tensor, Mapping[str, Tensor]]]
+"""(logits [c, V] before temperature, their rows, want gradient) -> (weighted loss [c], metric sums).
+
+With a gradient wanted it is written into the logits' memory, weights included."""
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which losses are computed: at least fp32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Projection:
+    """A head ready for chunks: h -> logits [c, vocabulary], and the gradient's way back.
+
+    `compute` is the dtype of the hidden states: off the CPU, fp32 master weights are cast to it once.
+    """
+
+    def __init__(self, head: Head, compute: torch.dtype) -> None:
+        assert head.weight is not None
+        self.head = head
+        self.weight = head.weight.detach()[: head.vocabulary]
+        if self.weight.device.type != "cpu":
+            self.weight = self.weight.to(compute)
+        self.bias = None if head.bias is None else head.bias.detach()[: head.vocabulary]
+        self.lora = None
+        if head.lora is not None:
+            a, b, scaling = head.lora
+            self.lora = (a.detach(), b.detach()[: head.vocabulary], scaling)
+        # Devices with fast half-precision products take them as they are, with fp32 results.
+        self.tiled = self.weight.device.type == "cpu" and self.weight.dtype != wide(self.weight.dtype)
+        self.dtype = wide(self.weight.dtype)
+
+    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        if not self.tiled:
+            yield slice(0, self.weight.shape[0]), self.weight
+            return
+        for start in range(0, self.weight.shape[0], TILE_ROWS):
+            rows = slice(start, min(start + TILE_ROWS, self.weight.shape[0]))
+            yield rows, self.weight[rows].to(self.dtype)
+
+    def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """softcap(scale * (h W' + b)) [c, V] into `out`."""
+        if hidden.device.type == "cpu":
+            hidden = hidden.to(self.dtype)
+            for rows, weight in self._tiles():
+                torch.mm(hidden, weight.t(), out=out[:, rows])
+        elif self.weight.dtype == self.dtype:
+            torch.mm(hidden.to(self.dtype), self.weight.t(), out=out)
+        else:
+            torch.mm(hidden.to(self.weight.dtype), self.weight.t(), out_dtype=self.dtype, out=out)
+        if self.lora is not None:
+            a, b, scaling = self.lora
+            out.addmm_(hidden.to(self.dtype) @ a.to(self.dtype).t(), b.to(self.dtype).t(), alpha=scaling)
+        if self.bias is not None:
+            out.add_(self.bias)
+        if self.head.scale != 1.0:
+            out.mul_(self.head.scale)
+        if self.head.softcap is not None:
+            out.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
+        return out
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """d logits / d (h W' + b), a tensor only with a softcap: 1 - (z / cap)^2."""
+        if self.head.softcap is None:
+            return None
+        return (logits / self.head.softcap).square_().neg_().add_(1.0)
+
+    def to_linear(self, grad: Tensor, slope: Tensor | None) -> Tensor:
+        """The gradient by (h W' + b), in place, from the one by the logits."""
+        if slope is not None:
+            grad.mul_(slope)
+        return grad if self.head.scale == 1.0 else grad.mul_(self.head.scale)
+
+    def d_hidden(self, grad: Tensor, out: Tensor) -> None:
+        """grad [c, V] -> dh [c, H] into `out`."""
+        if grad.device.type == "cpu" or self.weight.dtype == self.dtype:
+            out.zero_()
+            for rows, weight in self._tiles():
+                out.addmm_(grad[:, rows], weight)
+        else:
+            torch.mm(grad.to(self.weight.dtype), self.weight, out_dtype=self.dtype, out=out)
+        if self.lora is not None:
+            a, b, scaling = self.lora
+            out.addmm_(grad @ b.to(self.dtype), a.to(self.dtype), alpha=scaling)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    hidden: bool
+    weight: bool
+    bias: bool
+    lora: bool
+
+    @property
+    def any(self) -> bool:
+        return self.hidden or self.weight or self.bias or self.lora
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor | None,
+        lora_b: Tensor | None,
+        head: Head,
+        rowwise: Rowwise,
+        chunk_rows: int,
+        needs: _Needs,
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
+        projection = Projection(head, hidden.dtype)
+        dtype, vocabulary, n = projection.dtype, head.vocabulary, hidden.shape[0]
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        d_hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if needs.hidden else None
+        d_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs.weight else None
+        d_bias = (
+            torch.zeros(bias.shape, dtype=dtype, device=weight.device)
+            if needs.bias and bias is not None
+            else None
+        )
+        d_a = torch.zeros_like(lora_a, dtype=dtype) if needs.lora and lora_a is not None else None
+        d_b = torch.zeros_like(lora_b, dtype=dtype) if needs.lora and lora_b is not None else None
+        buffer = torch.empty(min(chunk_rows, n), vocabulary, dtype=dtype, device=hidden.device)
+        for start in range(0, n, chunk_rows):
+            rows = slice(start, min(start + chunk_rows, n))
+            chunk = hidden[rows]
+            logits = projection.logits(chunk, buffer[: chunk.shape[0]])
+            slope = projection.slope(logits) if needs.any else None
+            losses, sums = rowwise(logits, rows, needs.any)
+            total += losses.sum(dtype=torch.float64)
+            _add(metrics, sums)
+            if not needs.any:
+                continue
+            grad = projection.to_linear(logits, slope)
+            if d_hidden is not None:
+                projection.d_hidden(grad, d_hidden[rows])
+            if d_weight is not None:
+                _add_product(d_weight[:vocabulary], grad, chunk)
+            if d_bias is not None:
+                d_bias[:vocabulary] += grad.sum(0)
+            if d_a is not None and d_b is not None and projection.lora is not None:
+                a, b, scaling = projection.lora
+                d_b[:vocabulary].addmm_(grad.t(), chunk.to(dtype) @ a.to(dtype).t(), alpha=scaling)
+                d_a.addmm_((grad @ b.to(dtype)).t(), chunk.to(dtype), alpha=scaling)
+        ctx.gradients = (d_hidden, d_weight, d_bias, d_a, d_b)
+        ctx.dtypes = tuple(None if t is None else t.dtype for t in (hidden, weight, bias, lora_a, lora_b))
+        return total.to(dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the fused loss was backpropagated twice; its gradients live only once. "
+                "Call it again instead of retain_graph=True."
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [
+            None if g is None else g.mul_(grad_output.to(g.dtype)).to(dtype)
+            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None, None, None)
+
+
+class _LogitLoss(torch.autograd.Function):
+    """The same on logits that exist already; the gradient replaces a copy of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, rowwise: Rowwise, rows: slice, metrics: dict[str, Tensor]
+    ) -> Tensor:
+        work = logits.detach().to(wide(logits.dtype), copy=True)
+        losses, sums = rowwise(work, rows, ctx.needs_input_grad[0])
+        _add(metrics, sums)
+        ctx.gradient = work if ctx.needs_input_grad[0] else None
+        ctx.dtype = logits.dtype
+        return losses.sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return ctx.gradient.mul_(grad_output).to(ctx.dtype), None, None, None
+
+
+def linear_loss(
+    hidden: Tensor, head: Head, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+) -> Loss:
+    """Sum over the N rows of `hidden` of a loss on the head's logits.
+
+    Args:
+        hidden: [N, H], scored positions only.
+        head: the head that reads them; its padded rows are cut before the softmax.
+        rowwise: the loss of a chunk, see `Rowwise`.
+        chunk_bytes: memory for a chunk's logits, the student's and the teacher's together.
+
+    Returns:
+        sum, count N, and metric sums. The gradient is computed in the forward pass: a second
+        backward raises. Under `torch.no_grad` or with nothing to train no gradient is computed.
+    """
+    metrics: dict[str, Tensor] = {}
+    count = torch.tensor(hidden.shape[0], device=hidden.device)
+    rows_at_once = chunk_rows(head.vocabulary, wide(hidden.dtype), chunk_bytes)
+    if head.module is not None:
+        return Loss(_through_module(hidden, head, rowwise, rows_at_once, metrics), count, metrics)
+    assert head.weight is not None
+    lora_a, lora_b = head.lora[:2] if head.lora is not None else (None, None)
+    wanted = [
+        torch.is_grad_enabled() and t is not None and t.requires_grad
+        for t in (hidden, head.weight, head.bias, lora_b)
+    ]
+    needs = _Needs(*wanted)
+    with torch.autocast(hidden.device.type, enabled=False):
+        total = _LinearLoss.apply(
+            hidden, head.weight, head.bias, lora_a, lora_b, head, rowwise, rows_at_once, needs, metrics
+        )
+    return Loss(total, count, metrics)
+
+
+def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Loss:
+    """The same for logits [N, V] that exist already."""
+    metrics: dict[str, Tensor] = {}
+    step = chunk_rows(logits.shape[1], wide(logits.dtype), chunk_bytes)
+    total = logits.new_zeros((), dtype=wide(logits.dtype)) + 0.0 * logits[:0].sum()
+    for start in range(0, logits.shape[0], step):
+        rows = slice(start, min(start + step, logits.shape[0]))
+        total = total + _LogitLoss.apply(logits[rows], rowwise, rows, metrics)
+    return Loss(total, torch.tensor(logits.shape[0], device=logits.device), metrics)
+
+
+def chunk_rows(vocabulary: int, dtype: torch.dtype, chunk_bytes: int) -> int:
+    """Rows whose student and teacher logits fit in `chunk_bytes`, at least 16."""
+    return max(16, chunk_bytes // (2 * vocabulary * dtype.itemsize))
+
+
+def _through_module(
+    hidden: Tensor, head: Head, rowwise: Rowwise, step: int, metrics: dict[str, Tensor]
+) -> Tensor:
+    """A head of unknown form (quantised, say): its own forward, recomputed in the backward pass."""
+    module = head.module
+    assert module is not None
+
+    def one(chunk: Tensor, rows: slice, sums: dict[str, Tensor]) -> Tensor:
+        logits = module(chunk)[:, : head.vocabulary]
+        if head.scale != 1.0:
+            logits = logits * head.scale
+        if head.softcap is not None:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        return _LogitLoss.apply(logits, rowwise, rows, sums)
+
+    total = hidden.new_zeros((), dtype=wide(hidden.dtype)) + 0.0 * hidden[:0].sum()
+    for start in range(0, hidden.shape[0], step):
+        rows = slice(start, min(start + step, hidden.shape[0]))
+        sums: dict[str, Tensor] = {}
+        total = total + checkpoint(one, hidden[rows], rows, sums, use_reentrant=False)
+        _add(metrics, {name: value.clone() for name, value in sums.items()})
+    return total
+
+
+def _add(metrics: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    for name, value in sums.items():
+        metrics[name] = metrics[name] + value if name in metrics else value.detach()
+
+
+def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
+    """total += grad' hidden, accumulated in fp32; half-precision operands where the device is fast at it."""
+    if grad.device.type == "cpu" or hidden.dtype == total.dtype:
+        total.addmm_(grad.t(), hidden.to(total.dtype))
+    else:
+        total += torch.mm(grad.to(hidden.dtype).t(), hidden, out_dtype=total.dtype)

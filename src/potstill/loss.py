@@ -1,0 +1,171 @@
+"""DistillationLoss: potstill's objective as a drop-in for anyone's own training loop. Needs torch only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import resolve
+from potstill.errors import SignalError
+from potstill.fused import DEFAULT_CHUNK_BYTES, Rowwise, linear_loss, logits_loss
+from potstill.objectives.token import Divergence, TokenLoss
+from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK
+
+IGNORE = -100
+
+
+class DistillationLoss:
+    """A divergence between teacher and student, summed over scored tokens.
+
+    Args:
+        divergence: name of a divergence (`potstill.divergences.names()`), or `package.module:function`.
+        temperature: T > 0, for both sides.
+        ce_weight: share in [0, 1] of hard-label cross-entropy at T = 1. With a share above 0 the
+            divergence is multiplied by T^2 (T for total variation), to keep the balance.
+        vocabulary: number of ids that both models know; needed when the two output layers are padded
+            to different widths. Wider rows are cut before the softmax.
+        chunk_bytes: memory for a chunk's logits, student's and teacher's together.
+        **options: the divergence's own, `beta=0.1` for jsd.
+
+    Who shifts: logits at position i predict token i + 1. Give either `mask` [B, S], true where the
+    position's *next* token is scored (you have shifted), or `labels` [B, S] as transformers writes
+    them, -100 where nothing is scored and not shifted (this class shifts, once).
+
+    Returns of a call: `Loss` with `sum`, `count` and `metrics`. Divide the sum by the count of the
+    whole optimizer step, over all micro-batches and ranks; `out.mean` divides by this call's own.
+
+    Example:
+        >>> loss = DistillationLoss("forward_kl")
+        >>> out = loss(student_hidden, student.lm_head, teacher_hidden, teacher.lm_head, labels=labels)
+        >>> (out.sum / tokens_in_step).backward()
+    """
+
+    def __init__(
+        self,
+        divergence: str = "forward_kl",
+        *,
+        temperature: float = 1.0,
+        ce_weight: float = 0.0,
+        vocabulary: int | None = None,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        **options: Any,
+    ) -> None:
+        if not 0.0 <= ce_weight <= 1.0:
+            raise SignalError(f"ce_weight is {ce_weight}.", fix="It is a share, from 0 to 1.")
+        if not 0.0 < temperature < float("inf"):
+            raise SignalError(f"temperature is {temperature}.", fix="It must be above 0 and finite.")
+        module = resolve.load("divergences", divergence)
+        resolve.require_options("divergences", divergence, options)
+        self.token_loss = TokenLoss(Divergence.from_module(module, options), temperature, ce_weight)
+        self._vocabulary = vocabulary
+        self._chunk_bytes = chunk_bytes
+
+    def __call__(
+        self,
+        student_hidden: Tensor,
+        student_head: nn.Linear | Tensor | Head,
+        teacher_hidden: Tensor,
+        teacher_head: nn.Linear | Tensor | Head,
+        mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        metrics: bool = False,
+    ) -> Loss:
+        """From final hidden states: the logits of a whole batch never exist.
+
+        Args:
+            student_hidden, teacher_hidden: [B, S, H], or [N, H] with a mask [N].
+            student_head, teacher_head: the output layers; a `Head` where logits are scaled or capped.
+            mask, labels: which positions are scored, see above.
+            weights: [B, S] of each position's loss.
+
+        Raises:
+            SignalError: shapes disagree, or padded widths differ and no vocabulary was given.
+        """
+        predicts, targets = self._select(student_hidden, mask, labels)
+        vocabulary = self._shared(_rows(student_head), _rows(teacher_head))
+        signal = Hidden(teacher_hidden[predicts].detach(), _as_head(teacher_head, vocabulary))
+        rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
+        head = _as_head(student_head, vocabulary)
+        return linear_loss(student_hidden[predicts], head, rowwise, chunk_bytes=self._chunk_bytes)
+
+    def from_logits(
+        self,
+        student_logits: Tensor,
+        teacher: Tensor | TopK | Sampled,
+        mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        metrics: bool = False,
+    ) -> Loss:
+        """From logits [B, S, V] that exist already; `teacher` is logits too, or a stored signal of the
+        N scored positions. The same `mask` / `labels` rule: logits at i predict token i + 1.
+
+        Raises:
+            SignalError: shapes disagree, or widths differ and no vocabulary was given.
+        """
+        predicts, targets = self._select(student_logits, mask, labels)
+        if isinstance(teacher, Tensor):
+            width = self._shared(student_logits.shape[-1], teacher.shape[-1])
+            signal: Signal = Dense(teacher[predicts].detach()[:, :width])
+        else:
+            width, signal = self._vocabulary or student_logits.shape[-1], teacher
+        rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
+        return logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
+
+    def _rowwise(
+        self, signal: Signal, targets: Tensor | None, weights: Tensor | None, predicts: Tensor, metrics: bool
+    ) -> Rowwise:
+        picked = None if weights is None else weights[predicts]
+        return self.token_loss.rowwise(signal, targets, weights=picked, metrics=metrics)
+
+    def _select(
+        self, student: Tensor, mask: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if (mask is None) == (labels is None):
+            raise SignalError("give either mask or labels.", fix="labels are shifted here, a mask is not.")
+        lead = student.shape[:-1]
+        given = mask if labels is None else labels
+        assert given is not None
+        if given.shape != lead:
+            raise SignalError(f"mask or labels are {tuple(given.shape)}, the positions are {tuple(lead)}.")
+        if labels is None:
+            if self.token_loss.ce_weight:
+                raise SignalError("ce_weight needs labels, a mask has no targets.", fix="Pass labels=.")
+            return given.bool(), None
+        following = torch.full_like(labels, IGNORE)
+        following[..., :-1] = labels[..., 1:]
+        predicts = following != IGNORE
+        return predicts, following[predicts]
+
+    def _shared(self, student: int, teacher: int) -> int:
+        if self._vocabulary is not None:
+            if self._vocabulary > min(student, teacher):
+                raise SignalError(
+                    f"vocabulary is {self._vocabulary}, the output layers have {student} and {teacher} rows."
+                )
+            return self._vocabulary
+        if student != teacher:
+            raise SignalError(
+                f"the student has {student} output rows, the teacher {teacher}.",
+                fix="If they share a tokenizer, pass vocabulary=len(tokenizer); its ids are kept, padding is cut.",
+            )
+        return student
+
+
+def _rows(head: nn.Linear | Tensor | Head) -> int:
+    if isinstance(head, Head):
+        return head.vocabulary
+    return (head if isinstance(head, Tensor) else head.weight).shape[0]
+
+
+def _as_head(head: nn.Linear | Tensor | Head, vocabulary: int) -> Head:
+    if isinstance(head, Head):
+        return head
+    if isinstance(head, Tensor):
+        return Head(head, vocabulary)
+    return Head(head.weight, vocabulary, head.bias)

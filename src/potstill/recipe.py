@@ -1,0 +1,180 @@
+"""The recipe: a frozen value that is read once, checked whole, and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, ValidationError, field_serializer
+
+from potstill import recipe_overrides, recipe_yaml
+from potstill.errors import RecipeError, RecipeErrors
+from potstill.recipe_inputs import DataSpec, ModelSpec, StudentSpec
+from potstill.recipe_problems import describe, plugin_problems
+from potstill.recipe_specs import Conflict, Int, Spec, Text
+from potstill.recipe_stages import STAGES, Stage, Training, write_stage
+
+FolderName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Recipe(Spec):
+    """Who teaches whom, on what, in which stages."""
+
+    version: Literal[1] = 1
+    """Version of the recipe format."""
+    name: FolderName = "recipe"
+    """Names the run folders; the recipe's file name when not given."""
+    seed: Int = 0
+    """Every random draw follows from it."""
+    teacher: ModelSpec
+    student: StudentSpec
+    data: DataSpec
+    method: Literal["kd", "seqkd", "sft"] | None = None
+    """A published method by name, in place of stages."""
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
+    """What to do, in order; without stages and method: generate, distill, evaluate."""
+    runs: Text = "runs"
+    """Folder for run folders, relative to the working directory."""
+
+    @field_serializer("stages")
+    def _write_stages(self, stages: tuple[Stage, ...]) -> list[Any]:
+        return [write_stage(stage) for stage in stages]
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.method and self.stages:
+            yield Conflict(
+                "method", "stages are given too, and both say what to do.", "Remove one of the two."
+            )
+        names = [stage.name for stage in self.stages]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Conflict(
+                "stages",
+                f"{names.count(name)} stages are called {name}.",
+                f"Give each a name of its own, as in `- {name}: {{name: polish}}`.",
+            )
+        for stage in self.stages:
+            if stage.name in Recipe.model_fields or (stage.name in STAGES and stage.name != stage.verb):
+                yield Conflict(
+                    "stages", f"a {stage.verb} stage cannot be called {stage.name}.", "Choose another name."
+                )
+        yield from self._impossible_orders()
+        longest = self.data.max_length
+        for stage in self.stages:
+            wanted = getattr(stage, "max_new_tokens", "auto")
+            if isinstance(longest, int) and isinstance(wanted, int) and wanted >= longest:
+                yield Conflict(
+                    "data.max_length",
+                    f"{longest} leaves no room for a prompt beside {stage.name}.max_new_tokens {wanted}.",
+                    "Raise max_length, or lower max_new_tokens.",
+                )
+
+    def _impossible_orders(self) -> Iterator[Conflict]:
+        trained = False
+        for stage in self.stages:
+            if stage.verb == "control" and not trained:
+                yield Conflict(
+                    "stages",
+                    f"{stage.name} trains a twin of an earlier distill or finetune stage, and there is none.",
+                    "Move it behind the stage it controls.",
+                )
+            trained = trained or (isinstance(stage, Training) and stage.verb != "control")
+
+    def hash(self) -> str:
+        """SHA-256 of the content; `runs`, comments, key order and spelled-out defaults do not matter."""
+        return self._digest({"runs"})
+
+    def without_seed_hash(self) -> str:
+        """The same for all seeds of one recipe."""
+        return self._digest({"runs", "seed"})
+
+    def _digest(self, without: set[str]) -> str:
+        content = self.model_dump(mode="json", by_alias=True, exclude=without)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with `key.path=value` overrides.
+
+    Raises RecipeErrors that list everything wrong at once, RecipeError when the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise RecipeError(
+            f"the recipe cannot be read: {reason}.", fix="Check the path.", path=str(path)
+        ) from error
+    raw = recipe_yaml.load_yaml(text, str(path))
+    if raw.get("name") is None:
+        raw["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "recipe"
+    return parse_recipe(recipe_overrides.apply(raw, overrides, tuple(Recipe.model_fields)))
+
+
+def parse_recipe(raw: Mapping[str, Any]) -> Recipe:
+    """The recipe in a mapping as YAML gives it. Raises RecipeErrors with every problem."""
+    problems = plugin_problems(raw)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = describe(error, raw, Recipe) + problems
+    if problems:
+        raise RecipeErrors(problems) from None
+    return recipe
+
+
+def dump_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML without what is default anyway; reads back to an equal recipe."""
+    content = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"stages"})
+    content = {"version": recipe.version, "name": recipe.name, "seed": recipe.seed} | content
+    if recipe.stages:
+        content["stages"] = [write_stage(stage, exclude_defaults=True) for stage in recipe.stages]
+    return recipe_yaml.to_yaml(content)
+
+
+def resolve_path(base: Path, text: str) -> Path:
+    """Where a path in a recipe points: first from `base`, the recipe's folder, then from the working
+    directory. When neither exists, the place under `base` is returned for the error to name."""
+    path = Path(text).expanduser()
+    beside = base / path
+    return path.absolute() if not beside.exists() and path.exists() else beside
+
+
+def notes(recipe: Recipe) -> tuple[str, ...]:
+    """What is allowed and worth a line in `check`."""
+    return tuple(
+        f"stages.{stage.name}.ce_weight: 1 trains on the hard labels alone; the teacher's distribution is "
+        "not used. A finetune stage does the same without a teacher in memory."
+        for stage in recipe.stages
+        if getattr(stage, "ce_weight", None) == 1
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe file, plug-ins and their options included."""
+    schema = Recipe.model_json_schema()
+    items = schema["properties"]["stages"]["items"]
+    verbs = items["discriminator"]["mapping"]
+    for reference in verbs.values():
+        del schema["$defs"][reference.rpartition("/")[2]]["properties"]["verb"]
+    schema["properties"]["stages"]["items"] = {
+        "anyOf": [
+            {"enum": list(verbs)},
+            {
+                "type": "object",
+                "minProperties": 1,
+                "maxProperties": 1,
+                "properties": {
+                    verb: {"anyOf": [{"$ref": reference}, {"type": "null"}]}
+                    for verb, reference in verbs.items()
+                },
+                "additionalProperties": False,
+            },
+        ]
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

@@ -1,0 +1,94 @@
+"""Overrides: `key.path=value` set in a raw recipe before it is checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from potstill import presets, recipe_yaml, signatures
+from potstill.errors import RecipeError, RecipeErrors
+from potstill.recipe_problems import stage_names
+from potstill.recipe_stages import write_stage
+
+
+def apply(raw: Mapping[str, Any], overrides: Sequence[str], top_level: Sequence[str]) -> dict[str, Any]:
+    """A copy of a raw recipe with `key.path=value` set; a stage is reached by its name.
+
+    `top_level` are the keys of a recipe. Raises RecipeErrors with every override that reaches nothing;
+    an unknown key at the end of a path is found later, with the recipe's own.
+    """
+    changed = copy.deepcopy(dict(raw))
+    problems: list[RecipeError] = []
+    for override in overrides:
+        try:
+            _set(changed, override, top_level)
+        except RecipeErrors as several:
+            problems += several.problems
+        except RecipeError as problem:
+            problems.append(problem)
+    if problems:
+        raise RecipeErrors(problems)
+    return changed
+
+
+def _set(raw: dict[str, Any], override: str, top_level: Sequence[str]) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(
+            f"the override {override!r} is not of the form key.path=value.",
+            fix="Write for instance distill.epochs=2.",
+            value=override,
+        )
+    value = recipe_yaml.load_value(text, f"override {path}")
+    if keys[0] == "stages" and len(keys) > 1:
+        keys = keys[1:]
+    elif keys[0] in top_level:
+        _set_below(raw, keys, value, path)
+        return
+    options = _stage_options(raw, keys[0], path, top_level)
+    if len(keys) == 1:
+        raise RecipeError(
+            f"{path} is a whole stage.", fix=f"Name one of its keys: {path}.KEY=VALUE.", path=path
+        )
+    _set_below(options, keys[1:], value, path)
+
+
+def _set_below(node: dict[str, Any], keys: Sequence[str], value: object, path: str) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            within = ".".join(keys[: depth + 1])
+            raise RecipeError(
+                f"{within} is {node!r}, so nothing can be set inside it.",
+                fix=f"Set {within} as a whole.",
+                path=path,
+            )
+    node[keys[-1]] = value
+
+
+def _stage_options(raw: dict[str, Any], name: str, path: str, top_level: Sequence[str]) -> dict[str, Any]:
+    """The options of the stage called `name`, ready to be changed in place."""
+    stages = raw.get("stages") or [
+        write_stage(stage, exclude_defaults=True) for stage in presets.stages_of(raw.get("method"))
+    ]
+    names = stage_names(stages)
+    if name not in names:
+        known = [*top_level, *(name for name in names if name)]
+        raise RecipeError(
+            f"the override reaches nothing{signatures.did_you_mean(name, known)}",
+            fix=f"It starts with one of: {', '.join(known)}.",
+            path=path,
+        )
+    if not raw.get("stages"):
+        # The stages were implied; once one of them is changed they have to stand there.
+        raw["stages"] = stages
+        raw.pop("method", None)
+    index = names.index(name)
+    stage = stages[index]
+    verb, options = next(iter(stage.items())) if isinstance(stage, dict) else (stage, None)
+    stages[index] = {verb: options or {}}
+    return stages[index][verb]

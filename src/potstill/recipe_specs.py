@@ -1,0 +1,164 @@
+"""What every part of a recipe is made of: checked numbers and texts, schedules, plug-in names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from potstill import signatures
+
+
+class Conflict(NamedTuple):
+    """Values that cannot stand together: at which key, what is wrong, and the way out."""
+
+    key: str
+    message: str
+    fix: str
+
+
+class Spec(BaseModel):
+    """Frozen, no unknown keys, no text where a number belongs, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Values that are fine alone and contradict each other."""
+        yield from ()
+
+    def changed(self, key: str) -> bool:
+        """Whether a value is not the default."""
+        default = type(self).model_fields[key].get_default(call_default_factory=True)
+        return bool(getattr(self, key) != default)
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Self:
+        found = tuple(self.conflicts())
+        if found:
+            text = " ".join(f"{one.key}: {one.message} {one.fix}" for one in found)
+            raise PydanticCustomError("conflicts", "{text}", {"text": text, "found": found})
+        return self
+
+
+def whole(value: object) -> object:
+    """1e5 is a whole number, however it is spelled."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Auto: TypeAlias = Literal["auto"]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Int: TypeAlias = Annotated[int, Field(ge=0), BeforeValidator(whole)]
+Count: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(whole)]
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Files: TypeAlias = Annotated[
+    tuple[Text, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=Text | Annotated[list[Text], Field(min_length=1)]),
+]
+Format: TypeAlias = Literal["auto", "messages", "prompt", "text", "sharegpt", "alpaca"]
+
+
+class Span(Spec):
+    """Two ends of a schedule."""
+
+    start: float = Field(alias="from")
+    """The value at the first step."""
+    end: float = Field(alias="to")
+    """The value at the last step."""
+
+
+class Schedule(Spec):
+    """A value that moves over the stage: `{linear: {from: 4, to: 1}}` or `{cosine: ...}`."""
+
+    linear: Span | None = None
+    cosine: Span | None = None
+
+    @property
+    def span(self) -> Span:
+        """The two ends, whatever the shape."""
+        span = self.linear or self.cosine
+        assert span is not None
+        return span
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if (self.linear is None) == (self.cosine is None):
+            yield Conflict("", "a schedule is either linear or cosine.", "Write one of the two.")
+
+
+def value_at(value: float | Schedule, fraction: float) -> float:
+    """The value when `fraction` of the stage is done, 0 at the first step and 1 at the last."""
+    if not isinstance(value, Schedule):
+        return value
+    left = 1 - fraction if value.linear else (1 + math.cos(math.pi * fraction)) / 2
+    return value.span.start * left + value.span.end * (1 - left)
+
+
+def ends(value: float | Schedule) -> tuple[float, float]:
+    """The values at the first and the last step."""
+    return (value.span.start, value.span.end) if isinstance(value, Schedule) else (value, value)
+
+
+def read_plugin(value: object) -> Any:
+    """`name` or `{name: options}` as one mapping with the keys name and options."""
+    if isinstance(value, str):
+        return {"name": value, "options": {}}
+    if isinstance(value, dict) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        if options is None or isinstance(options, dict):
+            return {"name": name, "options": options or {}}
+    if isinstance(value, dict) and "name" in value:
+        return {"options": {}} | value
+    raise PydanticCustomError(
+        "plugin", "must be a name, or one name with its options in a mapping: {name: {option: value}}."
+    )
+
+
+class Plugin(Spec):
+    """A plug-in by name, or `{name: {option: value}}`."""
+
+    family: ClassVar[str] = ""
+    name: Text
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        return read_plugin(value)
+
+    @model_serializer
+    def _write(self) -> str | dict[str, Any]:
+        return {self.name: self.options} if self.options else self.name
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _core: Any, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return signatures.schema(cls.family)
+
+
+class Divergence(Plugin):
+    """A divergence, with the options of its paper."""
+
+    family: ClassVar[str] = "divergences"
+
+
+class Strategy(Plugin):
+    """Who writes the text that is trained on: the data, or the student itself."""
+
+    family: ClassVar[str] = "strategies"

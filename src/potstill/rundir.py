@@ -1,0 +1,85 @@
+"""A run folder: one owner, the recipe as it ran, links to stage outputs, report and summary."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill import artifacts
+from potstill.errors import ArtifactError, MachineError
+
+STATE = "run.json"
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`path` is the folder of one run."""
+
+    path: Path
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            MachineError: the place cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".write-test").write_text("")
+            (self.path / ".write-test").unlink()
+        except OSError as error:
+            raise MachineError(
+                f"cannot write to {self.path}: {error.strerror}.",
+                fix="Choose another folder with `runs:` in the recipe, or free it.",
+            ) from error
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the folder for this process; the lock falls with the process, however it ends.
+
+        Raises:
+            ArtifactError: another process holds it.
+        """
+        with (self.path / ".lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise ArtifactError(
+                    f"{self.path} belongs to process {owner}, which is still running.",
+                    fix="Wait for it, stop it, or give this run another name: name=…",
+                ) from error
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """What the last process knew, {} for a new folder."""
+        try:
+            return json.loads((self.path / STATE).read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ArtifactError(f"{self.path / STATE} is not readable.", fix="Delete that file.") from error
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Merge values into the state, atomically."""
+        artifacts.write_json(self.path / STATE, self.state() | dict(values))
+
+    def link(self, name: str, target: Path) -> None:
+        """A relative link `name` to a folder of the store; replaces an older one atomically."""
+        place = self.path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(target, place.parent))
+        temporary.rename(place)

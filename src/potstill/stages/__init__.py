@@ -1,0 +1,1 @@
+"""One file a stage. A stage gets values, never the recipe, and leaves one artifact."""

@@ -1,0 +1,102 @@
+"""The student before training: cut from the teacher, or another model's weights in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill import anatomy, models
+from potstill.artifacts import Artifact
+from potstill.data.batch import collate
+from potstill.errors import RecipeError
+from potstill.stages.common import ModelRef, World, produce
+from potstill.students import depth
+from potstill.types import Batch, Example
+
+CALIBRATION_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class CutPlan:
+    """Which layers stay: `layers`, or `keep` of them chosen `by` block_influence or uniform."""
+
+    keep: int
+    by: str = "block_influence"
+    layers: tuple[int, ...] = ()
+
+
+def cut_from_teacher(
+    world: World, teacher: ModelRef, plan: CutPlan, calibration: Sequence[Example], pad_id: int
+) -> Artifact:
+    """A student with some of the teacher's layers; influence is measured on `calibration`."""
+    rows = _few(calibration) if plan.by == "block_influence" and not plan.layers else []
+    inputs = {
+        "teacher": teacher.fingerprint,
+        "dtype": str(teacher.dtype),
+        "plan": [plan.keep, plan.by, plan.layers],
+        "calibration": [row.input_ids for row in rows],
+    }
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        loaded = teacher.load(world.device)
+        total = len(anatomy.layers(loaded.model))
+        if plan.keep > total:
+            raise RecipeError(
+                f"keeps {plan.keep} layers, the teacher has {total}.",
+                path="student.from_teacher.keep_layers",
+                fix=f"Write a number from 1 to {total - 1}.",
+            )
+        influence: list[float] = []
+        kept = list(plan.layers)
+        if not kept and plan.by == "uniform":
+            kept = depth.uniform(total, plan.keep)
+        elif not kept:
+            with world.console.bar("measuring block influence", len(rows)) as bar:
+                influence = depth.block_influence(loaded.model, _batches(rows, pad_id, bar.update))
+            kept = depth.most_influential(influence, plan.keep)
+        student = depth.cut(loaded.model, kept)
+        models.save(student, loaded.tokenizer, folder / "student")
+        return {"kept_layers": kept, "of": total, "influence": influence, **facts_of(student)}
+
+    return produce(world, "student", "student", inputs, build)
+
+
+def from_model(world: World, student: ModelRef) -> Artifact:
+    """An existing smaller model as the student."""
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        loaded = models.load(student.source, dtype=torch.float32)
+        models.save(loaded.model, loaded.tokenizer, folder / "student")
+        return facts_of(loaded.model)
+
+    return produce(world, "student", "student", {"model": student.fingerprint}, build)
+
+
+def facts_of(model: torch.nn.Module) -> dict[str, Any]:
+    """Parameters and bytes, tied weights once."""
+    return {
+        "params": anatomy.parameter_count(model),
+        "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+    }
+
+
+def _few(examples: Sequence[Example]) -> list[Example]:
+    """Enough rows to measure on: the first ones, up to `CALIBRATION_TOKENS`."""
+    rows: list[Example] = []
+    tokens = 0
+    for example in examples:
+        if tokens >= CALIBRATION_TOKENS:
+            break
+        rows.append(example)
+        tokens += len(example.input_ids)
+    return rows
+
+
+def _batches(rows: Sequence[Example], pad_id: int, progress: Any, size: int = 8) -> Iterator[Batch]:
+    for start in range(0, len(rows), size):
+        yield collate(rows[start : start + size], pad_id=pad_id)
+        progress(min(start + size, len(rows)))

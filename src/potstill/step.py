@@ -1,0 +1,122 @@
+"""One optimizer step: the only backward().
+
+Losses are sums. A step divides once, by the weight of all tokens it scores over all micro-batches
+and all ranks, so the same rows give the same gradient however they are split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from potstill import anatomy, parallel
+from potstill.errors import TrainingStopped
+from potstill.fused import DEFAULT_CHUNK_BYTES, linear_loss
+from potstill.objectives.token import TokenLoss, require_finite
+from potstill.types import Batch, Sampled, Signal, Teacher, Text
+
+
+class StudentModule(nn.Module):
+    """Backbone, head and loss as one module, so that a sharded wrapper sees one call.
+
+    forward(batch, signal, loss) -> (sum, weight, metrics): the summed loss, the sum of token weights
+    (the count, without weights), and sums of metrics.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        vocabulary: int,
+        *,
+        autocast: torch.dtype | None = None,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self._vocabulary = vocabulary
+        self._form = anatomy.head_form(student)
+        self._autocast = autocast
+        self._chunk_bytes = chunk_bytes
+
+    def forward(
+        self, batch: Batch, signal: Signal, loss: TokenLoss, metrics: bool = False
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        device = batch.input_ids.device
+        with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            states = anatomy.hidden_states(
+                self.student, batch.input_ids, batch.attention_mask, batch.position_ids
+            )
+        head = anatomy.head_of(self.student, self._vocabulary, self._form)
+        rowwise = loss.rowwise(signal, batch.targets, batch.hard, batch.weights, metrics=metrics)
+        out = linear_loss(states[batch.predicts], head, rowwise, chunk_bytes=self._chunk_bytes)
+        return out.sum, denominator(batch), dict(out.metrics)
+
+
+def denominator(batch: Batch) -> Tensor:
+    """What a batch adds to the step's divisor: its scored tokens, or the sum of their weights."""
+    if batch.weights is None:
+        return torch.tensor(float(batch.count), device=batch.input_ids.device)
+    return batch.weights.sum()
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums over all ranks: loss and metrics, their divisor, and scored tokens."""
+
+    loss: float
+    weight: float
+    tokens: int
+    metrics: Mapping[str, float]
+
+    def means(self) -> dict[str, float]:
+        """Per scored token (nats)."""
+        return {"loss": self.loss / self.weight} | {k: v / self.tokens for k, v in self.metrics.items()}
+
+
+def accumulate(
+    module: nn.Module,
+    teacher: Teacher | None,
+    batches: Sequence[Batch],
+    loss: TokenLoss,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> StepResult | None:
+    """Add the gradient of one optimizer step; None when no rank scores a token.
+
+    Raises:
+        TrainingStopped: a loss is not finite, or a divergence that cannot be negative is.
+    """
+    device = next(module.parameters()).device
+    local = sum((denominator(b) for b in batches), torch.zeros(()))
+    counts = torch.stack([local, torch.tensor(float(sum(b.count for b in batches)))]).double().to(device)
+    weight, tokens = parallel.total(counts).tolist()
+    if tokens == 0:
+        return None
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    metrics: dict[str, Tensor] = {}
+    exempt = False
+    for batch in batches:
+        batch = batch.to(device)
+        signal = teacher.signal(batch) if teacher is not None else Text()
+        exempt |= isinstance(signal, Sampled) or loss.tail == "truncate"
+        summed, _, sums = module(batch, signal, loss)
+        require_finite(summed.detach(), batch.row_ids, loss.divergence.name)
+        # The wrappers average over ranks; the divisor already counts all of them.
+        scaled = summed * (parallel.world() / weight)
+        (scaler.scale(scaled) if scaler is not None else scaled).backward()
+        total += summed.detach().double()
+        for name, value in sums.items():
+            metrics[name] = metrics.get(name, torch.zeros_like(total)) + value
+    names = sorted(metrics)
+    values = parallel.total(torch.stack([total, *(metrics[n].double() for n in names)])).tolist()
+    result = StepResult(values[0], weight, int(tokens), dict(zip(names, values[1:], strict=True)))
+    lowest = result.metrics.get("divergence", 0.0) / result.tokens
+    if loss.divergence.vanishes and not exempt and lowest < -1e-6:
+        raise TrainingStopped(
+            f"{loss.divergence.name} is {lowest:.3g} nats per token, which no divergence can be.",
+            fix="This is a fault of the signal or of the divergence; run potstill check.",
+        )
+    return result

@@ -1,0 +1,31 @@
+"""Train on the rows as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from potstill.data.batch import collate
+from potstill.types import Batch, Example, Sampler
+
+
+class Offline:
+    """No replacement, no state."""
+
+    def batches(self, sampler: Sampler, examples: Sequence[Sequence[Example]]) -> Iterator[Batch]:
+        for rows in examples:
+            yield collate(rows, pad_id=sampler.pad_id)
+
+    def state(self) -> Mapping[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        return None
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        return None
+
+
+def build() -> Offline:
+    """Rows are trained on as they are; there is nothing to choose."""
+    return Offline()

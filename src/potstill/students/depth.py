@@ -1,0 +1,109 @@
+"""A student cut from its teacher in depth.
+
+Block influence of layer l: 1 - E[cos(x_l, x_{l+1})] over real positions, where x_l enters the layer
+and x_{l+1} leaves it (Men et al. 2024, ShortGPT, arXiv:2403.03853): layers that turn the stream
+least go first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import anatomy
+from potstill.errors import RecipeError
+from potstill.types import Batch
+
+
+@torch.no_grad()
+def block_influence(model: Any, batches: Iterable[Batch]) -> list[float]:
+    """Block influence of every layer, averaged over the real positions of `batches`.
+
+    Returns:
+        one value a layer in [0, 2], the first layer first.
+    """
+    blocks = anatomy.layers(model)
+    totals = torch.zeros(len(blocks), dtype=torch.float64)
+    mask: Tensor = torch.empty(0)
+    positions = 0
+
+    def watch(index: int) -> torch.utils.hooks.RemovableHandle:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            leaving = output if isinstance(output, Tensor) else output[0]
+            cosine = torch.cosine_similarity(inputs[0].float(), leaving.float(), dim=-1)
+            totals[index] += (1 - cosine[mask]).double().sum().cpu()
+
+        return blocks[index].register_forward_hook(hook)
+
+    handles = [watch(index) for index in range(len(blocks))]
+    device = next(model.parameters()).device
+    try:
+        for batch in batches:
+            batch = batch.to(device)
+            mask = batch.attention_mask.bool()
+            positions += int(mask.sum())
+            anatomy.hidden_states(model, batch.input_ids, batch.attention_mask, batch.position_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (totals / max(positions, 1)).tolist()
+
+
+def uniform(depth: int, keep: int) -> list[int]:
+    """`keep` layers spread evenly, the first and the last among them."""
+    if keep == 1:
+        return [0]
+    return sorted({round(index * (depth - 1) / (keep - 1)) for index in range(keep)})
+
+
+def most_influential(influence: Sequence[float], keep: int) -> list[int]:
+    """The `keep` layers of highest influence, in their order."""
+    ranked = sorted(range(len(influence)), key=lambda layer: (-influence[layer], layer))
+    return sorted(ranked[:keep])
+
+
+def cut(model: Any, kept: Sequence[int]) -> Any:
+    """A copy of the model with only these layers, with its own fp32 weights and a config that says so.
+
+    Raises:
+        RecipeError: a layer does not exist, or none is kept.
+    """
+    depth = len(anatomy.layers(model))
+    if not kept or min(kept) < 0 or max(kept) >= depth or len(set(kept)) != len(kept):
+        raise RecipeError(
+            f"cannot keep layers {list(kept)} of {depth}.",
+            path="student.from_teacher",
+            fix=f"Name each layer once, from 0 to {depth - 1}.",
+        )
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = len(kept)
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+        per_layer = getattr(text, name, None)
+        if isinstance(per_layer, list | tuple) and len(per_layer) == depth:
+            setattr(text, name, [per_layer[layer] for layer in kept])
+    student = type(model)(config).float()
+    position = {old: new for new, old in enumerate(kept)}
+    prefix = _blocks_prefix(model)
+    weights = {}
+    for key, tensor in model.state_dict().items():
+        if key.startswith(prefix):
+            layer, _, rest = key[len(prefix) :].partition(".")
+            if int(layer) not in position:
+                continue
+            key = f"{prefix}{position[int(layer)]}.{rest}"
+        weights[key] = tensor.float() if tensor.is_floating_point() else tensor
+    student.load_state_dict(weights, strict=True)
+    student.tie_weights()
+    if getattr(model, "generation_config", None) is not None:
+        student.generation_config = copy.deepcopy(model.generation_config)
+    return student.eval()
+
+
+def _blocks_prefix(model: Any) -> str:
+    blocks = anatomy.layers(model)
+    return next(name for name, module in model.named_modules() if module is blocks) + "."

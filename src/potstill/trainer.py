@@ -1,0 +1,240 @@
+"""One loop around the step: schedule, clipping, validation, checkpoints, and the cursor."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from potstill import parallel
+from potstill.data.mix import plan_steps, shard
+from potstill.errors import TrainingStopped
+from potstill.objectives.token import TokenLoss
+from potstill.step import StepResult, accumulate
+from potstill.types import Example, Sampler, Strategy, Teacher
+
+log = logging.getLogger("potstill")
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A training run, all of it resolved.
+
+    Args:
+        steps: optimizer steps in all.
+        tokens_per_step: scored tokens that a step gathers, over all ranks.
+        micro_batch_tokens: padded tokens that one forward pass may hold.
+        warmup: share of the steps in which the learning rate rises from 0.
+        validate_every, checkpoint_every: in steps.
+        patience: validations without a better one before the run ends early.
+    """
+
+    steps: int
+    learning_rate: float
+    tokens_per_step: int
+    micro_batch_tokens: int
+    schedule: Schedule = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    validate_every: int = 0
+    checkpoint_every: int = 0
+    patience: int | None = None
+    seed: int = 0
+    grad_scaler: bool = False
+
+
+@dataclass
+class Progress:
+    """Where a run stands; everything a checkpoint must remember besides tensors."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    best_step: int = 0
+    worse_in_a_row: int = 0
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a loop asks of the world around it.
+
+    Args:
+        event: receives one flat dict a step and a validation; rank 0 writes it.
+        validate: held-out metrics of the student; "loss" decides which weights are best.
+        save: writes a checkpoint; `best` says that the weights are the best so far.
+        should_stop: polled every step; True saves and ends.
+    """
+
+    event: Callable[[Mapping[str, Any]], None] = lambda event: None
+    validate: Callable[[], Mapping[str, float]] | None = None
+    save: Callable[[Progress, torch.optim.Optimizer, bool], None] = lambda progress, optimizer, best: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def learning_rate_at(settings: Settings, step: int) -> float:
+    """The learning rate of optimizer step `step` (0-based)."""
+    warm = math.ceil(settings.warmup * settings.steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    share = (step - warm) / max(1, settings.steps - warm)
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    return settings.learning_rate * (1 - share if settings.schedule == "linear" else 1.0)
+
+
+def make_optimizer(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW over what is trained; vectors (norms, biases) do not decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True)
+
+
+def train(
+    module: nn.Module,
+    examples: Sequence[Example],
+    teacher: Teacher | None,
+    strategy: Strategy,
+    sampler: Sampler,
+    loss_at: Callable[[int], TokenLoss],
+    settings: Settings,
+    hooks: Hooks,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: Progress | None = None,
+) -> Progress:
+    """Train until `settings.steps`, patience or a stop. Resumes exactly from `progress` and `optimizer`."""
+    optimizer = optimizer or make_optimizer(module, settings)
+    progress = progress or Progress()
+    strategy.restore(progress.strategy)
+    scaler = torch.amp.GradScaler() if settings.grad_scaler else None
+    device = next(module.parameters()).device
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    for rows in _steps(examples, settings, progress):
+        started = time.monotonic()
+        module.train()
+        batches = list(strategy.batches(sampler, rows))
+        rate = learning_rate_at(settings, progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        result = accumulate(module, teacher, batches, loss_at(progress.step), scaler=scaler)
+        progress.step_in_epoch += 1
+        if result is None:
+            log.warning("step %d scores no token and is skipped", progress.step + 1)
+            continue
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf))
+        _look_at_first(progress, result, norm)
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        progress.step += 1
+        progress.tokens += result.tokens
+        seconds = time.monotonic() - started
+        progress.seconds += seconds
+        means = result.means()
+        strategy.observe(means)
+        progress.strategy = strategy.state()
+        hooks.event(
+            {"event": "step", "step": progress.step, "epoch": progress.epoch, **means, "grad_norm": norm}
+            | {"learning_rate": rate, "tokens": result.tokens, "seconds": seconds}
+        )
+        last = progress.step >= settings.steps
+        better = False
+        if hooks.validate and (last or _due(progress.step, settings.validate_every)):
+            better = _validate(hooks, progress)
+        stop = parallel.anyone(hooks.should_stop(), device)
+        if better or last or stop or _due(progress.step, settings.checkpoint_every):
+            hooks.save(progress, optimizer, better)
+        tired = settings.patience is not None and progress.worse_in_a_row > settings.patience
+        if last or stop or tired:
+            break
+    return progress
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _validate(hooks: Hooks, progress: Progress) -> bool:
+    """Measure, report, and say whether this is the best so far."""
+    assert hooks.validate is not None
+    measured = dict(hooks.validate())
+    better = measured["loss"] < progress.best
+    if better:
+        progress.best, progress.best_step, progress.worse_in_a_row = measured["loss"], progress.step, 0
+    else:
+        progress.worse_in_a_row += 1
+    hooks.event({"event": "validation", "step": progress.step, "best": better, **measured})
+    return better
+
+
+def _look_at_first(progress: Progress, result: StepResult, norm: float) -> None:
+    if not math.isfinite(norm):
+        raise TrainingStopped(
+            f"the gradient of step {progress.step + 1} is {norm}.",
+            fix="Lower the learning rate, or look for rows with extreme logits.",
+        )
+    if progress.step == 0 and norm == 0.0:
+        log.warning(
+            "the first gradient is exactly zero (loss %.3g): the student already equals its teacher, "
+            "or nothing that is trained reaches the loss",
+            result.loss / result.weight,
+        )
+
+
+def _steps(
+    examples: Sequence[Example], settings: Settings, progress: Progress
+) -> Iterator[list[list[Example]]]:
+    """This rank's micro-batches of each coming step, from the cursor in `progress` on."""
+    lengths = [len(example.input_ids) for example in examples]
+    counts = [example.count for example in examples]
+    while progress.step < settings.steps:
+        before = progress.step
+        plan = plan_steps(
+            lengths,
+            counts,
+            tokens_per_step=settings.tokens_per_step,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            seed=settings.seed,
+            epoch=progress.epoch,
+        )
+        for step in plan[progress.step_in_epoch :]:
+            mine = (
+                step
+                if parallel.world() == 1
+                else shard(step, parallel.rank(), parallel.world(), lengths=lengths)
+            )
+            yield [[examples[row] for row in micro] or [_silent(examples[step[0][0]])] for micro in mine]
+        if progress.step == before:
+            raise TrainingStopped(
+                f"no token was scored in all of epoch {progress.epoch + 1}.",
+                fix="Look at the rows: potstill check.",
+            )
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+
+
+def _silent(example: Example) -> Example:
+    """A row that scores nothing: a rank without rows must still join the collectives."""
+    return Example(example.id, example.input_ids, (False,) * len(example.input_ids), example.origin)

@@ -1,0 +1,192 @@
+"""The values that flow through potstill. Frozen; shapes are in the comments.
+
+Legend: B rows, S positions, N scored positions of a batch, V vocabulary, H hidden width,
+k stored ids, u unique drawn ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Origin = Literal["data", "teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as token ids. `scored[i]` says that token i is a target (never true at i = 0)."""
+
+    id: str
+    input_ids: tuple[int, ...]
+    scored: tuple[bool, ...]
+    origin: Origin = "data"
+
+    @property
+    def count(self) -> int:
+        """How many tokens of the row are scored."""
+        return sum(self.scored)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows. Masks come from lengths, never from ids.
+
+    `predicts[b, i]` says that the logits at position i are scored, against token i + 1.
+    This shift is made once, in `data.batch`, for student, teacher and labels alike.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    attention_mask: Tensor  # [B, S] int64
+    position_ids: Tensor  # [B, S] int64
+    predicts: Tensor  # [B, S] bool
+    targets: Tensor  # [N] int64, row-major order of `predicts`
+    row_ids: tuple[str, ...]
+    hard: Tensor  # [N] bool: the token was written by data or teacher, so cross-entropy may use it
+    weights: Tensor | None = None  # [N] float32: weight of each token's loss, 1 when absent
+
+    @property
+    def count(self) -> int:
+        """N, the number of scored positions."""
+        return int(self.targets.numel())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self.__dict__.items()
+            if isinstance(value, Tensor)
+        }
+        return Batch(**(self.__dict__ | moved))
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden states into logits: softcap(scale * (h W' + b)).
+
+    `vocabulary` counts the ids that the tokenizer knows; rows beyond are padding and are cut
+    before the softmax. `lora` is (A [r, H], B [V, r], scaling). `module` is the model's own head,
+    used as it is when its form is not known here (a quantised head).
+    """
+
+    weight: Tensor | None  # [V, H]
+    vocabulary: int
+    bias: Tensor | None = None  # [V]
+    scale: float = 1.0
+    softcap: float | None = None
+    lora: tuple[Tensor, Tensor, float] | None = None
+    module: torch.nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The teacher's logits themselves."""
+
+    logits: Tensor  # [N, V]
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Final hidden states and the head that reads them: the full vocabulary, exact."""
+
+    hidden: Tensor  # [N, H]
+    head: Head
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k most likely ids with their log-probabilities at T = 1.
+
+    `lse` maps a temperature T to logsumexp over the whole vocabulary of log p / T, which
+    re-tempers the stored values exactly; at T = 1 it is 0 and need not be stored.
+    """
+
+    ids: Tensor  # [N, k] int64
+    lp: Tensor  # [N, k]
+    lse: Mapping[float, Tensor] = field(default_factory=dict)  # T -> [N]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Ids drawn with replacement from the teacher at `temperature`: unbiased for losses
+    linear in the teacher. Unused places have count 0."""
+
+    ids: Tensor  # [N, u] int64
+    counts: Tensor  # [N, u]
+    entropy: Tensor | None = None  # [N] nats, the teacher's H(p) at that temperature
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """Only the tokens: the teacher wrote them and says nothing more."""
+
+
+Signal: TypeAlias = Dense | Hidden | TopK | Sampled | Text
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum and its count; who trains divides once per optimizer step.
+
+    `metrics` are sums over scored tokens too (nats unless named otherwise).
+    """
+
+    sum: Tensor  # [] differentiable
+    count: Tensor  # [] int64
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Tensor:
+        """sum / count, the token mean of this batch alone."""
+        return self.sum / self.count.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured value: with a 95 % interval by resampling prompts, and the number of prompts."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    per_prompt: tuple[tuple[float, float], ...] = ()  # (numerator, denominator) of each prompt
+
+
+Options: TypeAlias = Mapping[str, Any]
+
+
+class Teacher(Protocol):
+    """The seam between training and any teacher: answers a batch with its signal on the N scored
+    positions, in row-major order."""
+
+    fingerprint: str
+
+    def signal(self, batch: Batch) -> Signal: ...
+
+    def close(self) -> None: ...
+
+
+class Sampler(Protocol):
+    """Who writes text for a strategy: the student, the teacher or a mixture."""
+
+    pad_id: int
+
+
+class Strategy(Protocol):
+    """The seam between the trainer and where its batches come from.
+
+    `batches` turns the micro-batches of one optimizer step into what is trained on; a strategy may
+    replace completions (by the student's own, say), and knows neither the teacher nor the loss.
+    """
+
+    def batches(self, sampler: Sampler, examples: Sequence[Sequence[Example]]) -> Iterator[Batch]: ...
+
+    def state(self) -> Mapping[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+    def observe(self, metrics: Mapping[str, float]) -> None: ...

@@ -1,0 +1,86 @@
+"""Identity of vocabularies: two models share one when their id-to-token maps and special ids agree.
+
+A number in a config says nothing: output layers are padded to different widths, and different
+tokenizers can have equal sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.errors import VocabularyError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer knows. `size` is one more than its largest id; rows of a head beyond it are padding."""
+
+    tokens: Mapping[int, str]
+    special: Mapping[str, int | None]
+
+    @property
+    def size(self) -> int:
+        return max(self.tokens, default=-1) + 1
+
+    def fingerprint(self) -> str:
+        """sha256 of the id-to-token map and the special ids."""
+        canonical = json.dumps([sorted(self.tokens.items()), sorted(self.special.items())], ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def read_vocabulary(tokenizer: Any) -> Vocabulary:
+    """The vocabulary of a transformers tokenizer, added tokens included."""
+    tokens = {index: token for token, index in tokenizer.get_vocab().items()}
+    special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk")}
+    return Vocabulary(tokens, special)
+
+
+def first_conflict(teacher: Vocabulary, student: Vocabulary) -> str | None:
+    """One sentence about the first disagreement, or None when the two are the same vocabulary."""
+    for index in sorted(teacher.tokens.keys() | student.tokens.keys()):
+        left, right = teacher.tokens.get(index), student.tokens.get(index)
+        if left != right:
+            return f"id {index} is {left!r} for the teacher and {right!r} for the student"
+    return None
+
+
+def require_same(teacher: Vocabulary, student: Vocabulary) -> int:
+    """The shared vocabulary's size.
+
+    Raises:
+        VocabularyError: the maps differ; names the first id that does.
+    """
+    conflict = first_conflict(teacher, student)
+    if conflict:
+        raise VocabularyError(
+            f"teacher and student do not share a vocabulary: {conflict}"
+            f" (sizes {teacher.size} and {student.size}).",
+            fix="Train on the teacher's text instead (stages: generate, finetune), which needs no shared ids.",
+        )
+    return teacher.size
+
+
+def special_differences(teacher: Vocabulary, student: Vocabulary) -> tuple[str, ...]:
+    """Special ids on which two equal maps disagree (an instruct model and its base often do)."""
+    return tuple(
+        f"{name}: teacher {teacher.special[name]}, student {student.special[name]}"
+        for name in teacher.special
+        if teacher.special[name] != student.special.get(name)
+    )
+
+
+def require_width(rows: int, vocabulary: Vocabulary, who: str) -> None:
+    """Refuse a head that is narrower than its tokenizer.
+
+    Raises:
+        VocabularyError: fewer output rows than token ids.
+    """
+    if rows < vocabulary.size:
+        raise VocabularyError(
+            f"the {who}'s output layer has {rows} rows but its tokenizer knows {vocabulary.size} ids.",
+            fix="Use the tokenizer that belongs to these weights.",
+        )

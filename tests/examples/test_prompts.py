@@ -1,0 +1,174 @@
+"""The quickstart's prompts: the held-out file must measure generalisation, not recall."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+Row: TypeAlias = dict[str, Any]
+
+DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
+SEEN_FAMILIES = {"explain", "rewrite", "summarise", "list", "arithmetic", "extract", "chat"}
+NUMBER = re.compile(
+    r"\d.*|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen"
+    r"|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand"
+)
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+def read(name: str) -> list[Row]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+TRAIN = read("prompts.jsonl")
+HELDOUT = read("heldout.jsonl")
+
+
+def words(prompt: str) -> list[str]:
+    return WORD.findall(prompt.lower())
+
+
+def ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:
+    found = words(prompt)
+    return {tuple(found[i : i + size]) for i in range(len(found) - size + 1)}
+
+
+def skeleton(prompt: str) -> str:
+    """The prompt with its slots (numbers and capitalised words) blanked."""
+    found = WORD.findall(prompt)
+    return " ".join("_" if word[0].isupper() or NUMBER.fullmatch(word) else word for word in found)
+
+
+def mostly_aligned(left: list[str], right: list[str]) -> bool:
+    """Whether half of the words or more stand at the same place: slots may be lower-case nouns too."""
+    same = sum(a == b for a, b in zip(left, right, strict=False))
+    return len(left) == len(right) and 2 * same >= len(left)
+
+
+def jaccard(left: set[str], right: set[str]) -> float:
+    return len(left & right) / len(left | right)
+
+
+def bad_lengths(train: list[Row], heldout: list[Row]) -> Iterator[str]:
+    for row in train + heldout:
+        count = len(row["prompt"].split())
+        if not 6 <= count <= 60 or row["prompt"] != row["prompt"].strip():
+            yield f"{row['id']}: {count} words"
+
+
+def repeated_ids(train: list[Row], heldout: list[Row]) -> Iterator[str]:
+    for name, count in Counter(row["id"] for row in train + heldout).items():
+        if count > 1:
+            yield name
+
+
+def shared_8_grams(train: list[Row], heldout: list[Row]) -> Iterator[str]:
+    trained = {gram for row in train for gram in ngrams(row["prompt"], 8)}
+    for row in heldout:
+        for gram in ngrams(row["prompt"], 8) & trained:
+            yield f"{row['id']}: {' '.join(gram)}"
+
+
+def shared_templates(train: list[Row], heldout: list[Row]) -> Iterator[str]:
+    forms = [(row["id"], skeleton(row["prompt"]), words(row["prompt"])) for row in train + heldout]
+    for (left, form, a), (right, other, b) in combinations(forms, 2):
+        if form == other or mostly_aligned(a, b):
+            yield f"{left} and {right}: {form}"
+
+
+def near_duplicates(train: list[Row], heldout: list[Row]) -> Iterator[str]:
+    sets = [(row["id"], set(words(row["prompt"]))) for row in train + heldout]
+    for (left, a), (right, b) in combinations(sets, 2):
+        if jaccard(a, b) >= 0.6:
+            yield f"{left} and {right}: {jaccard(a, b):.2f}"
+
+
+def worn_openings(train: list[Row], heldout: list[Row]) -> Iterator[str]:
+    openings = Counter(" ".join(words(row["prompt"])[:3]) for row in train + heldout)
+    for opening, count in openings.items():
+        if count > 4:
+            yield f"{opening!r}: {count} prompts"
+
+
+def leaked_families(train: list[Row], heldout: list[Row]) -> Iterator[str]:
+    trained = {row["family"] for row in train}
+    for row in heldout:
+        if row.get("unseen", False) is not (row["family"] not in trained):
+            yield f"{row['id']}: family {row['family']!r}, unseen {row.get('unseen', False)}"
+
+
+Check: TypeAlias = Callable[[list[Row], list[Row]], Iterator[str]]
+CHECKS: list[Check] = [
+    bad_lengths,
+    repeated_ids,
+    shared_8_grams,
+    shared_templates,
+    near_duplicates,
+    worn_openings,
+    leaked_families,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_shipped_prompts_have_no_offender(check: Check) -> None:
+    assert list(check(TRAIN, HELDOUT)) == []
+
+
+def row(name: str, prompt: str, family: str = "list", **more: bool) -> Row:
+    return {"id": name, "family": family, "prompt": prompt, **more}
+
+
+ONE = row("one", "Ada has 3 pears and eats one under the old tree by the river.")
+SPOILED: list[tuple[Check, list[Row]]] = [
+    (bad_lengths, [row("two", "Too short.")]),
+    (bad_lengths, [row("two", "word" + " word" * 60)]),
+    (bad_lengths, [row("two", "This prompt has a stray space at its end. ")]),
+    (repeated_ids, [row("one", "Nothing else is the same in this prompt.")]),
+    (shared_8_grams, [row("two", "Yesterday Tom SAT: and eats one under the old tree, by a lake.")]),
+    (shared_templates, [row("two", "Bo has 12 pears and eats four under the old tree by the river.")]),
+    (
+        shared_templates,
+        [row("two", "How is a lake unlike a river?"), row("three", "How is a cat unlike a dog?")],
+    ),
+    (near_duplicates, [row("two", "Under the old tree by the river Ada eats one of her pears.")]),
+    (worn_openings, [row(str(i), f"Ada has 3 {'x' * i} things to do today") for i in range(4)]),
+    (leaked_families, [row("two", "A family of training is called unseen here.", unseen=True)]),
+    (leaked_families, [row("two", "A new family is not called unseen here.", family="compare")]),
+]
+
+
+@pytest.mark.parametrize(("check", "heldout"), SPOILED)
+def test_a_spoiled_held_out_prompt_is_found(check: Check, heldout: list[Row]) -> None:
+    assert list(check([ONE], heldout)) != []
+
+
+def test_training_has_300_prompts_of_seven_families_in_even_shares() -> None:
+    counts = Counter(row["family"] for row in TRAIN)
+    assert len(TRAIN) == 300
+    assert set(counts) == SEEN_FAMILIES
+    assert min(counts.values()) >= 42
+
+
+def test_held_out_has_60_prompts_of_known_and_20_of_unknown_families() -> None:
+    known = Counter(row["family"] for row in HELDOUT if not row.get("unseen", False))
+    unknown = Counter(row["family"] for row in HELDOUT if row.get("unseen", False))
+    assert known.total() == 60
+    assert set(known) == SEEN_FAMILIES
+    assert min(known.values()) >= 8
+    assert len(unknown) == 4
+    assert set(unknown.values()) == {5}
+    assert SEEN_FAMILIES.isdisjoint(unknown)
+
+
+@pytest.mark.parametrize("rows", [TRAIN, HELDOUT], ids=["train", "heldout"])
+def test_rows_carry_only_the_documented_keys(rows: list[Row]) -> None:
+    for item in rows:
+        assert set(item) - {"unseen"} == {"id", "family", "prompt"}
+        assert all(isinstance(item[key], str) for key in ("id", "family", "prompt"))

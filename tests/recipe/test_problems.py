@@ -1,0 +1,161 @@
+"""What is wrong with a recipe, and how it is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from recipe.recipes import problems, read
+
+
+@pytest.mark.parametrize(
+    ("stage", "path", "sentence"),
+    [
+        (
+            {"distill": {"temprature": 2}},
+            "stages.distill.temprature",
+            "unknown key; did you mean temperature?",
+        ),
+        ({"distill": {"lr": 2}}, "stages.distill.lr", "unknown key; did you mean learning_rate?"),
+        ({"distill": {"learning-rate": 2}}, "stages.distill.learning-rate", "did you mean learning_rate?"),
+        (
+            {"distill": {"kd-alpha": 0.5}},
+            "stages.distill.kd-alpha",
+            "did you mean ce_weight? ce_weight is the share",
+        ),
+        ({"distill": {"kd_alpha": 0.5}}, "stages.distill.kd_alpha", "did you mean ce_weight?"),
+        ({"distill": {"alpha": 0.5}}, "stages.distill.alpha", "did you mean ce_weight?"),
+        (
+            {"generate": {"temperature": 1}},
+            "stages.generate.temperature",
+            "did you mean sampling_temperature?",
+        ),
+        (
+            {"generate": {"epochs": 1}},
+            "stages.generate.epochs",
+            "epochs belongs in a distill stage, in a fin",
+        ),
+        ({"distill": {"xyzzy": 1}}, "stages.distill.xyzzy", "unknown key. Known here: name, epochs"),
+        ({"distil": {}}, "stages.distil", "no stage is called 'distil'; did you mean distill?"),
+        ("sumarize", "stages.sumarize", "no stage is called 'sumarize'. Stages: generate"),
+    ],
+)
+def test_an_unknown_key_or_stage_comes_with_a_suggestion(stage: Any, path: str, sentence: str) -> None:
+    found = problems(stage)
+    assert list(found) == [path]
+    assert sentence in found[path]
+
+
+@pytest.mark.parametrize(
+    ("top", "path", "sentence"),
+    [
+        ({"epochs": 2}, "epochs", "unknown key. epochs belongs in a distill stage"),
+        ({"temprature": 2}, "temprature", "temperature belongs in a distill stage"),
+        ({"teachr": {}}, "teachr", "did you mean teacher?"),
+        (
+            {"data": {"train": "t", "keep_layers": 2}},
+            "data.keep_layers",
+            "belongs under student.from_teacher",
+        ),
+        ({"data": {"train": "t", "seed": 2}}, "data.seed", "seed belongs at the top level"),
+        ({"output_dir": "x"}, "output_dir", "did you mean runs?"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_shown_its_place(top: Any, path: str, sentence: str) -> None:
+    found = problems(**top)
+    assert list(found) == [path]
+    assert sentence in found[path]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"learning_rate": "1e-5"}, "must be a number or auto, not the text '1e-5'. Remove the quotes."),
+        ({"learning_rate": "08"}, "must be a number or auto, not the text '08'. Remove the leading zeros."),
+        ({"learning_rate": None}, "must be a number or auto, not empty."),
+        ({"learning_rate": True}, "must be a number or auto, not true."),
+        ({"learning_rate": float("nan")}, "must be a finite number, not nan."),
+        ({"learning_rate": -1}, "must be greater than 0, not -1."),
+        ({"temperature": 0}, "must be greater than 0, not 0."),
+        ({"temperature": -1}, "must be greater than 0, not -1."),
+        ({"temperature": float("nan")}, "must be a finite number, not nan."),
+        ({"temperature": float("inf")}, "must be a finite number, not inf."),
+        ({"ce_weight": 1.5}, "must be at most 1, not 1.5."),
+        ({"ce_weight": -0.1}, "must be at least 0, not -0.1."),
+        ({"steps": 1.5}, "must be a whole number, not 1.5."),
+        ({"steps": 0}, "must be at least 1, not 0."),
+        ({"activation_checkpointing": "no"}, "must be true or false, not the text 'no'. Write false."),
+        (
+            {"schedule": "cosin"},
+            "must be cosine, linear or constant, not the text 'cosin'. Did you mean cosine?",
+        ),
+        ({"name": "a b"}, "'a b' cannot name a folder. Use letters, digits"),
+        ({"betas": 3}, "must be a list, not 3."),
+    ],
+)
+def test_a_wrong_value_says_what_it_must_be(options: dict[str, Any], sentence: str) -> None:
+    found = problems({"distill": options})
+    assert len(found) == 1
+    assert sentence in next(iter(found.values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"temperature": {"linear": {"from": "hot", "to": 1}}}, "stages.distill.temperature.linear.from"),
+        ({"temperature": {"linear": {"from": 2}}}, "stages.distill.temperature.linear.to"),
+        ({"temperature": {"liner": {"from": 2, "to": 1}}}, "stages.distill.temperature.liner"),
+        ({"temperature": {}}, "stages.distill.temperature"),
+        ({"temperature": {"linear": {"from": 2, "to": 0}}}, "stages.distill.temperature"),
+        ({"ce_weight": {"cosine": {"from": 2, "to": 0}}}, "stages.distill.ce_weight"),
+    ],
+)
+def test_a_wrong_schedule_is_told_at_its_own_place(options: dict[str, Any], path: str) -> None:
+    assert path in problems({"distill": options})
+
+
+@pytest.mark.parametrize(
+    ("top", "path", "sentence"),
+    [
+        (
+            {"teacher": "org/t"},
+            "teacher",
+            "must be a mapping, not the text 'org/t'. Write teacher: {model: org/t}.",
+        ),
+        ({"data": "t.jsonl"}, "data", "Write data: {train: t.jsonl}."),
+        ({"teacher": {}}, "teacher.model", "is missing. Add the key model."),
+        ({"teacher": {"model": 7}}, "teacher.model", "must be text, not 7. Put it in quotes."),
+        ({"data": {"train": []}}, "data.train", "must be a list with something in it, not an empty list."),
+        ({"method": "skd"}, "method", "must be kd, seqkd or sft, not the text 'skd'."),
+        ({"version": 2}, "version", "must be 1, not 2."),
+        ({"name": "../up"}, "name", "cannot name a folder"),
+        ({"stages": "distill"}, "stages", "must be a list, not the text 'distill'."),
+        ({"stages": [3]}, "stages.0", "must be a verb, or one verb with its options"),
+        ({"stages": [{"distill": {}, "evaluate": {}}]}, "stages.0", "must be a verb, or one verb"),
+        ({"stages": [{"distill": 3}]}, "stages.distill", "must be a verb, or one verb"),
+    ],
+)
+def test_a_wrong_shape_shows_the_right_one(top: dict[str, Any], path: str, sentence: str) -> None:
+    found = problems(**top)
+    assert list(found) == [path]
+    assert sentence in found[path]
+
+
+def test_two_unknown_keys_are_both_told() -> None:
+    found = problems({"distill": {"temprature": 2, "kd-alpha": 0.5}}, {"generate": {"topk": 1}}, sed=1)
+    assert set(found) == {
+        "stages.distill.temprature",
+        "stages.distill.kd-alpha",
+        "stages.generate.topk",
+        "sed",
+    }
+
+
+def test_stages_are_called_by_name_and_by_number_where_names_do_not_tell() -> None:
+    assert "stages.polish.steps" in problems({"distill": {"name": "polish", "steps": 0}})
+    assert {"stages.1.steps"} == set(problems("distill", {"distill": {"steps": 0}}))
+
+
+def test_a_whole_number_may_be_spelled_as_a_float() -> None:
+    assert read({"distill": {"steps": 1e3}}) == read({"distill": {"steps": 1000}})

@@ -1,0 +1,201 @@
+"""Reading, defaults, hashes, writing and the schema."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from potstill import presets
+from potstill.errors import RecipeError, RecipeErrors
+from potstill.recipe import Recipe, dump_yaml, json_schema, notes, parse_recipe, read_recipe, resolve_path
+from potstill.recipe_specs import Schedule, value_at
+from potstill.recipe_stages import STAGES, Distill
+from potstill.recipe_yaml import load_yaml
+from recipe.recipes import raw, read
+
+FIVE_LINES = "teacher: {model: org/t}\nstudent:\n  from_teacher: {keep_layers: 20}\ndata:\n  train: p.jsonl\n"
+
+
+def test_reading_recipes_imports_no_torch() -> None:
+    code = (
+        "import sys, potstill.recipe, potstill.presets, potstill.resolve, potstill.signatures\n"
+        "potstill.recipe.json_schema()\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_five_line_recipe_generates_distills_and_evaluates(tmp_path: Path) -> None:
+    file = tmp_path / "my first recipe.yaml"
+    file.write_text(FIVE_LINES)
+    recipe = read_recipe(file)
+    assert recipe.name == "my-first-recipe"
+    assert recipe.version == 1
+    assert recipe.stages == ()
+    assert [stage.verb for stage in presets.expand(recipe).stages] == ["generate", "distill", "evaluate"]
+
+
+def test_one_file_and_a_list_of_one_are_the_same_data() -> None:
+    assert read(data={"train": "a.jsonl"}) == read(data={"train": ["a.jsonl"]})
+
+
+def test_a_file_that_is_missing_or_not_utf8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        read_recipe(tmp_path / "none.yaml")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"name: caf\xe9")
+    with pytest.raises(RecipeError, match="not UTF-8") as caught:
+        read_recipe(latin)
+    assert caught.value.path == str(latin)
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_key(tmp_path: Path) -> None:
+    file = tmp_path / "bom.yaml"
+    file.write_text("\ufeff" + FIVE_LINES, encoding="utf-8")
+    assert read_recipe(file).teacher.model == "org/t"
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        read().seed = 1  # type: ignore[misc]
+
+
+CONTENT = raw(
+    {"generate": {"samples": 2}},
+    {
+        "distill": {
+            "epochs": 2,
+            "divergence": {"my.losses:tilted": {"beta": 0.1}},
+            "temperature": {"linear": {"from": 2, "to": 1}},
+        }
+    },
+    {"distill": {"name": "polish", "steps": 20, "learning_rate": 1e-5}},
+    "evaluate",
+    name="x",
+    seed=3,
+)
+
+
+def shuffled(value: Any, data: st.DataObject) -> Any:
+    if isinstance(value, dict):
+        order = data.draw(st.permutations(list(value)))
+        return {key: shuffled(value[key], data) for key in order}
+    return [shuffled(item, data) for item in value] if isinstance(value, list) else value
+
+
+@given(st.data())
+def test_the_hash_does_not_change_with_the_order_of_keys(data: st.DataObject) -> None:
+    assert parse_recipe(shuffled(CONTENT, data)).hash() == parse_recipe(CONTENT).hash()
+
+
+def test_the_hash_does_not_change_with_comments_defaults_spelling_or_the_run_folder(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    hashes = set()
+    for text in (
+        FIVE_LINES,
+        "# a comment\n" + FIVE_LINES,
+        FIVE_LINES + "seed: 0\n",
+        FIVE_LINES + "version: 1\n",
+        FIVE_LINES + "runs: elsewhere\n",
+        FIVE_LINES.replace("20", "2e1"),
+    ):
+        file.write_text(text)
+        hashes.add(read_recipe(file).hash())
+    assert len(hashes) == 1
+
+
+def test_the_hash_changes_with_content_and_the_seedless_one_not_with_the_seed() -> None:
+    one, other = read(seed=1), read(seed=2)
+    assert one.hash() != other.hash()
+    assert one.without_seed_hash() == other.without_seed_hash()
+    assert read({"distill": {"epochs": 1}}).hash() != read({"distill": {"epochs": 2}}).hash()
+    assert len(one.hash()) == 64
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        read(),
+        parse_recipe(CONTENT),
+        presets.expand(read(method="seqkd")),
+        read(name="1e5", runs="no", student={"from_teacher": {"by": [0, 2, 5]}}),
+        read(
+            {"finetune": {"data": ["a.jsonl"], "max_grad_norm": None}},
+            data={"train": "t", "columns": {"q": "prompt"}},
+        ),
+    ],
+)
+def test_a_written_recipe_reads_back_equal(recipe: Recipe) -> None:
+    again = parse_recipe(load_yaml(dump_yaml(recipe), "r.yaml"))
+    assert again == recipe
+    assert again.hash() == recipe.hash()
+
+
+def test_a_path_is_looked_for_beside_the_recipe_before_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, working = tmp_path / "recipes", tmp_path / "work"
+    for folder in (beside, working):
+        folder.mkdir()
+    monkeypatch.chdir(working)
+    (working / "a.jsonl").touch()
+    assert resolve_path(beside, "a.jsonl") == working / "a.jsonl"
+    (beside / "a.jsonl").touch()
+    assert resolve_path(beside, "a.jsonl") == beside / "a.jsonl"
+    assert resolve_path(beside, "none.jsonl") == beside / "none.jsonl"
+    assert resolve_path(beside, str(working / "a.jsonl")) == working / "a.jsonl"
+
+
+def test_a_schedule_starts_and_ends_where_it_says() -> None:
+    for shape in ("linear", "cosine"):
+        stage = read({"distill": {"temperature": {shape: {"from": 4, "to": 1}}}}).stages[0]
+        assert isinstance(stage, Distill)
+        values = [value_at(stage.temperature, fraction / 10) for fraction in range(11)]
+        assert values[0] == pytest.approx(4)
+        assert values[5] == pytest.approx(2.5)
+        assert values[10] == pytest.approx(1)
+        assert values == sorted(values, reverse=True)
+        assert isinstance(stage.temperature, Schedule)
+    assert value_at(2.0, 0.3) == 2.0
+
+
+def test_a_hard_label_share_of_one_is_allowed_and_noted() -> None:
+    assert "stages.distill.ce_weight" in notes(read({"distill": {"ce_weight": 1}}))[0]
+    assert notes(read({"distill": {"ce_weight": 0.5}}, "finetune")) == ()
+
+
+def test_a_hard_label_share_of_zero_means_zero() -> None:
+    stage = read({"distill": {"ce_weight": 0}}).stages[0]
+    assert isinstance(stage, Distill)
+    assert stage.ce_weight == 0.0
+
+
+def test_the_schema_knows_every_stage_key_and_plugin() -> None:
+    schema = json_schema()
+    stage = schema["properties"]["stages"]["items"]["anyOf"]
+    assert set(stage[0]["enum"]) == set(STAGES) == set(stage[1]["properties"])
+    assert "verb" not in schema["$defs"]["Distill"]["properties"]
+    assert set(schema["$defs"]["Distill"]["properties"]) == set(Distill.model_fields) - {"verb"}
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert "offline" in schema["$defs"]["Strategy"]["anyOf"][0]["enum"]
+    assert set(schema["$defs"]["Span"]["properties"]) == {"from", "to"}
+
+
+def test_every_method_of_the_recipe_has_a_preset() -> None:
+    (methods, _) = get_args(Recipe.model_fields["method"].annotation)
+    assert set(get_args(methods)) == set(presets.METHODS)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    with pytest.raises(RecipeErrors) as caught:
+        parse_recipe({"student": {}, "data": {"train": 3}, "sead": 1})
+    assert {problem.path for problem in caught.value.problems} == {"teacher", "student", "data.train", "sead"}
+    assert caught.value.exit_code == 2

@@ -1,0 +1,113 @@
+"""The page in a real browser with the network off: quiet, whole, and never wider than its window."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from potstill.report.model import Answer, Curve, Sample, from_run
+from potstill.report.page import render, write
+from report import made_up
+
+pytestmark = pytest.mark.browser
+
+WIDEST = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+OUTSIDE = """seen => [...document.querySelectorAll(`.${seen} svg text`)].filter(text => {
+    const label = text.getBoundingClientRect(), all = text.closest("svg").getBoundingClientRect();
+    return label.left < all.left - 2 || label.right > all.right + 2 || label.bottom > all.bottom + 2;
+}).map(text => text.textContent)"""
+POLICY_TEST = (
+    "<script>document.title = 'broken in'</script><img src='http://127.0.0.1:9/x.png'><p style='color:red'>"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.fail("the browser tests need Chromium: apt-get install chromium")
+    with sync_playwright() as play:
+        started = play.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
+        )
+        yield started
+        started.close()
+
+
+def watch(browser: Browser, path: Path, width: int, scheme: str = "light") -> tuple[int, list[str], str]:
+    """How far the page is wider than its window, all it logged or asked for, and its background colour."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 800},
+        color_scheme=scheme,  # type: ignore[arg-type]
+        offline=True,
+    )
+    page = context.new_page()
+    events: list[str] = []
+    page.on("console", lambda message: events.append(message.text))
+    page.on("pageerror", lambda error: events.append(str(error)))
+    page.on("dialog", lambda dialog: (events.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: events.append(request.url))
+    page.goto(path.as_uri())
+    for index in range(page.locator("summary").count()):
+        if page.locator("summary").nth(index).is_visible():
+            page.locator("summary").nth(index).click()
+    too_wide = page.evaluate(WIDEST)
+    colour = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    context.close()
+    return too_wide, [event for event in events if event not in (path.as_uri(), "data:,")], colour
+
+
+@pytest.mark.parametrize("width", [320, 360, 700, 1280])
+def test_quiet_and_never_wider_than_the_window(browser: Browser, tmp_path: Path, width: int) -> None:
+    too_wide, events, _ = watch(browser, write(made_up.report(), tmp_path / "report.html"), width)
+    assert too_wide <= 0
+    assert events == []
+
+
+def test_endless_words_and_markup_from_models_neither_run_nor_widen(browser: Browser, tmp_path: Path) -> None:
+    attack = "<script>alert(1)</script></style><img src=x onerror=alert(1)>" + "x" * 3000
+    answers = tuple(Answer(role, attack) for role in ("teacher", "before", "after"))
+    summary = made_up.summary() | {"name": attack}
+    summary["student"]["name"] = summary["student"]["source"] = summary["after"]["ppl_reason"] = attack
+    summary["after"]["ppl"] = None
+    curve = Curve(attack, attack, attack, ((1.0, 2.0), (2.0, 1.0)))
+    report = from_run(summary, [curve], [Sample(attack, answers, attack)], attack, made_up.sections())
+    too_wide, events, _ = watch(browser, write(report, tmp_path / "report.html"), 360)
+    assert too_wide <= 0
+    assert events == []
+
+
+def test_light_and_dark_follow_the_reader(browser: Browser, tmp_path: Path) -> None:
+    path = write(made_up.report(), tmp_path / "report.html")
+    assert watch(browser, path, 800, "light")[2] == "rgb(250, 248, 245)"
+    assert watch(browser, path, 800, "dark")[2] == "rgb(21, 23, 26)"
+
+
+def test_policy_stops_what_escaping_would_have_missed(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(made_up.report()).replace("<main>", POLICY_TEST + "<main>"), encoding="utf-8")
+    page = browser.new_page()
+    stopped: list[str] = []
+    page.on("console", lambda message: stopped.append(message.text))
+    page.goto(path.as_uri())
+    assert page.title() == "quickstart · potstill report"
+    for directive in ("script-src", "img-src", "style-src"):
+        assert any("Content Security Policy" in text and directive in text for text in stopped), stopped
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "seen", "hidden"), [(1280, "wide", "narrow"), (360, "narrow", "wide")])
+def test_each_window_gets_its_drawing_with_every_label_inside(
+    browser: Browser, tmp_path: Path, width: int, seen: str, hidden: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(write(made_up.report(), tmp_path / "report.html").as_uri())
+    assert page.locator(f".{seen} svg").first.is_visible()
+    assert not page.locator(f".{hidden} svg").first.is_visible()
+    assert page.evaluate(OUTSIDE, seen) == []
+    page.close()

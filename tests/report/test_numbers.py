@@ -1,0 +1,71 @@
+"""Numbers are written so that value and interval can be compared, and nothing absent looks measured."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.report import numbers
+from potstill.report.numbers import Measured, pair, read
+
+
+def test_null_value_carries_the_reason_beside_it() -> None:
+    found = read({"ppl": None, "ppl_reason": "an API gives no likelihood"}, "ppl")
+    assert found == Measured(None, reason="an API gives no likelihood")
+
+
+def test_missing_key_and_missing_block_say_not_measured() -> None:
+    assert read({}, "ppl").reason == read(None, "ppl").reason == "not measured"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_value_that_is_not_finite_is_not_shown_as_measured(value: float) -> None:
+    found = read({"ppl": {"value": value, "low": 1.0, "high": 2.0, "n": 5}}, "ppl")
+    assert found.value is None
+    assert "not a finite number" in found.reason
+
+
+def test_bare_number_has_no_interval() -> None:
+    assert read({"ppl": 4}, "ppl").interval is None
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1e-4, 1.0))
+def test_both_ends_of_an_interval_differ_in_print_when_they_differ_by_a_tenth_of_a_percent(
+    value: float, share: float
+) -> None:
+    half = max(value * share, 0.001)
+    _, span = pair(Measured(value, value - half, value + half))
+    low, high = span.split(" to ")
+    assert low != high
+
+
+@given(st.floats(1e-4, 1e9))
+def test_a_printed_number_reads_back_within_one_percent(value: float) -> None:
+    assert float(numbers.number(value).replace(",", "")) == pytest.approx(value, rel=0.051)
+
+
+def test_units_do_not_run_over_at_the_border() -> None:
+    assert numbers.size(999_999_999) == "1 GB"
+    assert numbers.size(12) == "12 B"
+    assert numbers.short(134_515_008) == "135 M"
+    assert numbers.duration(59.99) == "1 min 0 s"
+    assert numbers.duration(3599.6) == "1 h 0 min"
+
+
+def test_zero_has_no_sign() -> None:
+    assert numbers.number(-0.0) == "0.00"
+    assert numbers.number(-0.001, 1) == "0.0"
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(1, 12))
+def test_ticks_cover_their_range_evenly(low: float, width: float, about: int) -> None:
+    found = numbers.ticks(low, low + width, about)
+    assert found[0] <= low + 1e-6 * width
+    assert found[-1] >= low + width - 1e-6 * width
+    steps = {round((b - a) / (found[-1] - found[0]), 6) for a, b in pairwise(found)}
+    assert len(steps) == 1
+    assert len(found) <= 2 * about + 4
