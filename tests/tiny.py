@@ -60,7 +60,13 @@ def tiny_model(
 
 
 def save_tiny(
-    folder: Path | str, *, vocab: int = 128, layers: int = 2, hidden: int = 32, seed: int = 0, tie: bool = False
+    folder: Path | str,
+    *,
+    vocab: int = 128,
+    layers: int = 2,
+    hidden: int = 32,
+    seed: int = 0,
+    tie: bool = False,
 ) -> Path:
     """Write model and tokenizer to `folder` the way a hub model lies on disk; returns the folder."""
     folder = Path(folder)

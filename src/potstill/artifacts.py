@@ -102,7 +102,9 @@ def read(path: Path) -> Artifact:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} has no readable manifest.", fix="Delete the folder and run again.") from error
+        raise ArtifactError(
+            f"{path} has no readable manifest.", fix="Delete the folder and run again."
+        ) from error
     if not manifest.get("complete"):
         raise ArtifactError(f"{path} is not complete.", fix="Delete the folder and run again.")
     for name, facts in manifest["files"].items():

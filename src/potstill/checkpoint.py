@@ -32,7 +32,13 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, keep: int = 2
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    *,
+    keep: int = 2,
 ) -> Path:
     """Write `step-N` and let all but the newest `keep` go."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,9 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     here = dict(_named_trained(module))
     if weights.keys() != here.keys():
         odd = sorted(weights.keys() ^ here.keys())[0]
-        raise ArtifactError(f"{checkpoint.path} is of another model: {odd} is on one side only.", fix="Delete it.")
+        raise ArtifactError(
+            f"{checkpoint.path} is of another model: {odd} is on one side only.", fix="Delete it."
+        )
     with torch.no_grad():
         for name, tensor in weights.items():
             here[name].copy_(tensor)
@@ -113,7 +121,9 @@ def _optimizer_out(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, packed["param_groups"]
 
 
-def _optimizer_in(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def _optimizer_in(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")

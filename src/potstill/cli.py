@@ -24,10 +24,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of an earlier run.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of an earlier run.")
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads this at run time)
-    typer.Argument(metavar="[key.path=value ...]", help="Values that replace the recipe's: distill.epochs=2."),
+    typer.Argument(
+        metavar="[key.path=value ...]", help="Values that replace the recipe's: distill.epochs=2."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays silent.")]
 
@@ -132,5 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     except Exception:
         traceback.print_exc()
-        print(f"error: this is a bug in potstill {__version__}; please report it with the lines above.", file=sys.stderr)
+        print(
+            f"error: this is a bug in potstill {__version__}; please report it with the lines above.",
+            file=sys.stderr,
+        )
         sys.exit(1)

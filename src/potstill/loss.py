@@ -56,8 +56,7 @@ class DistillationLoss:
             raise SignalError(f"ce_weight is {ce_weight}.", fix="It is a share, from 0 to 1.")
         if not 0.0 < temperature < float("inf"):
             raise SignalError(f"temperature is {temperature}.", fix="It must be above 0 and finite.")
-        module = resolve.load("divergences", divergence)
-        resolve.require_options("divergences", divergence, options)
+        module = resolve.load("divergences", divergence, options)
         self.token_loss = TokenLoss(Divergence.from_module(module, options), temperature, ce_weight)
         self._vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes

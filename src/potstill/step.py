@@ -7,7 +7,7 @@ and all ranks, so the same rows give the same gradient however they are split.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,13 @@ def denominator(batch: Batch) -> Tensor:
     if batch.weights is None:
         return torch.tensor(float(batch.count), device=batch.input_ids.device)
     return batch.weights.sum()
+
+
+def each_row_once(batch: Batch) -> Batch:
+    """The batch with each token weighted by one over its row's count, so that every row counts the same."""
+    counts = batch.predicts.sum(1, keepdim=True).clamp(min=1)
+    weights = (1.0 / counts).expand_as(batch.predicts)[batch.predicts]
+    return replace(batch, weights=weights)
 
 
 @dataclass(frozen=True)

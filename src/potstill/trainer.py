@@ -16,7 +16,7 @@ from potstill import parallel
 from potstill.data.mix import plan_steps, shard
 from potstill.errors import TrainingStopped
 from potstill.objectives.token import TokenLoss
-from potstill.step import StepResult, accumulate
+from potstill.step import StepResult, accumulate, each_row_once
 from potstill.types import Example, Sampler, Strategy, Teacher
 
 log = logging.getLogger("potstill")
@@ -35,6 +35,7 @@ class Settings:
         warmup: share of the steps in which the learning rate rises from 0.
         validate_every, checkpoint_every: in steps.
         patience: validations without a better one before the run ends early.
+        normalize: every scored token counts the same, or every row (1/L of each, GKD's paper).
     """
 
     steps: int
@@ -51,6 +52,7 @@ class Settings:
     patience: int | None = None
     seed: int = 0
     grad_scaler: bool = False
+    normalize: Literal["tokens", "sequence_mean"] = "tokens"
 
 
 @dataclass
@@ -130,6 +132,8 @@ def train(
         started = time.monotonic()
         module.train()
         batches = list(strategy.batches(sampler, rows))
+        if settings.normalize == "sequence_mean":
+            batches = [each_row_once(batch) for batch in batches]
         rate = learning_rate_at(settings, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -173,7 +173,8 @@ class Teacher(Protocol):
 class Sampler(Protocol):
     """Who writes text for a strategy: the student, the teacher or a mixture."""
 
-    pad_id: int
+    @property
+    def pad_id(self) -> int: ...
 
 
 class Strategy(Protocol):

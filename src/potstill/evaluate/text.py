@@ -19,7 +19,9 @@ class Answer:
     stopped: bool
 
 
-def rouge_l(answers: Sequence[Answer], references: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Metric:
+def rouge_l(
+    answers: Sequence[Answer], references: Sequence[str], *, resamples: int = 2000, seed: int = 0
+) -> Metric:
     """Mean ROUGE-L F1 (Lin 2004) with stemming, in [0, 1]; a diagnostic of likeness, not of quality."""
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -33,14 +35,18 @@ def rouge_l(answers: Sequence[Answer], references: Sequence[str], *, resamples: 
 
 def stop_rate(answers: Sequence[Answer], *, resamples: int = 2000, seed: int = 0) -> Metric:
     """The share of answers that the model ended itself."""
-    return stats.ratio([float(a.stopped) for a in answers], [1.0] * len(answers), resamples=resamples, seed=seed)
+    return stats.ratio(
+        [float(a.stopped) for a in answers], [1.0] * len(answers), resamples=resamples, seed=seed
+    )
 
 
 def length_ratio(
     answers: Sequence[Answer], reference_tokens: Sequence[int], *, resamples: int = 2000, seed: int = 0
 ) -> Metric:
     """Tokens written over the tokens of the teacher's answers."""
-    return stats.ratio([a.tokens for a in answers], [float(t) for t in reference_tokens], resamples=resamples, seed=seed)
+    return stats.ratio(
+        [a.tokens for a in answers], [float(t) for t in reference_tokens], resamples=resamples, seed=seed
+    )
 
 
 def repetition(answers: Sequence[Answer], *, resamples: int = 2000, seed: int = 0) -> Metric:

@@ -57,12 +57,14 @@ def generate(
     batch_rows: int,
     vocabulary: int | None = None,
     samples: int = 1,
+    skip: Collection[tuple[int, int]] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Completion]:
     """Complete each prompt `samples` times; rows are yielded as they finish, in no particular order.
 
     `vocabulary` counts the ids that may be written; the head's padded rows beyond are never drawn.
+    `skip` names (prompt, sample) pairs that are written already; it changes no other row.
     At most `batch_rows` rows are in memory at once. `should_stop` is asked before every forward
     pass: once true, unfinished rows are dropped. Whenever a row is yielded the model is in the mode
     (training, evaluation) in which it was given.
@@ -73,7 +75,7 @@ def generate(
         ModelError: the logits are not finite, or the model keeps no cache.
     """
     _check(model, prompts, sampling, batch_rows, samples)
-    queue = _queue(prompts, sampling, samples, seed)
+    queue = _queue(prompts, sampling, samples, seed, frozenset(skip))
     decoder = _Decoder(model, queue, sampling, frozenset(stop_ids), pad_id, batch_rows, vocabulary)
     total, done, start = len(queue), 0, time.monotonic()
     running = True
@@ -218,13 +220,16 @@ class _Decoder:
         return next(self.model.parameters()).device
 
 
-def _queue(prompts: Sequence[Sequence[int]], sampling: Sampling, samples: int, seed: int) -> deque[_Row]:
+def _queue(
+    prompts: Sequence[Sequence[int]], sampling: Sampling, samples: int, seed: int, skip: Collection[tuple[int, int]]
+) -> deque[_Row]:
     """Longest prompts first: neighbours need little padding, and memory peaks at the start."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     return deque(
         _Row(index, sample, prompts[index], uniforms(seed, index, sample, sampling.max_new_tokens))
         for index in order
         for sample in range(samples)
+        if (index, sample) not in skip
     )
 
 

@@ -39,7 +39,9 @@ class World:
             Interrupted: a signal arrived.
         """
         if number := self.stop_signal():
-            raise Interrupted("stopped by a signal; everything finished so far is kept.", signal_number=number)
+            raise Interrupted(
+                "stopped by a signal; everything finished so far is kept.", signal_number=number
+            )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from potstill.evaluate import likelihood, stats, text
 from potstill.generate import local
 from potstill.generate.sampling import Sampling
 from potstill.stages.common import ModelRef, World, produce, write_lines
+from potstill.stages.student import facts_of
 from potstill.types import Example, Metric
 
 RESULT = "evaluation.json"
@@ -76,7 +77,9 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     answers: dict[str, list[text.Answer]] = {}
     speeds: dict[str, float] = {}
     if job.questions and _wants_text(job):
-        answers["teacher"], speeds["teacher"] = _answers(world, job, teacher.model, teacher.tokenizer, "teacher")
+        answers["teacher"], speeds["teacher"] = _answers(
+            world, job, teacher.model, teacher.tokenizer, "teacher"
+        )
     reference: dict[str, Metric] = {}
     for role, artifact in job.students.items():
         source = models.find_source(str(artifact.path / "student"))
@@ -94,7 +97,7 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     tables["teacher"] = reference
     behaviour: dict[str, dict[str, Metric]] = {}
     for role, written in answers.items():
-        how = {"resamples": job.resamples, "seed": world.seed}
+        how: dict[str, Any] = {"resamples": job.resamples, "seed": world.seed}
         if "rouge_l" in job.metrics:
             tables[role]["rouge_l"] = text.rouge_l(written, [q.reference for q in job.questions], **how)
         behaviour[role] = {
@@ -113,7 +116,8 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
         },
     )
     write_lines(folder / SAMPLES, _samples(job, answers))
-    return {"prompts": len(job.examples), "questions": len(job.questions)}
+    sizes = {f"teacher_{name}": value for name, value in facts_of(teacher.model).items()}
+    return {"prompts": len(job.examples), "questions": len(job.questions), **sizes}
 
 
 def as_json(metric: Metric) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def _likelihood(
 
 
 def _figures(scores: likelihood.Scores, job: Job, seed: int) -> dict[str, Metric]:
-    how = {"resamples": job.resamples, "seed": seed}
+    how: dict[str, Any] = {"resamples": job.resamples, "seed": seed}
     figures = {}
     if "likelihood" in job.metrics:
         figures = {
@@ -177,17 +181,21 @@ def _answers(
             seed=world.seed,
             batch_rows=job.batch_rows,
             vocabulary=job.vocabulary,
-            on_progress=lambda progress: bar.update(progress.rows),
+            on_progress=lambda progress: bar.update(progress.done),
             should_stop=lambda: bool(world.stop_signal()),
         ):
             body = tokenizer.decode(
                 list(completion.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
             row = job.questions[completion.index].row_id
-            written[completion.index] = text.Answer(row, body, len(completion.ids), completion.finish == "stop")
+            written[completion.index] = text.Answer(
+                row, body, len(completion.ids), completion.finish == "stop"
+            )
             tokens += len(completion.ids)
     world.stop_if_asked()
-    return [written[index] for index in range(len(job.questions))], tokens / max(time.monotonic() - started, 1e-9)
+    return [written[index] for index in range(len(job.questions))], tokens / max(
+        time.monotonic() - started, 1e-9
+    )
 
 
 def _retention(tables: Mapping[str, Mapping[str, Metric]], job: Job, seed: int) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def run(
                 vocabulary=loaded.vocabulary.size,
                 samples=samples,
                 skip=done,
-                on_progress=lambda p: bar.update(len(done) + p.rows, f"{p.tokens / max(p.seconds, 1e-9):.0f} tok/s"),
+                on_progress=lambda p: bar.update(
+                    len(done) + p.done, f"{p.tokens / max(p.seconds, 1e-9):.0f} tok/s"
+                ),
                 should_stop=lambda: bool(world.stop_signal()),
             ):
                 text = loaded.tokenizer.decode(

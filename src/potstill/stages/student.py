@@ -60,7 +60,8 @@ def cut_from_teacher(
             kept = depth.most_influential(influence, plan.keep)
         student = depth.cut(loaded.model, kept)
         models.save(student, loaded.tokenizer, folder / "student")
-        return {"kept_layers": kept, "of": total, "influence": influence, **facts_of(student)}
+        sizes = {f"teacher_{name}": value for name, value in facts_of(loaded.model).items()}
+        return {"kept_layers": kept, "of": total, "influence": influence, **sizes, **facts_of(student)}
 
     return produce(world, "student", "student", inputs, build)
 

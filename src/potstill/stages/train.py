@@ -138,7 +138,12 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
 
 
 def _resume(
-    world: World, checkpoints: Path, events: Path, module: nn.Module, optimizer: torch.optim.Optimizer, name: str
+    world: World,
+    checkpoints: Path,
+    events: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    name: str,
 ) -> Progress:
     found = checkpoint.newest(checkpoints)
     if found is None:

@@ -1,0 +1,247 @@
+"""From a recipe to its parts: models found, tokenizers read, rows split. Loads no weights.
+
+`check` and `run` both start here, so what the preflight reads is what the run reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill import models, vocab
+from potstill.data import split
+from potstill.data.rows import Row, Rows, read_rows
+from potstill.data.template import Templater
+from potstill.errors import DataError, RecipeError
+from potstill.presets import Facts, expand
+from potstill.recipe import Recipe, read_recipe, resolve_path
+from potstill.recipe_inputs import DataSpec, ModelSpec
+from potstill.rundir import RECIPE, RunDir
+from potstill.stages.common import ModelRef
+
+LONGEST = 4096
+VALIDATION_SHARE, VALIDATION_LEAST, VALIDATION_MOST = 0.05, 16, 200
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recipe with the folder that its paths start from."""
+
+    recipe: Recipe
+    base: Path
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows by what they are for. Validation rows choose the best weights; held-out rows are only
+    ever measured on."""
+
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    heldout: tuple[Row, ...]
+    shape: str
+    funnel: Mapping[str, int]
+    source: str
+
+    @property
+    def everything(self) -> tuple[Row, ...]:
+        return self.train + self.validation + self.heldout
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of, before any weight is loaded."""
+
+    opened: Opened
+    device: torch.device
+    teacher: ModelRef
+    student: ModelRef | None  # None: cut from the teacher
+    vocabulary: vocab.Vocabulary
+    teacher_vocabulary: vocab.Vocabulary
+    teacher_templater: Templater
+    student_templater: Templater
+    tokenizer: Any  # the student's
+    pad_id: int
+    max_length: int
+    context: int
+    layers: int
+    data: Data
+    notes: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.opened.recipe
+
+
+def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
+    """Read a recipe, or the one that a run folder holds.
+
+    Raises:
+        RecipeError: it cannot be read, or something in it is wrong.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return Opened(expand(read_recipe(path, overrides)), path.resolve().parent)
+    if not (path / RECIPE).is_file():
+        raise RecipeError(
+            f"{path} is a folder without a {RECIPE}.", fix="Name a recipe file or a run folder."
+        )
+    base = RunDir(path).state().get("base", str(path.resolve()))
+    recipe = expand(read_recipe(path / RECIPE, overrides))
+    return Opened(recipe.model_copy(update={"runs": str(path.resolve().parent)}), Path(base))
+
+
+def compose(opened: Opened) -> Parts:
+    """Find models, read tokenizers, configs and rows, and refuse what cannot work together.
+
+    Raises:
+        ModelError, VocabularyError, DataError: naming what does not fit and the way out.
+    """
+    recipe, base = opened.recipe, opened.base
+    device = models.best_device()
+    teacher = _reference(recipe.teacher, base, device)
+    config = models.load_config(teacher.source).get_text_config()
+    tokenizer = models.load_tokenizer(teacher.source)
+    teacher_vocabulary = vocab.read_vocabulary(tokenizer)
+    template = _template_text(recipe.data, base)
+    teacher_templater = _templater(tokenizer, template, recipe.data)
+    student, student_templater, vocabulary = None, teacher_templater, teacher_vocabulary
+    context = int(getattr(config, "max_position_embeddings", LONGEST))
+    notes: list[str] = []
+    if recipe.student.model is not None:
+        spec = ModelSpec(**recipe.student.model_dump(exclude={"from_teacher"}))
+        student = _reference(spec, base, torch.device("cpu"))
+        own_config = models.load_config(student.source).get_text_config()
+        own = models.load_tokenizer(student.source)
+        vocabulary = vocab.read_vocabulary(own)
+        if any(stage.verb == "distill" for stage in recipe.stages):
+            vocab.require_same(teacher_vocabulary, vocabulary)
+        notes += [
+            f"special ids differ: {text}"
+            for text in vocab.special_differences(teacher_vocabulary, vocabulary)
+        ]
+        if template is None and not own.chat_template:
+            template = tokenizer.chat_template
+            notes.append("the student has no chat template; it learns the teacher's.")
+        student_templater = _templater(own, template, recipe.data)
+        context = min(context, int(getattr(own_config, "max_position_embeddings", LONGEST)))
+        tokenizer = own
+    limit = recipe.data.max_length
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Parts(
+        opened=opened,
+        device=device,
+        teacher=teacher,
+        student=student,
+        vocabulary=vocabulary,
+        teacher_vocabulary=teacher_vocabulary,
+        teacher_templater=teacher_templater,
+        student_templater=student_templater,
+        tokenizer=tokenizer,
+        pad_id=int(pad if pad is not None else 0),
+        max_length=min(context, LONGEST) if limit == "auto" else min(context, limit),
+        context=context,
+        layers=int(config.num_hidden_layers),
+        data=read_data(recipe.data, base, recipe.seed),
+        notes=tuple(notes),
+    )
+
+
+def facts(parts: Parts, train_tokens: int | None, parameters: int | None) -> Facts:
+    """What `auto` values may depend on."""
+    kind = parts.device.type
+    return Facts(
+        device=kind if kind in ("cuda", "mps") else "cpu",  # type: ignore[arg-type]
+        bf16=models.fast_bf16(parts.device),
+        fp16=kind == "cuda",
+        student_kind="full" if parts.student is not None else "cut",
+        parameters=parameters,
+        train_tokens=train_tokens,
+        context=parts.context,
+    )
+
+
+def read_data(spec: DataSpec, base: Path, seed: int) -> Data:
+    """Read and split the rows: held out by prompt before anything is generated, then a few for validation."""
+    found = read_files(spec, spec.train, base)
+    if spec.heldout is not None:
+        train = found.rows
+        heldout = read_files(spec.model_copy(update={"limit": None}), spec.heldout, base).rows
+        taken = {row.id for row in train}
+        if shared := [row.id for row in heldout if row.id in taken]:
+            raise DataError(
+                f"{len(shared)} held-out rows are training rows too, first {shared[0]!r}.",
+                path="data.heldout",
+                fix="Take them out of one of the two files.",
+            )
+        source = f"{len(heldout)} rows from {', '.join(spec.heldout)}"
+    else:
+        fraction = None if spec.heldout_fraction == "auto" else float(spec.heldout_fraction)
+        train, heldout = split.split_heldout(found.rows, fraction=fraction, seed=seed)
+        source = f"{len(heldout)} of {len(found.rows)} rows, split off by prompt"
+    wanted = max(VALIDATION_LEAST, round(VALIDATION_SHARE * len(train)))
+    wanted = min(wanted, VALIDATION_MOST, len(train) // 4)
+    validation: tuple[Row, ...] = ()
+    if wanted and len({row.prompt_text for row in train}) > 1:
+        train, validation = split.split_heldout(train, fraction=wanted / len(train), seed=seed + 1)
+    return Data(tuple(train), tuple(validation), tuple(heldout), found.shape, found.funnel, source)
+
+
+def read_files(spec: DataSpec, names: Sequence[str], base: Path) -> Rows:
+    """The rows of these files, read as the recipe's data section says."""
+    return read_rows(
+        _places(names, base),
+        format=spec.format,
+        columns=spec.columns,
+        on_bad_row=spec.on_bad_row,
+        limit=spec.limit,
+    )
+
+
+def _places(names: Sequence[str], base: Path) -> list[str]:
+    """Files from the recipe's folder; a name that is no file stays as it is, for a hub data set."""
+    places = []
+    for name in names:
+        path = resolve_path(base, name)
+        places.append(str(path) if path.exists() or Path(name).suffix else name)
+    return places
+
+
+def _reference(spec: ModelSpec, base: Path, device: torch.device) -> ModelRef:
+    source = models.find_source(
+        spec.model, base=base, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    )
+    if spec.dtype != "auto":
+        dtype = DTYPES[spec.dtype]
+    elif models.fast_bf16(device):
+        dtype = torch.bfloat16
+    else:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    return ModelRef(source, models.fingerprint(source), dtype)
+
+
+def _template_text(spec: DataSpec, base: Path) -> str | None:
+    if spec.template is None or spec.template.file is None:
+        return None
+    path = resolve_path(base, spec.template.file)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"cannot read {path}: {error}.", path="data.template.file", fix="Check the path."
+        ) from error
+
+
+def _templater(tokenizer: Any, template: str | None, spec: DataSpec) -> Templater:
+    return Templater(
+        tokenizer,
+        template_text=template,
+        template_kwargs=dict(spec.template.kwargs) if spec.template else None,
+        system=spec.system,
+        reasoning=spec.reasoning,
+    )

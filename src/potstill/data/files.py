@@ -1,0 +1,273 @@
+"""Records out of files: JSON lines, JSON, CSV, Parquet, Arrow, and data sets on the hub.
+
+A record is a dict, a blank line, or a problem; nothing is dropped here. `read_files` opens one
+file at a time, and lines are streamed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from potstill.errors import DataError
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+){0,2}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row as it stands in a file. Without a value it is blank, or `problem` says what is wrong."""
+
+    source: str
+    value: dict[str, Any] | None = None
+    problem: str = ""
+
+    @property
+    def blank(self) -> bool:
+        return self.value is None and not self.problem
+
+
+def read_files(paths: Sequence[str]) -> Iterator[Record]:
+    """Every record of every file, in order.
+
+    A folder stands for the data files in it. What is no file is a data set on the hub:
+    NAME, NAME:SUBSET or NAME:SUBSET:SPLIT.
+
+    Raises:
+        DataError: a file is missing, unreadable or without any row.
+    """
+    for name in paths:
+        for path in _expand(name):
+            found = False
+            for record in _hub(name) if path is None else _file(path):
+                found |= not record.blank
+                yield record
+            if not found:
+                raise DataError("has no rows.", path=str(path or name), fix="Check how the file was written.")
+
+
+def _expand(name: str) -> list[Path | None]:
+    """The files behind a name; [None] for a data set on the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if _kind(p) in _READERS)
+        # A saved data set keeps its description in .json files beside the rows.
+        files = [p for p in files if _kind(p) == ".arrow"] or files
+        if not files:
+            raise DataError("the folder holds no data file.", path=name, fix=_SUFFIX_FIX)
+        return list(files)
+    if path.exists():
+        return [path]
+    if _kind(path) in _READERS or (path.parent.is_dir() and str(path.parent) != "."):
+        raise DataError("no such file.", path=name, fix="Check the path; it is relative to where you are.")
+    if not _HUB_NAME.fullmatch(name):
+        raise DataError("is neither a file nor the name of a data set.", path=name, fix="Check the path.")
+    return [None]
+
+
+def _kind(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def _file(path: Path) -> Iterator[Record]:
+    reader = _READERS.get(_kind(path))
+    if reader is None:
+        raise DataError("is of a kind that is not read.", path=str(path), value=path.suffix, fix=_SUFFIX_FIX)
+    try:
+        yield from reader(path)
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        raise DataError(f"cannot be read: {error}", path=str(path), fix="Check the file.") from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked, without a byte-order mark."""
+    with path.open("rb") as raw:
+        handle: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+        start = handle.read(3)
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError("is encoded as UTF-16.", path=str(path), fix="Save it as UTF-8.")
+        handle.seek(len(codecs.BOM_UTF8) if start == codecs.BOM_UTF8 else 0)
+        yield handle
+
+
+def parse_json(text: str) -> Any:
+    """JSON, with NaN and infinities read as null: they are how tables write a missing value.
+
+    Raises:
+        ValueError: it is not JSON; says where.
+    """
+    try:
+        return json.loads(text, parse_constant=lambda _: None)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _json(path: Path) -> Iterator[Record]:
+    with _open(path) as handle:
+        start = handle.read(4096).lstrip()[:1]
+    if start != b"[" and _kind(path) != ".json":
+        yield from _json_lines(path)
+        return
+    with _open(path) as handle:
+        text = handle.read().decode("utf-8")
+    if not text.strip():
+        return
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        if start == b"{" and str(error).startswith("Extra data"):
+            yield from _json_lines(path)
+            return
+        raise DataError(f"is not valid JSON: {error}.", path=str(path), fix="Repair the file.") from error
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
+        value = next(iter(value.values()))
+    for number, item in enumerate(value if isinstance(value, list) else [value], 1):
+        yield _record(f"{path}, row {number}", item)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    with _open(path) as handle:
+        # Bytes are split at line feeds only: text may hold U+2028 and its kin.
+        for number, line in enumerate(handle, 1):
+            source = f"{path}:{number}"
+            if not line.strip():
+                yield Record(source)
+                continue
+            try:
+                yield _record(source, parse_json(line.decode("utf-8")))
+            except UnicodeDecodeError as error:
+                yield Record(source, problem=f"the line is not UTF-8 at byte {error.start}.")
+            except ValueError as error:
+                yield Record(source, problem=f"the line is not valid JSON: {error}.")
+
+
+def _record(source: str, value: Any) -> Record:
+    if isinstance(value, dict):
+        return Record(source, value)
+    return Record(source, problem=f"a row must be an object with named fields, not {describe(value)}.")
+
+
+def describe(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true or false"
+    names = {
+        str: "text",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        tuple: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    # The limit is the module's, not the reader's; answers are longer than its default of 128 KiB.
+    csv.field_size_limit(2**31 - 1)
+    with _open(path) as handle, io.TextIOWrapper(handle, encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text, delimiter="\t" if _kind(path) == ".tsv" else ",", strict=True)
+        rows = iter(reader)
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                yield Record(f"{path}:{reader.line_num}", problem=f"the line is not valid CSV: {error}.")
+                return
+            if row is None:
+                return
+            source = f"{path}:{reader.line_num}"
+            if None in row:
+                yield Record(source, problem="the line has more fields than the header.")
+            else:
+                # CSV cannot tell an empty text from a missing one.
+                yield Record(source, {name: value or None for name, value in row.items()})
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from _rows(str(path), (batch.to_pylist() for batch in file.iter_batches(1024)))
+    except pa.ArrowException as error:
+        raise DataError(
+            f"is not a readable Parquet file: {error}.", path=str(path), fix="Check it."
+        ) from error
+
+
+def _arrow(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+
+    with path.open("rb") as handle:
+        try:
+            if handle.read(6) == b"ARROW1":
+                file = pa.ipc.open_file(path)
+                batches: Iterator[Any] = (file.get_batch(i) for i in range(file.num_record_batches))
+            else:
+                handle.seek(0)
+                batches = iter(pa.ipc.open_stream(handle))
+            yield from _rows(str(path), (batch.to_pylist() for batch in batches))
+        except pa.ArrowException as error:
+            raise DataError(
+                f"is not a readable Arrow file: {error}.", path=str(path), fix="Check it."
+            ) from error
+
+
+def _rows(name: str, batches: Iterator[list[dict[str, Any]]]) -> Iterator[Record]:
+    number = 0
+    for batch in batches:
+        for value in batch:
+            number += 1
+            yield Record(f"{name}, row {number}", value)
+
+
+def _hub(name: str) -> Iterator[Record]:
+    import datasets
+
+    owner, subset, split = (*name.split(":"), "", "")[:3]
+    try:
+        found = datasets.load_dataset(owner, subset or None, split=split or None)
+    # datasets lets through whatever its network, file and script layers raise.
+    except Exception as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0", "false", "False")
+        reason = (
+            "HF_HUB_OFFLINE is set" if offline else (str(error).splitlines() or [type(error).__name__])[0]
+        )
+        raise DataError(
+            f"is no file here, and the hub's data set cannot be loaded: {reason}.",
+            path=name,
+            fix="Name a file that exists, or a data set this machine can reach as NAME:SUBSET:SPLIT.",
+        ) from error
+    if isinstance(found, dict):
+        if "train" not in found and len(found) != 1:
+            raise DataError(
+                f"has the splits {', '.join(found)}.", path=name, fix="Write NAME:SUBSET:SPLIT to choose one."
+            )
+        found = found["train"] if "train" in found else next(iter(found.values()))
+    yield from _rows(name, iter([[dict(row)] for row in found]))
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _json,
+    ".ndjson": _json,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
+_SUFFIX_FIX = f"Potstill reads {', '.join(_READERS)}."

@@ -1,0 +1,203 @@
+"""Conversations as text and text as ids, with one tokenizer and one chat template.
+
+Templated text is tokenised without adding special tokens, as transformers and servers do for chat:
+the template alone decides about the start token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+
+from potstill.data.chat import Message
+from potstill.errors import DataError, ModelError
+
+_PROBE = "potstill"
+_RESERVED = frozenset(
+    {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"}
+    | {"continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"}
+    | {"return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
+)
+_TEMPLATE_FIX = "Name a Jinja file: data.template.file."
+
+
+class Ending(NamedTuple):
+    """How an assistant turn ends: the text after it, the ids to append, and the token that stops generation.
+
+    `marked` says that the template itself prints the stop token.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    stop: int
+    marked: bool
+
+
+class Renderer:
+    """A tokenizer with its chat template, or with `template_text` in its place.
+
+    Raises:
+        DataError: a template variable is reserved, or the template does not mention it.
+    """
+
+    def __init__(self, tokenizer: Any, template_text: str | None, template_kwargs: Mapping[str, Any]) -> None:
+        self.tokenizer = tokenizer
+        self.kwargs = dict(template_kwargs)
+        self._template = template_text
+        self._system: dict[str, str] = {}  # role -> what the template does with it
+        for name in self.kwargs:
+            if name in _RESERVED:
+                raise DataError(
+                    "is set by potstill itself.", path=f"data.template.kwargs.{name}", fix="Remove it."
+                )
+            if not re.search(rf"\b{re.escape(name)}\b", self.template_text()):
+                raise DataError(
+                    "the chat template knows no such variable.",
+                    path=f"data.template.kwargs.{name}",
+                    fix="Check its spelling in the template.",
+                )
+
+    def template_text(self, tools: bool = False) -> str:
+        """The template in use; some tokenizers have another one for tools.
+
+        Raises:
+            DataError: there is none.
+        """
+        try:
+            return self.tokenizer.get_chat_template(self._template, tools=[] if tools else None)
+        except ValueError as error:
+            raise DataError("the tokenizer has no chat template.", fix=_TEMPLATE_FIX) from error
+
+    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, ask: bool = False) -> str:
+        """The conversation as text; `ask` adds what makes the assistant answer.
+
+        Raises:
+            DataError: there is no template, or it refuses the conversation.
+        """
+        text = self._render(messages, tools, ask=ask)
+        return text + self._header if ask else text
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, ask: bool = False) -> str:
+        template = self.template_text(bool(tools))
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                chat_template=template,
+                add_generation_prompt=ask,
+                tokenize=False,
+                **self.kwargs,
+            )
+        # What a template does wrong surfaces as the error of whatever Python it ran.
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise DataError(f"the chat template refuses it: {error}.", fix=_TEMPLATE_FIX) from error
+
+    def require_system(self, role: str) -> None:
+        """Make sure that the template prints what a system prompt says.
+
+        Raises:
+            DataError: it refuses the role, or leaves it out without a word.
+        """
+        if role not in self._system:
+            self._system[role] = self._try_system(role)
+        if self._system[role] != "prints it":
+            raise DataError(
+                f"the chat template {self._system[role]}.",
+                fix="Use system: merge to put it into the first user turn, or system: drop.",
+            )
+
+    def _try_system(self, role: str) -> str:
+        try:
+            text = self._render(
+                [{"role": role, "content": _PROBE}, {"role": "user", "content": "?"}], ask=True
+            )
+        except DataError as error:
+            return f"refuses the role {role} ({error.message})"
+        return "prints it" if _PROBE in text else f"prints nothing of the role {role}"
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of templated text, nothing added.
+
+        Raises:
+            DataError: it begins with two start tokens.
+        """
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise DataError("the text begins with two start tokens.", fix="Remove one from the template.")
+        return ids
+
+    def document_ids(self, text: str) -> list[int]:
+        """Ids of plain text: one start token if the tokenizer adds one, and the end token."""
+        start = self.tokenizer.bos_token_id
+        adds_start = start is not None and self.tokenizer("a", verbose=False)["input_ids"][:1] == [start]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        head = [start] if adds_start and ids[:1] != [start] else []
+        return [*head, *ids, self._eos()]
+
+    def _eos(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end token.", fix="Set eos_token in its configuration.")
+        return int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of all special tokens."""
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(added | set(self.tokenizer.all_special_ids))
+
+    @cached_property
+    def _probed(self) -> str:
+        text = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}])
+        if _PROBE not in text:
+            raise DataError("the chat template does not print the assistant's answer.", fix=_TEMPLATE_FIX)
+        return text
+
+    @cached_property
+    def _header(self) -> str:
+        """What opens an assistant turn, for templates that ignore add_generation_prompt; else empty."""
+        user = [{"role": "user", "content": "?"}]
+        plain = self._render(user)
+        if self._render(user, ask=True) != plain or not self._probed.startswith(plain):
+            return ""
+        header = self._probed[len(plain) : self._probed.rindex(_PROBE)]
+        return header if header.strip() else ""
+
+    @cached_property
+    def ending(self) -> Ending:
+        """How the template closes an assistant turn. Where it prints no stop token, eos is appended."""
+        text = self._probed[self._probed.rindex(_PROBE) + len(_PROBE) :]
+        ids = self.ids(text)
+        stop = next((i for i, token in enumerate(ids) if token in self.special), None)
+        if stop is None:
+            eos = self._eos()
+            closing = self.ids(text.strip()) if text.strip() else []
+            return Ending(text, (*closing, eos), eos, marked=False)
+        words = text.partition(self.tokenizer.convert_ids_to_tokens(ids[stop]))[0].strip()
+        # Space before a stop token belongs to the template's layout; a model need not write it.
+        return Ending(text, tuple(ids[0 if words else stop : stop + 1]), ids[stop], marked=True)
+
+    def marks(
+        self, messages: Sequence[Message], tools: Sequence[Any] = ()
+    ) -> tuple[list[int], list[bool]] | None:
+        """(ids, inside {% generation %}) of a conversation; None when the template marks nothing."""
+        template = self.template_text(bool(tools))
+        if not self.tokenizer.is_fast or not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+            return None
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered: Any = render_jinja_template(
+            [list(messages)],
+            tools=list(tools) or None,
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **{**self.tokenizer.special_tokens_map, **self.kwargs},
+        )
+        (text,), (spans,) = rendered
+        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        inside = [any(a < end <= b for a, b in spans) for _, end in out["offset_mapping"]]
+        return (out["input_ids"], inside) if any(inside) else None

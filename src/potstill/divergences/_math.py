@@ -1,0 +1,125 @@
+"""What the divergences share: differences without cancellation, products and mixtures without NaN.
+
+Log-probabilities may be -inf. Mass is what does not underflow in the tensor's own precision: an id
+whose probability is 0 there contributes 0 and a finite gradient, however its other side looks. Inputs
+are neutralised before they are multiplied; repairing a NaN afterwards would leave it in the gradient.
+
+Everything here runs over N x V elements. On a CPU, selecting by a mask costs ten times an arithmetic
+operation, so clamps stand where a reader may expect masks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from potstill.errors import RecipeError
+
+FLOOR = -1e30  # stands for -inf where a difference of two must stay a number
+
+
+class Pair(NamedTuple):
+    """Student and teacher side by side, all [N, K]."""
+
+    q: Tensor  # student probabilities
+    p: Tensor  # teacher probabilities
+    log_ratio: Tensor  # log q - log p in [-inf, inf], 0 where both are -inf
+    gap: Tensor  # q - p
+
+
+def product(weight: Tensor, x: Tensor) -> Tensor:
+    """weight * x, and 0 where the weight is 0 whatever x is."""
+    if not weight.is_cuda:
+        plain = weight * x
+        if plain.sum().isfinite():
+            return plain
+    return weight * torch.where(weight > 0, x, 0.0)
+
+
+def compare(student_lp: Tensor, teacher_lp: Tensor) -> Pair:
+    """Exponentials, their log ratio, and their difference without cancellation."""
+    q, p = student_lp.exp(), teacher_lp.exp()
+    inf = math.inf
+    # A NaN that came in stays one: it is in q or p.
+    d = (student_lp - teacher_lp).nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
+    return Pair(q, p, d, difference(q, p, d))
+
+
+def difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
+    """q - p as p expm1(d) for d = log(q / p) <= 1; above, where expm1 may overflow, q - e p is added to its end."""
+    return p * torch.expm1(log_ratio.clamp(max=1)) + torch.sub(q, p, alpha=math.e).relu()
+
+
+def forward(pair: Pair) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) by elements, p (expm1(d) - d) >= 0, and its partial q - p."""
+    return (pair.gap - product(pair.p, pair.log_ratio)).clamp(min=0), pair.gap
+
+
+def reverse(pair: Pair) -> tuple[Tensor, Tensor]:
+    """KL(q ‖ p) by elements, q (expm1(-d) + d) >= 0, and its partial q d."""
+    flow = product(pair.q, pair.log_ratio)
+    return (flow - pair.gap).clamp(min=0), flow
+
+
+class Mixture(NamedTuple):
+    """Both sides against m = share * p + (1 - share) * q, 0 < share < 1; tensors are [N, K]."""
+
+    q: Tensor
+    p: Tensor
+    gap: Tensor  # q - p
+    tilt: Tensor  # (q - p) / m, between -1/share and 1/(1-share)
+    share: float  # the teacher's
+
+    def q_over_m(self) -> Tensor:
+        """log(q / m), finite: a side below the precision of m counts as that precision."""
+        return _log1p(self.share * self.tilt)
+
+    def p_over_m(self) -> Tensor:
+        """log(p / m), finite."""
+        return _log1p((self.share - 1) * self.tilt)
+
+
+def mixture(student_lp: Tensor, teacher_lp: Tensor, share: float) -> Mixture:
+    """Mix in probabilities; no log of m is taken, which may have underflowed."""
+    q, p = student_lp.exp(), teacher_lp.exp()
+    gap = q - p
+    m = torch.lerp(p, q, 1 - share)
+    return Mixture(q, p, gap, gap / m.clamp(min=torch.finfo(m.dtype).tiny), share)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    return x.clamp(min=torch.finfo(x.dtype).eps - 1).log1p()
+
+
+def alpha_beta(student_lp: Tensor, teacher_lp: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """The αβ-divergence by elements, and its partial; α + β > 0.
+
+    -1/(αβ) [p^α q^β - α/(α+β) p^(α+β) - β/(α+β) q^(α+β)], with limits reverse KL of the powers β over β²
+    at α = 0 and forward KL of the powers α over α² at β = 0 (Cichocki, Cruces & Amari 2011).
+    """
+    if alpha == 0:
+        terms, partial = reverse(compare(beta * student_lp, beta * teacher_lp))
+        return terms / beta**2, partial / beta
+    if beta == 0:
+        terms, partial = forward(compare(alpha * student_lp, alpha * teacher_lp))
+        return terms / alpha**2, partial / alpha
+    total = alpha + beta
+    d = student_lp.clamp(min=FLOOR) - teacher_lp.clamp(min=FLOOR)
+    q, p = (total * student_lp).exp(), (total * teacher_lp).exp()
+    cross = (total * teacher_lp.clamp(min=FLOOR) + beta * d).exp()
+    terms = difference(q, p, total * d) / (alpha * total) - difference(cross, p, beta * d) / (alpha * beta)
+    return terms.clamp(min=0), difference(q, cross, alpha * d) / alpha
+
+
+def require(ok: bool, option: str, value: float, allowed: str) -> None:
+    """Refuse an option.
+
+    Raises:
+        RecipeError: `ok` is false; `option` reads "jsd.beta".
+    """
+    if not ok:
+        name = option.rpartition(".")[2]
+        raise RecipeError(f"{name} is {value!r}.", fix=f"Give {name} {allowed}.", path=option, value=value)

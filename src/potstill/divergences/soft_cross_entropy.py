@@ -1,0 +1,31 @@
+"""Soft cross-entropy, -Σ p log q: forward KL plus the teacher's entropy.
+
+Same gradient as forward KL, another value: H(p) at equality, so it is no distance and its values do not
+compare with KL values, nor between temperatures. Often called "KL" or "reverse KL" elsewhere; it is neither.
+Linear in the teacher, so unbiased on ids drawn from it (Hinton, Vinyals & Dean 2015, arXiv:1503.02531).
+
+Gradient by the student's logits: (q - p) / T.
+"""
+
+from torch import Tensor
+
+from potstill.divergences._math import compare, product
+
+SUPPORTS = frozenset({"dense", "topk", "sampled"})
+TEMPERATURE_POWER = 2
+VANISHES = False
+DISCLAIMS: dict[str, str] = {
+    "at_equality": "it is the teacher's entropy there",
+    "only_at_equality": "it can be 0 at no other place, and is not 0 at equality",
+    "quadratic": "it tends to log V as T grows",
+}
+
+
+def value(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
+    """Soft cross-entropy in nats, [N] from two [N, K]."""
+    return product(teacher_lp.exp(), -student_lp).sum(-1)
+
+
+def partial(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
+    """q - p, [N, K], without cancellation where the two are close."""
+    return compare(student_lp, teacher_lp).gap

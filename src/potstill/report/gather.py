@@ -1,0 +1,304 @@
+"""From a run's artifacts to `summary.json` and the page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from potstill import artifacts
+from potstill.artifacts import Artifact
+from potstill.data import split
+from potstill.presets import Default
+from potstill.report import model as page_model
+from potstill.report import page
+from potstill.report.metrics import Role
+from potstill.report.model import (
+    Absent,
+    Answer,
+    Behaviour,
+    Curve,
+    FunnelStep,
+    Overlap,
+    Sample,
+    Sections,
+    StageCost,
+)
+from potstill.report.numbers import read
+from potstill.rundir import RECIPE, RunDir
+
+PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+ROLES: tuple[Role, ...] = ("teacher", "before", "after", "control")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its parts and the artifact of every stage, None for what did not run."""
+
+    recipe: Any
+    data: Any
+    teacher: Any
+    stages: Mapping[str, Artifact]
+    untrained: Artifact | None
+    student: Artifact | None
+    control: Artifact | None
+    evaluation: Artifact | None
+    answers: Artifact | None
+    defaults: tuple[Default, ...]
+    funnel: Mapping[str, int]
+    lengths: Mapping[str, Sequence[int]]
+    reused: tuple[str, ...] = ()
+    started: float = 0.0
+    finished: float = 0.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was written, and the verdict."""
+
+    summary: Mapping[str, Any]
+    verdict: str
+    outputs: dict[str, Path] = field(default_factory=dict)
+
+
+def publish(folder: RunDir, outcome: Outcome) -> Published:
+    """Write summary.json, and report.html once something was evaluated."""
+    summary = summarise(outcome)
+    artifacts.write_json(folder.path / "summary.json", summary)
+    outputs = {"summary": folder.path / "summary.json"}
+    if outcome.student is not None:
+        outputs["student"] = folder.path / "student"
+    verdict = "finished: " + ", ".join(outcome.stages)
+    if outcome.evaluation is not None:
+        report = page_model.from_run(
+            summary,
+            curves(outcome.stages),
+            samples(outcome.evaluation),
+            (folder.path / RECIPE).read_text(encoding="utf-8"),
+            sections(folder, outcome),
+        )
+        outputs["report"] = page.write(report, folder.path / "report.html")
+        verdict = report.verdict
+    return Published(summary, verdict, outputs)
+
+
+def summarise(outcome: Outcome) -> dict[str, Any]:
+    """summary.json: a value that does not apply is null with a reason beside it."""
+    found = _evaluation(outcome.evaluation)
+    tables = found.get("models", {})
+    trained = _last_training(outcome.stages)
+    summary: dict[str, Any] = {
+        "name": outcome.recipe.name,
+        "teacher": {"name": Path(outcome.teacher.source.location).name, **_teacher_size(outcome)},
+        "student": {
+            "name": outcome.recipe.name,
+            "params": None if outcome.student is None else outcome.student.facts["params"],
+            "bytes": None if outcome.student is None else outcome.student.facts["bytes"],
+            "source": _student_source(outcome),
+        },
+        "before": _block(tables.get("before"), "the untrained student was not evaluated"),
+        "after": _block(tables.get("after"), "no student was trained and evaluated"),
+        "reference": tables.get("teacher", {}),
+        "retention": found.get("retention", {}),
+        "train": _train(trained),
+        "scored_tokens": found.get("scored_tokens"),
+        "recipe_hash": outcome.recipe.hash(),
+        "seed": outcome.recipe.seed,
+        "versions": versions(),
+    }
+    if "control" in tables:
+        summary["control"] = _block(tables["control"], "")
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def curves(stages: Mapping[str, Artifact]) -> list[Curve]:
+    """Training loss and validation of every training stage, from its metrics."""
+    found = []
+    for name, artifact in stages.items():
+        if artifact.manifest["stage"] != "train":
+            continue
+        events = _lines(artifact.path / "metrics.jsonl")
+        resumes = tuple(float(e["step"]) for e in events if e["event"] == "resumed")
+        training = tuple((float(e["step"]), e["loss"]) for e in events if e["event"] == "step")
+        validation = tuple((float(e["step"]), e["loss"]) for e in events if e["event"] == "validation")
+        found.append(Curve(name, "training", "nats per token", training, resumes=resumes))
+        if validation:
+            found.append(Curve(name, "validation", "nats per token", validation, dots=True))
+    return found
+
+
+def samples(evaluation: Artifact) -> list[Sample]:
+    """Held-out answers side by side, families in turn, those that training never saw first."""
+    lines = _lines(evaluation.path / "samples.jsonl")
+    lines.sort(key=lambda line: not line["unseen"])
+    by_family: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_family.setdefault(line["family"], []).append(line)
+    ordered = [
+        line for turn in range(max(map(len, by_family.values()), default=0))
+        for family in by_family.values() for line in family[turn : turn + 1]
+    ]  # fmt: skip
+    return [
+        Sample(
+            prompt=line["prompt"],
+            answers=tuple(
+                Answer(role, line["answers"][role]["text"], line["answers"][role]["stopped"])
+                for role in ROLES
+                if role in line["answers"]
+            ),
+            family=line["family"],
+            unseen_family=line["unseen"],
+        )
+        for line in ordered[:8]
+    ]
+
+
+def sections(folder: RunDir, outcome: Outcome) -> Sections:
+    """The optional parts of the page."""
+    data = outcome.data
+    overlap: Overlap | Absent = Absent("There are no held-out rows to compare.")
+    if data.heldout:
+        seen = split.overlap(data.train + data.validation, data.heldout)
+        overlap = Overlap(
+            train=len(data.train) + len(data.validation),
+            heldout=seen.of,
+            exact=seen.exact,
+            near=seen.near,
+            ngram=seen.gram,
+            ngram_size=split.GRAM,
+            near_rule=f"Jaccard index of the word sets at least {split.NEAR}",
+        )
+    lengths = {name: values for name, values in outcome.lengths.items() if values}
+    return Sections(
+        seeds=(outcome.recipe.seed,),
+        overlap=overlap,
+        funnel=_funnel(outcome),
+        lengths=(page_model.binned("Length of rows", "tokens", lengths),) if lengths else Absent(),
+        behaviour=_behaviour(outcome.evaluation),
+        costs=tuple(_cost(name, artifact, outcome.reused) for name, artifact in outcome.stages.items()),
+        defaults=tuple(page_model.Default(d.path, _shown(d.value), d.source) for d in outcome.defaults),
+        commands=(f"potstill run {folder.path}",),
+        notes=(
+            f"Rows: {data.shape}. Held out: {data.source}. {len(data.validation)} training rows only choose "
+            "the best weights; no held-out row does.",
+            "Intervals resample prompts, not tokens. Answers for ROUGE-L are greedy; its references are the "
+            "answers in the held-out data.",
+        ),
+    )
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _evaluation(artifact: Artifact | None) -> dict[str, Any]:
+    return (
+        {}
+        if artifact is None
+        else json.loads((artifact.path / "evaluation.json").read_text(encoding="utf-8"))
+    )
+
+
+def _block(table: Mapping[str, Any] | None, reason: str) -> dict[str, Any]:
+    if table is None:
+        keys = ("forward_kl", "reverse_kl", "agreement", "ppl")
+        return dict.fromkeys(keys) | {f"{key}_reason": reason for key in keys} | {"n": 0}
+    return {**table, "n": max((value["n"] for value in table.values()), default=0)}
+
+
+def _teacher_size(outcome: Outcome) -> dict[str, Any]:
+    for artifact in (outcome.untrained, *outcome.stages.values()):
+        if artifact is not None and "teacher_params" in artifact.facts:
+            return {"params": artifact.facts["teacher_params"], "bytes": artifact.facts["teacher_bytes"]}
+    return {"params": None, "bytes": None, "params_reason": "the teacher was not loaded"}
+
+
+def _student_source(outcome: Outcome) -> str:
+    if outcome.untrained is None:
+        return ""
+    facts = outcome.untrained.facts
+    if "kept_layers" not in facts:
+        return "its own weights"
+    return f"{len(facts['kept_layers'])} of the teacher's {facts['of']} layers: {', '.join(map(str, facts['kept_layers']))}"
+
+
+def _last_training(stages: Mapping[str, Artifact]) -> Artifact | None:
+    trained = [a for a in stages.values() if a.manifest["stage"] == "train"]
+    return trained[-1] if trained else None
+
+
+def _train(artifact: Artifact | None) -> dict[str, Any]:
+    if artifact is None:
+        names = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
+        return dict.fromkeys(names) | {f"{n}_reason": "nothing was trained" for n in names}
+    facts = artifact.facts
+    return {
+        "steps": facts["steps"],
+        "tokens": facts["tokens"],
+        "tokens_per_second": facts["tokens_per_second"],
+        "seconds": facts["train_seconds"],
+        "peak_rss_bytes": facts["peak_rss_bytes"],
+    }
+
+
+def _funnel(outcome: Outcome) -> tuple[FunnelStep, ...]:
+    read_counts = outcome.data.funnel
+    dropped = tuple(
+        (k, read_counts[k]) for k in ("blank", "broken", "empty", "duplicate") if read_counts.get(k)
+    )
+    steps = [FunnelStep("rows read", read_counts["kept"], dropped)]
+    data = outcome.data
+    steps.append(
+        FunnelStep(
+            "for training",
+            len(data.train),
+            (
+                ("kept for validation", len(data.validation)),
+                ("held out", read_counts["kept"] - len(data.train) - len(data.validation)),
+            ),
+        )
+    )
+    reasons = tuple((k, v) for k, v in outcome.funnel.items() if v and k not in ("rows", "kept"))
+    steps.append(FunnelStep("as examples", len(outcome.lengths.get("train", ())), reasons))
+    return tuple(steps)
+
+
+def _behaviour(evaluation: Artifact | None) -> tuple[Behaviour, ...] | Absent:
+    found = _evaluation(evaluation).get("behaviour", {})
+    if not found:
+        return Absent("Behaviour of free-running text was not measured: evaluate rouge_l or speed.")
+    return tuple(
+        Behaviour(role, *(read(found[role], name) for name in ("stop_rate", "length_ratio", "repetition")))
+        for role in ROLES
+        if role in found
+    )
+
+
+def _cost(name: str, artifact: Artifact, reused: Sequence[str]) -> StageCost:
+    facts = artifact.facts
+    return StageCost(
+        stage=name,
+        seconds=facts["seconds"],
+        tokens=facts.get("tokens"),
+        peak_rss_bytes=facts["peak_rss_bytes"],
+        note="taken from the store" if name in reused else "",
+    )

