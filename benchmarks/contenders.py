@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
+from protocol import installed
 from torch import Tensor
 
 from potstill import DistillationLoss
 from potstill.fused import DEFAULT_CHUNK_BYTES, chunk_rows
-from protocol import installed
 
 BETAS = (0.0, 0.5, 1.0)
 TRL_CHUNK = 256  # what TRL's trainer uses
@@ -59,7 +59,13 @@ class Case:
 
 
 def make_case(
-    positions: int, share: float, student_width: int, teacher_width: int, vocabulary: int, *, near: bool = False
+    positions: int,
+    share: float,
+    student_width: int,
+    teacher_width: int,
+    vocabulary: int,
+    *,
+    near: bool = False,
 ) -> Case:
     """A seeded case in fp32: the last `share` of the positions is scored, logits have a spread of 2.
 
@@ -84,16 +90,18 @@ def make_case(
     return Case(hidden.requires_grad_(), head.requires_grad_(), teacher_hidden, teacher_head, scored)
 
 
-def ours(case: Case, beta: float, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Tensor:
-    """potstill's fused loss."""
-    if beta == 0:
-        loss = DistillationLoss("forward_kl", chunk_bytes=chunk_bytes)
-    elif beta == 1:
-        loss = DistillationLoss("reverse_kl", chunk_bytes=chunk_bytes)
-    else:
-        loss = DistillationLoss("jsd", beta=beta, chunk_bytes=chunk_bytes)
+def ours(case: Case, beta: float, chunk: int | None = None) -> Tensor:
+    """potstill's fused loss, with its own budget for a chunk or with `chunk` rows."""
+    chunk_bytes = DEFAULT_CHUNK_BYTES if chunk is None else 2 * chunk * case.student_head.shape[0] * 4
     heads = (case.student_head, case.teacher_hidden, case.teacher_head)
-    return loss(case.student_hidden, *heads, case.scored).mean
+    return _loss(beta, chunk_bytes)(case.student_hidden, *heads, case.scored).mean
+
+
+@cache
+def _loss(beta: float, chunk_bytes: int) -> DistillationLoss:
+    if beta in (0, 1):
+        return DistillationLoss("reverse_kl" if beta else "forward_kl", chunk_bytes=chunk_bytes)
+    return DistillationLoss("jsd", beta=beta, chunk_bytes=chunk_bytes)
 
 
 def trl_chunked(case: Case, beta: float, chunk: int = TRL_CHUNK) -> Tensor:
@@ -183,7 +191,7 @@ def gemm_floor(case: Case) -> Callable[[], None]:
 
 def everyone(chunk: int | None = None) -> Mapping[str, Contender]:
     """Every contender that is installed, by name; `chunk` fixes the rows of those that chunk."""
-    found: dict[str, Contender] = {"ours": ours, "plain_kl_div": plain}
+    found: dict[str, Contender] = {"ours": partial(ours, chunk=chunk), "plain_kl_div": plain}
     if installed("trl"):
         found["trl_liger"] = trl_liger if chunk is None else partial(trl_liger, chunk=chunk)
         found["trl_gkd_dense"] = trl_gkd

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 
 DISTURBED = 1.3
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PACKAGES = ("torch", "transformers", "trl", "potstill")
 
 # ── time ──────────────────────────────────────────────────────────────────────────────────────────
@@ -233,12 +233,12 @@ class Report:
 
 
 def _brief(contenders: Mapping[str, Any]) -> str:
+    """Every contender with the first thing that is known of it; the rest is in the JSON line."""
     parts = []
     for name, facts in contenders.items():
-        if isinstance(facts, Mapping):
-            first = next(iter(facts.items()), None)
-            facts = "" if first is None else f"{first[0]} {first[1]}"
-        parts.append(f"{name} {facts}")
+        first = next(iter(facts.values()), "") if isinstance(facts, Mapping) else facts
+        shown = "/".join(map(str, first.values())) if isinstance(first, Mapping) else first
+        parts.append(f"{name} {shown}")
     return "; ".join(parts)
 
 
@@ -258,7 +258,9 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        names = [
+            x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory, 1), "system": platform.system()}

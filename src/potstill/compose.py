@@ -34,6 +34,7 @@ class Opened:
 
     recipe: Recipe
     base: Path
+    method: str | None = None  # the preset that the stages came from
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
     """
     path = Path(path)
     if not path.is_dir():
-        return Opened(expand(read_recipe(path, overrides)), path.resolve().parent)
+        written = read_recipe(path, overrides)
+        return Opened(expand(written), path.resolve().parent, written.method)
     if not (path / RECIPE).is_file():
         raise RecipeError(
             f"{path} is a folder without a {RECIPE}.", fix="Name a recipe file or a run folder."
@@ -152,7 +154,7 @@ def compose(opened: Opened) -> Parts:
     )
 
 
-def facts(parts: Parts, train_tokens: int | None, parameters: int | None) -> Facts:
+def facts(parts: Parts, train_tokens: int | None, parameters: int | None, answer_tokens: int | None) -> Facts:
     """What `auto` values may depend on."""
     kind = parts.device.type
     return Facts(
@@ -162,6 +164,7 @@ def facts(parts: Parts, train_tokens: int | None, parameters: int | None) -> Fac
         student_kind="full" if parts.student is not None else "cut",
         parameters=parameters,
         train_tokens=train_tokens,
+        answer_tokens=answer_tokens,
         context=parts.context,
     )
 

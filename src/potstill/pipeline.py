@@ -82,7 +82,9 @@ class Pipeline:
 
     def _resolved(self, stage: Any, train_tokens: int | None = None) -> Any:
         parameters = None if self.untrained is None else self.untrained.facts["params"]
-        settled, chosen = resolve_auto(stage, compose.facts(self.parts, train_tokens, parameters))
+        settled, chosen = resolve_auto(
+            stage, compose.facts(self.parts, train_tokens, parameters, self.max_new_tokens)
+        )
         self.defaults += chosen
         return settled
 
@@ -239,12 +241,6 @@ class Pipeline:
         )
 
     def _evaluate(self, stage: Evaluate) -> Artifact:
-        if stage.max_new_tokens == "auto" and self.max_new_tokens is not None:
-            chosen = Default(
-                f"stages.{stage.name}.max_new_tokens", self.max_new_tokens, "as many as the teacher may write"
-            )
-            self.defaults.append(chosen)
-            stage = stage.model_copy(update={"max_new_tokens": self.max_new_tokens})
         stage = self._resolved(stage)
         current = self._student()
         assert self.untrained is not None

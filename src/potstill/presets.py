@@ -71,6 +71,7 @@ class Facts:
     parameters: int | None = None  # the student's
     rows: int | None = None  # training prompts
     train_tokens: int | None = None  # scored tokens in an epoch
+    answer_tokens: int | None = None  # most tokens that an earlier stage may write
     context: int = 2048  # tokens
 
     @property
@@ -185,7 +186,9 @@ def _every(steps: int | None, times: int, what: str) -> Choice:
 
 def _evaluation(stage: Evaluate, facts: Facts) -> dict[str, Choice]:
     chosen: dict[str, Choice] = {}
-    if stage.max_new_tokens == "auto":
+    if stage.max_new_tokens == "auto" and facts.answer_tokens is not None:
+        chosen["max_new_tokens"] = facts.answer_tokens, "as many as the teacher may write"
+    elif stage.max_new_tokens == "auto":
         chosen["max_new_tokens"] = min(128, max(1, facts.context // 2)), "as long as generated answers are"
     if stage.samples == "auto":
         chosen["samples"] = (500 if facts.accelerated else 60), f"chosen for {_machine(facts)}"

@@ -1,0 +1,113 @@
+"""What can be told without loading a weight."""
+
+from __future__ import annotations
+
+from potstill import compose
+from potstill.check.report import CheckReport, Item, Rendered
+from potstill.compose import Parts
+from potstill.data import split
+from potstill.data.examples import encode
+from potstill.presets import METHODS, Default, resolve_auto
+from potstill.recipe import notes
+from potstill.recipe_stages import Generate
+from potstill.types import Example
+
+SHOWN = 3
+_ESTIMATE = ("sizes that depend on the number of tokens are reckoned with answers of full length.",)
+
+
+def read(parts: Parts) -> CheckReport:
+    """Models, vocabulary, rows, split, defaults and three rendered rows."""
+    writes = any(isinstance(stage, Generate) for stage in parts.recipe.stages)
+    examples = [] if writes else list(_encoded(parts))
+    return CheckReport(
+        recipe=parts.recipe.name,
+        items=tuple(_items(parts)),
+        stages=tuple(stage.name for stage in parts.recipe.stages),
+        defaults=_defaults(parts, examples),
+        rows=tuple(_prompts(parts) if writes else (_marked(parts, e) for e in examples[:SHOWN])),
+        notes=parts.notes + notes(parts.recipe) + _sources(parts) + (_ESTIMATE if writes else ()),
+    )
+
+
+def _items(parts: Parts) -> list[Item]:
+    data = parts.data
+    seen = split.overlap(data.train + data.validation, data.heldout)
+    reads = ", ".join(f"{count} {name}" for name, count in data.funnel.items() if count)
+    student = "cut from the teacher" if parts.student is None else parts.student.source.location
+    return [
+        Item(
+            "teacher",
+            True,
+            f"{parts.teacher.source.location}, {str(parts.teacher.dtype).removeprefix('torch.')}",
+        ),
+        Item("student", True, student),
+        Item("device", True, parts.device.type),
+        Item("vocabulary", True, f"{parts.vocabulary.size} ids, shared" if _shared(parts) else "not shared"),
+        Item("rows", True, f"{data.shape}; {reads}"),
+        Item(
+            "split",
+            True,
+            f"{len(data.train)} train, {len(data.validation)} validation, {len(data.heldout)} held out ({data.source})",
+        ),
+        Item(
+            "overlap",
+            seen.exact == 0,
+            f"of {seen.of} held-out prompts {seen.exact} stand in training, {seen.near} nearly, "
+            f"{seen.gram} share {split.GRAM} words in a row",
+        ),
+        Item("longest row", True, f"{parts.max_length} tokens may stand in a row"),
+    ]
+
+
+def _shared(parts: Parts) -> bool:
+    return parts.vocabulary.fingerprint() == parts.teacher_vocabulary.fingerprint()
+
+
+def _encoded(parts: Parts) -> tuple[Example, ...]:
+    policy = parts.recipe.data.on_bad_row
+    return encode(
+        parts.data.train, parts.student_templater, max_length=parts.max_length, on_bad_row=policy
+    ).examples
+
+
+def _defaults(parts: Parts, examples: list[Example]) -> tuple[Default, ...]:
+    """What `auto` becomes; before the teacher has written, as if every answer had full length."""
+    longest = next((s.max_new_tokens for s in parts.recipe.stages if isinstance(s, Generate)), None)
+    tokens = sum(example.count for example in examples) or len(parts.data.train) * (longest or 0) or None
+    found: list[Default] = []
+    for stage in parts.recipe.stages:
+        found += resolve_auto(stage, compose.facts(parts, tokens, None, longest))[1]
+    return tuple(found)
+
+
+def _prompts(parts: Parts) -> list[Rendered]:
+    rows = parts.data.train[:SHOWN]
+    templater = parts.teacher_templater
+    return [
+        Rendered(
+            row.id,
+            "train",
+            templater.prompt_text(row.prompt, list(row.tools) or None) + "⟦the teacher's answer⟧",
+        )
+        for row in rows
+    ]
+
+
+def _marked(parts: Parts, example: Example) -> Rendered:
+    """The example's own ids as text, runs of scored tokens in brackets."""
+    pieces, run = [], []
+    decode = parts.tokenizer.decode
+    for index, token in enumerate(example.input_ids):
+        run.append(token)
+        last = index + 1 == len(example.input_ids)
+        if last or example.scored[index + 1] != example.scored[index]:
+            text = decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            pieces.append(f"⟦{text}⟧" if example.scored[index] else text)
+            run = []
+    return Rendered(example.id, "train", "".join(pieces))
+
+
+def _sources(parts: Parts) -> tuple[str, ...]:
+    method = parts.opened.method
+    return () if method is None else (f"method {method}: {METHODS[method].source}",)

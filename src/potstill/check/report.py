@@ -1,0 +1,66 @@
+"""What a check found, for people and for programs."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from potstill.presets import Default
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as the models read it; what is scored stands between ⟦ and ⟧."""
+
+    row_id: str
+    split: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The preflight's result."""
+
+    recipe: str
+    items: tuple[Item, ...]
+    stages: tuple[str, ...]
+    defaults: tuple[Default, ...]
+    rows: tuple[Rendered, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(item.passed for item in self.items)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {"passed": self.passed, **asdict(self)}
+
+    def text(self, width: int = 100) -> str:
+        """The same for people."""
+        lines = [f"{self.recipe}: {'can run' if self.passed else 'cannot run'}", ""]
+        lines += [f"  {'ok  ' if item.passed else 'FAIL'} {item.name}: {item.detail}" for item in self.items]
+        lines += ["", f"stages: {' → '.join(self.stages)}", "", "defaults that `auto` becomes:"]
+        lines += [f"  {d.path} = {_shown(d.value)}  ({d.source})" for d in self.defaults]
+        lines += [f"note: {note}" for note in self.notes]
+        for row in self.rows:
+            lines += ["", f"row {row.row_id} ({row.split}), scored tokens between ⟦ and ⟧:"]
+            for line in row.text.splitlines():
+                lines += textwrap.wrap(line, width - 4, initial_indent="    ", subsequent_indent="    ") or [
+                    "    "
+                ]
+        return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,324 @@
+"""The command line, through every stage, on a model and rows that the test makes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from potstill.cli import main
+from tiny import save_tiny
+
+RECIPE = """\
+version: 1
+name: tiny
+seed: 3
+teacher: {model: teacher}
+student: {from_teacher: {keep_layers: 2}}
+data: {train: rows.jsonl}
+stages:
+  - generate: {max_new_tokens: 12, batch_rows: 16}
+  - distill: {tokens_per_step: 96, learning_rate: 0.01, epochs: 4}
+  - finetune: {tokens_per_step: 96, epochs: 1}
+  - control: {tokens_per_step: 96, epochs: 1}
+  - evaluate: {samples: 10, resamples: 200}
+"""
+
+
+@dataclass
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def process(*arguments: str, cwd: Path) -> Done:
+    """Run the command line as a user does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "potstill", *arguments],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def potstill(*arguments: str, cwd: Path) -> Done:
+    """The same in this process, which has imported torch already."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("e2e")
+    save_tiny(folder / "teacher", layers=4)
+    rows = [
+        {"id": f"p{i}", "prompt": f"w{12 + i % 50} w{20 + i} w{(i * 7) % 90 + 12}", "family": f"f{i % 3}"}
+        for i in range(64)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tiny.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place) -> Done:
+    return process("run", "tiny.yaml", cwd=place)
+
+
+def test_every_stage_runs_and_the_verdict_closes(finished, place):
+    assert finished.returncode == 0, finished.stderr
+    assert "KL(teacher‖student)" in finished.stdout
+    assert "\r" not in finished.stderr
+    run = place / "runs" / "tiny"
+    assert {p.name for p in (run / "stages").iterdir()} == {
+        "generate",
+        "distill",
+        "finetune",
+        "control",
+        "evaluate",
+    }
+    assert (run / "report.html").stat().st_size < 1_000_000
+
+
+def test_the_summary_has_every_block_and_a_reason_for_every_null(finished, place):
+    summary = json.loads((place / "runs/tiny/summary.json").read_text())
+    assert summary["after"]["forward_kl"]["n"] == 32
+    assert summary["before"]["forward_kl"]["low"] <= summary["before"]["forward_kl"]["value"]
+    assert summary["teacher"]["params"] > summary["student"]["params"]
+    assert summary["control"]["ppl"]["value"] > 1
+    assert summary["train"]["steps"] >= 1
+
+    def nulls(block, path=""):
+        for key, value in block.items():
+            if isinstance(value, dict):
+                yield from nulls(value, f"{path}{key}.")
+            elif value is None and f"{key}_reason" not in block and key != "ci95":
+                yield path + key
+
+    assert list(nulls(summary)) == []
+
+
+def test_distilling_lowers_the_loss_that_it_logs(finished, place):
+    lines = (place / "runs/tiny/stages/distill/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if json.loads(line)["event"] == "step"]
+    assert losses[-1] < 0.8 * losses[0]
+    validations = [json.loads(line) for line in lines if json.loads(line)["event"] == "validation"]
+    assert {"loss", "forward_kl", "cross_entropy", "divergence"} <= validations[0].keys()
+
+
+def test_the_student_loads_without_potstill_and_holds_nothing_else(finished, place):
+    folder = place / "runs/tiny/student"
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.config.num_hidden_layers == 2
+    assert model.generation_config.eos_token_id == 2
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert (folder / "model.safetensors").stat().st_size <= 1.05 * weights + 4096
+    ids = tokenizer("w20 w21", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+
+
+def test_a_finished_run_is_taken_from_the_store(finished, place):
+    before = json.loads((place / "runs/tiny/summary.json").read_text())
+    again = potstill("run", "tiny.yaml", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("unchanged, taken from") == 6
+    assert json.loads((place / "runs/tiny/summary.json").read_text()) == before
+
+
+def test_changing_one_stage_keeps_the_stages_before_it(finished, place):
+    again = potstill("run", "tiny.yaml", "name=other", "distill.learning_rate=0.02", cwd=place)
+    assert again.returncode == 0, again.stderr
+    kept = [line.split(":")[0] for line in again.stderr.splitlines() if "unchanged" in line]
+    assert kept == ["generate", "student", "control"]
+
+
+def test_a_run_folder_goes_on_without_the_recipe_at_hand(finished, place):
+    again = potstill("run", "runs/tiny", "--json", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["summary"]["name"] == "tiny"
+    assert "error" not in again.stderr
+
+
+def test_the_report_is_rebuilt(finished, place):
+    (place / "runs/tiny/report.html").unlink()
+    again = potstill("report", "runs/tiny", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert (place / "runs/tiny/report.html").is_file()
+
+
+def test_one_stage_alone_stops_after_it(place):
+    only = potstill("generate", "tiny.yaml", "name=only", "seed=9", "--json", cwd=place)
+    assert only.returncode == 0, only.stderr
+    assert {p.name for p in (place / "runs/only/stages").iterdir()} == {"generate"}
+
+
+def test_the_five_line_recipe_runs(place):
+    (place / "five.yaml").write_text(
+        "teacher: {model: teacher}\nstudent: {from_teacher: {keep_layers: 3}}\ndata: {train: rows.jsonl}\n"
+    )
+    done = potstill("run", "five.yaml", "generate.max_new_tokens=8", "distill.steps=3", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert (place / "runs/five/student/config.json").is_file()
+
+
+def test_an_existing_smaller_model_with_a_padded_head_learns(place):
+    """Teacher rows 160 against student rows 128, one tokenizer of 128: only shared ids are compared."""
+    import tiny
+
+    wide = place / "wide"
+    tiny.tiny_model(vocab=160, layers=2, seed=5).save_pretrained(wide)
+    tiny.tiny_tokenizer(128).save_pretrained(wide)
+    save_tiny(place / "small", layers=1, seed=6)
+    (place / "pair.yaml").write_text(
+        "teacher: {model: wide}\nstudent: {model: small}\ndata: {train: rows.jsonl}\n"
+        "stages:\n  - generate: {max_new_tokens: 8}\n  - distill: {steps: 4, learning_rate: 0.01}\n"
+        "  - evaluate: {metrics: [likelihood]}\n"
+    )
+    done = potstill("run", "pair.yaml", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)["summary"]
+    assert 0 < summary["after"]["forward_kl"]["value"] < 20
+
+
+def test_rows_with_answers_train_without_a_generate_stage(place):
+    rows = [{"prompt": f"w{20 + i}", "response": f"w{30 + i} w{40 + i % 9}"} for i in range(64)]
+    (place / "answered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "answered.yaml").write_text(
+        "teacher: {model: teacher}\nstudent: {from_teacher: {keep_layers: 3, by: uniform}}\n"
+        "data: {train: answered.jsonl}\nstages:\n  - distill: {steps: 3, divergence: {jsd: {beta: 0.3}}, ce_weight: 0.2, temperature: 2}\n"
+        "  - evaluate: {metrics: [likelihood, agreement]}\n"
+    )
+    done = potstill("run", "answered.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+
+
+def test_prompt_only_rows_given_to_distill_say_that_answers_are_missing(place):
+    (place / "bare.yaml").write_text(
+        "teacher: {model: teacher}\nstudent: {from_teacher: {keep_layers: 3}}\ndata: {train: rows.jsonl}\n"
+        "stages: [distill, evaluate]\n"
+    )
+    done = potstill("run", "bare.yaml", cwd=place)
+    assert done.returncode == 2
+    assert "generate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("distill.temprature=2", "did you mean temperature"),
+        ("distill.temperature=0", "temperature"),
+        ("teacher.model=./nowhere", "no model at ./nowhere"),
+        ("data.train=missing.jsonl", "missing.jsonl"),
+        ("distill.divergence=froward_kl", "forward_kl"),
+    ],
+)
+def test_a_mistake_exits_2_with_the_way_out_and_no_traceback(place, override, words):
+    done = potstill("run", "tiny.yaml", override, cwd=place)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_are_json_when_asked(place):
+    done = potstill("check", "tiny.yaml", "distill.temprature=2", "--json", cwd=place)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "recipe"
+
+
+def test_check_reads_everything_and_trains_nothing(place):
+    done = potstill("check", "tiny.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "held out" in done.stdout
+    assert "stages.distill.micro_batch_tokens = " in done.stdout
+    assert done.stdout.count("⟦the teacher's answer⟧") == 3
+    as_json = potstill("check", "tiny.yaml", "--json", cwd=place)
+    assert json.loads(as_json.stdout)["passed"] is True
+
+
+def test_check_marks_the_scored_tokens_of_answered_rows(place):
+    rows = [{"prompt": f"w{40 + i}", "response": "w50"} for i in range(24)]
+    (place / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "marked.yaml").write_text(
+        "teacher: {model: teacher}\nstudent: {model: teacher}\ndata: {train: marked.jsonl}\nmethod: sft\n"
+    )
+    done = potstill("check", "marked.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "⟦w50 </s>⟧" in done.stdout
+    assert "Supervised fine-tuning" in done.stdout
+
+
+def test_an_interrupt_saves_and_names_the_command_that_continues(place):
+    """SIGTERM while the teacher writes: what is finished is kept, and the second run writes only the rest."""
+    command = [
+        sys.executable,
+        "-m",
+        "potstill",
+        "run",
+        "tiny.yaml",
+        "name=cut",
+        "seed=21",
+        "generate.batch_rows=2",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    running = subprocess.Popen(
+        command, cwd=place, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    journal = None
+    while running.poll() is None and (journal is None or len(journal.read_text().splitlines()) < 5):
+        journal = next(iter((place / "runs/.store").glob(".building-generate-*/journal.jsonl")), None)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 143, said
+    assert "Continue with: potstill run runs/cut" in said
+    again = potstill("run", "runs/cut", "generate.batch_rows=2", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert "answers were already written" in again.stderr
+
+
+def test_two_processes_cannot_own_one_run(finished, place):
+    import fcntl
+
+    with (place / "runs/tiny/.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        done = potstill("run", "tiny.yaml", cwd=place)
+    assert done.returncode == 2
+    assert "still running" in done.stderr
+
+
+def test_help_opens_without_importing_torch():
+    code = "import sys, potstill.cli; sys.exit(int('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_schema_is_printed():
+    done = subprocess.run(
+        [sys.executable, "-m", "potstill", "schema"], capture_output=True, text=True, timeout=60
+    )
+    assert "stages" in json.loads(done.stdout)["properties"]
