@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -121,10 +123,26 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
 
 
+class _Said(logging.Handler):
+    """What the library logs, as warnings on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        Console().warn(record.getMessage())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and turn every outcome into an exit code (see `potstill.errors`)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a C locale must not turn a dash into a crash
+            stream.reconfigure(errors="backslashreplace")
+    logger = logging.getLogger("potstill")
+    if not logger.handlers:
+        logger.addHandler(_Said())
     try:
         app(arguments, prog_name="potstill")  # exits by itself; wrong usage with 2
     except PotstillError as error:
