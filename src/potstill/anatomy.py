@@ -83,6 +83,11 @@ def head_form(model: Any) -> HeadForm:
     ids = torch.arange(4, device=layer.weight.device).unsqueeze(0)
     mask = torch.ones_like(ids)
     own = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    if not torch.isfinite(own).any():
+        raise ModelError(
+            f"the logits of {model.config.name_or_path or type(model).__name__} are not finite.",
+            fix="Its weights hold NaN or infinity: download or convert them again.",
+        )
     raw = layer(hidden_states(model, ids, mask, ids)).float()
     for cap in (softcap, None):
         for scale in dict.fromkeys(scales):
@@ -90,7 +95,7 @@ def head_form(model: Any) -> HeadForm:
             made = (
                 raw * scale if form.softcap is None else form.softcap * torch.tanh(raw * scale / form.softcap)
             )
-            if torch.allclose(made, own, rtol=2e-2, atol=2e-2 * float(own.abs().max().clamp(min=1e-6))):
+            if torch.allclose(made, own, rtol=2e-2, atol=2e-2 * float(own[own.isfinite()].abs().max().clamp(min=1e-6))):
                 return form
     raise ModelError(
         f"{type(model).__name__} changes its logits after the output layer in a way that is not known here.",

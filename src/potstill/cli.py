@@ -83,13 +83,20 @@ def _run(recipe: Path, overrides: list[str] | None, as_json: bool, until: str | 
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Load no weights: skip the proofs.")] = False,
+    as_json: Json = False,
+) -> None:
     """Read everything, train nothing.
 
-    Prints every default with its source, the held-out split, and three rendered rows."""
+    Prints every default with its source, the held-out split and three rendered rows, and proves on the
+    recipe's own models what a run relies on: gradients, masks, accumulation, saving. Exits 4 on failure.
+    """
     from potstill.check import check as check_recipe
 
-    report = check_recipe(recipe, overrides or (), console=Console(quiet=as_json))
+    report = check_recipe(recipe, overrides or (), proofs=not quick, console=Console(quiet=as_json))
     if as_json:
         _print_json(report.as_dict())
     else:

@@ -214,7 +214,7 @@ def _steps(
     lengths = [len(example.input_ids) for example in examples]
     counts = [example.count for example in examples]
     while progress.step < settings.steps:
-        before = progress.step
+        before, began = progress.step, progress.step_in_epoch
         plan = plan_steps(
             lengths,
             counts,
@@ -230,7 +230,7 @@ def _steps(
                 else shard(step, parallel.rank(), parallel.world(), lengths=lengths)
             )
             yield [[examples[row] for row in micro] or [_silent(examples[step[0][0]])] for micro in mine]
-        if progress.step == before:
+        if progress.step == before and began == 0:
             raise TrainingStopped(
                 f"no token was scored in all of epoch {progress.epoch + 1}.",
                 fix="Look at the rows: potstill check.",

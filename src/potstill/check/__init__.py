@@ -1,8 +1,9 @@
-"""The preflight: reads everything that a run reads, trains nothing."""
+"""The preflight: reads everything that a run reads, trains nothing, and proves the laws it relies on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from potstill import compose
@@ -14,9 +15,13 @@ __all__ = ["CheckReport", "check"]
 
 
 def check(
-    recipe: str | Path, overrides: Sequence[str] = (), *, console: Console | None = None
+    recipe: str | Path, overrides: Sequence[str] = (), *, proofs: bool = True, console: Console | None = None
 ) -> CheckReport:
     """Resolve a recipe, read its tokenizers, configs and rows, and say what a run would do.
+
+    Args:
+        proofs: also load the models and prove gradients, self-teacher, accumulation and saving on the
+            recipe's own rows. Without it no weight is loaded.
 
     Raises:
         PotstillError: the recipe, the data or a model cannot work; the error says how to go on.
@@ -24,4 +29,13 @@ def check(
     console = console or Console()
     console.say("reading recipe, tokenizers, configs and rows")
     parts = compose.compose(compose.open_recipe(recipe, overrides))
-    return reading.read(parts)
+    found, rows = reading.read(parts)
+    if not proofs:
+        return found
+    from potstill.check.proofs import prove
+
+    items = list(found.items)
+    for item in prove(parts, rows, console):
+        console.say(f"{'ok  ' if item.passed else 'FAIL'} {item.name}")
+        items.append(item)
+    return replace(found, items=tuple(items))

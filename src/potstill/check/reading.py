@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from potstill import compose
+from potstill.check import audit
 from potstill.check.report import CheckReport, Item, Rendered
 from potstill.compose import Parts
 from potstill.data import split
-from potstill.data.examples import encode
+from potstill.data.examples import Encoded, encode
 from potstill.presets import METHODS, Default, resolve_auto
 from potstill.recipe import notes
 from potstill.recipe_stages import Generate
@@ -16,18 +17,26 @@ SHOWN = 3
 _ESTIMATE = ("sizes that depend on the number of tokens are reckoned with answers of full length.",)
 
 
-def read(parts: Parts) -> CheckReport:
-    """Models, vocabulary, rows, split, defaults and three rendered rows."""
-    writes = any(isinstance(stage, Generate) for stage in parts.recipe.stages)
-    examples = [] if writes else list(_encoded(parts))
-    return CheckReport(
+def read(parts: Parts) -> tuple[CheckReport, list[Example]]:
+    """Models, vocabulary, rows, split, defaults and three rendered rows; and the rows as examples.
+
+    Where a generate stage comes first, the examples are the prompts alone.
+    """
+    longest = max((s.max_new_tokens for s in parts.recipe.stages if isinstance(s, Generate)), default=0)
+    writes = longest > 0
+    encoded = None if writes else _encoded(parts)
+    examples = list(encoded.examples) if encoded else _asked(parts)
+    sizes = encoded.lengths if encoded else [len(example.input_ids) for example in examples]
+    items = [*_items(parts), audit.stop_tokens(parts, examples), audit.lengths(parts, sizes, longest)]
+    found = CheckReport(
         recipe=parts.recipe.name,
-        items=tuple(_items(parts)),
+        items=tuple(items),
         stages=tuple(stage.name for stage in parts.recipe.stages),
-        defaults=_defaults(parts, examples),
+        defaults=_defaults(parts, examples, longest),
         rows=tuple(_prompts(parts) if writes else (_marked(parts, e) for e in examples[:SHOWN])),
         notes=parts.notes + notes(parts.recipe) + _sources(parts) + (_ESTIMATE if writes else ()),
     )
+    return found, examples
 
 
 def _items(parts: Parts) -> list[Item]:
@@ -64,20 +73,27 @@ def _shared(parts: Parts) -> bool:
     return parts.vocabulary.fingerprint() == parts.teacher_vocabulary.fingerprint()
 
 
-def _encoded(parts: Parts) -> tuple[Example, ...]:
+def _encoded(parts: Parts) -> Encoded:
     policy = parts.recipe.data.on_bad_row
-    return encode(
-        parts.data.train, parts.student_templater, max_length=parts.max_length, on_bad_row=policy
-    ).examples
+    return encode(parts.data.train, parts.student_templater, max_length=parts.max_length, on_bad_row=policy)
 
 
-def _defaults(parts: Parts, examples: list[Example]) -> tuple[Default, ...]:
+def _asked(parts: Parts) -> list[Example]:
+    """The training prompts as ids; nothing in them is scored."""
+    templater = parts.teacher_templater
+    found = []
+    for row in parts.data.train:
+        ids = templater.prompt_ids(row.prompt, list(row.tools) or None)
+        found.append(Example(row.id, tuple(ids), (False,) * len(ids)))
+    return found
+
+
+def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Default, ...]:
     """What `auto` becomes; before the teacher has written, as if every answer had full length."""
-    longest = next((s.max_new_tokens for s in parts.recipe.stages if isinstance(s, Generate)), None)
-    tokens = sum(example.count for example in examples) or len(parts.data.train) * (longest or 0) or None
+    tokens = len(parts.data.train) * longest or sum(example.count for example in examples)
     found: list[Default] = []
     for stage in parts.recipe.stages:
-        found += resolve_auto(stage, compose.facts(parts, tokens, None, longest))[1]
+        found += resolve_auto(stage, compose.facts(parts, tokens or None, None, longest or None))[1]
     return tuple(found)
 
 

@@ -44,7 +44,9 @@ class Sampling:
             self.temperature,
             "Use 0 for greedy text, or a positive number.",
         )
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "Use a share above 0 and up to 1; 1 keeps all ids.")
+        _require(
+            0 < self.top_p <= 1, "top_p", self.top_p, "Use a share above 0 and up to 1; 1 keeps all ids."
+        )
         _require(self.top_k >= 0, "top_k", self.top_k, "Use 0 to keep all ids, or a positive number.")
 
 
