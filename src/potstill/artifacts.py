@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,6 @@ class Store:
 
     def finish(self, stage: str, key: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
         """Seal the work folder: manifest with every file's size and hash, then rename."""
-        from potstill import __version__
-
         work, place = self.work(stage, key), self.place(stage, key)
         files = {
             str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
@@ -75,7 +74,7 @@ class Store:
             if path.is_file() and path.name != MANIFEST
         }
         manifest = {
-            "made_by": f"potstill {__version__}",
+            "made_by": f"potstill {version('potstill')}",
             "stage": stage,
             "key": key,
             "inputs": inputs,
