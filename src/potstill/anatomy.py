@@ -95,7 +95,9 @@ def head_form(model: Any) -> HeadForm:
             made = (
                 raw * scale if form.softcap is None else form.softcap * torch.tanh(raw * scale / form.softcap)
             )
-            if torch.allclose(made, own, rtol=2e-2, atol=2e-2 * float(own[own.isfinite()].abs().max().clamp(min=1e-6))):
+            if torch.allclose(
+                made, own, rtol=2e-2, atol=2e-2 * float(own[own.isfinite()].abs().max().clamp(min=1e-6))
+            ):
                 return form
     raise ModelError(
         f"{type(model).__name__} changes its logits after the output layer in a way that is not known here.",

@@ -6,8 +6,10 @@ import io
 import json
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -116,6 +118,43 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     else:
         print(result.verdict)
         print(f"report   {result.outputs['report']}")
+
+
+@app.command()
+def status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say where a run stands."""
+    from potstill.status import read_status
+
+    found = read_status(run_folder)
+    while wait and found.state == "running":
+        time.sleep(2)
+        found = read_status(run_folder)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        print(found.text())
+
+
+@app.command()
+def init(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE")] = Path("recipe.yaml"),
+    teacher: Annotated[str, typer.Option(help="The teacher.")] = "HuggingFaceTB/SmolLM2-360M-Instruct",
+    student: Annotated[str, typer.Option(help="The student.")] = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    train: Annotated[str, typer.Option(help="The training rows.")] = "prompts.jsonl",
+    as_json: Json = False,
+) -> None:
+    """Write a commented recipe to start from."""
+    from potstill.init import write_recipe
+
+    path = write_recipe(recipe, teacher=teacher, student=student, train=train)
+    if as_json:
+        _print_json({"path": str(path)})
+    else:
+        print(f"wrote {path}; next: potstill check {path}")
 
 
 @app.command()

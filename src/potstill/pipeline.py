@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from potstill import compose, resolve
@@ -210,14 +211,19 @@ class Pipeline:
             autocast=None if stage.precision == "float32" else DTYPES[stage.precision],
             chunk_bytes=getattr(stage, "chunk_bytes", DEFAULT_CHUNK_BYTES),
             activation_checkpointing=stage.activation_checkpointing,
+            on_start=self._started,
             data_key=key_of("examples", {"rows": [[e.id, e.input_ids, e.scored] for e in examples]}),
         )
         trained = train.run(self.world, job)
+        self.folder.update({"training": None})
         if stage.verb == "control":
             self.control = trained
         else:
             self.current = trained
         return trained
+
+    def _started(self, metrics: Path, steps: int) -> None:
+        self.folder.update({"training": {"metrics": str(metrics.resolve()), "steps": steps}})
 
     def _finetune_rows(self, stage: Finetune) -> list[Example]:
         assert stage.data is not None

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from potstill import compose
+from potstill import compose, status
 from potstill.artifacts import Store
 from potstill.console import Console
-from potstill.errors import Interrupted, RecipeError
+from potstill.errors import Interrupted, PotstillError, RecipeError
 from potstill.pipeline import Pipeline
 from potstill.recipe import dump_yaml
 from potstill.report import gather
@@ -71,6 +71,9 @@ def run(
         )
     folder.create()
     with folder.owned(), _signals() as received:
+        before = folder.state()
+        if before.get("status") == "running":
+            console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
         parts = compose.compose(opened)
         (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
         folder.update({"base": str(opened.base), "recipe_hash": opened.recipe.hash(), "status": "running"})
@@ -89,6 +92,9 @@ def run(
         except Interrupted as stop:
             stop.fix = f"Continue with: potstill run {folder.path}"
             folder.update({"status": "interrupted"})
+            raise
+        except PotstillError as error:
+            folder.update({"status": "failed", "error": error.as_dict()})
             raise
         outcome = replace(outcome, started=started, finished=time.time())
         return _result(folder, gather.publish(folder, outcome))

@@ -62,6 +62,19 @@ class RunDir:
             handle.flush()
             yield
 
+    def owner(self) -> int | None:
+        """The process that holds the folder, None when nobody does."""
+        place = self.path / ".lock"
+        if not place.is_file():
+            return None
+        with place.open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                told = handle.read().strip()
+                return int(told) if told.isdigit() else -1
+        return None
+
     def state(self) -> dict[str, Any]:
         """What the last process knew, {} for a new folder."""
         try:

@@ -19,7 +19,7 @@ from potstill.artifacts import Artifact
 from potstill.data.batch import collate
 from potstill.errors import Interrupted
 from potstill.objectives.token import TokenLoss
-from potstill.stages.common import ModelRef, World, append_line, produce, read_lines, write_lines
+from potstill.stages.common import ModelRef, World, append_line, peak_rss, produce, read_lines, write_lines
 from potstill.stages.student import facts_of
 from potstill.step import StudentModule
 from potstill.teachers import local
@@ -43,6 +43,7 @@ class Job:
         autocast: dtype of the forward pass, None for fp32.
         stop_ids: ids that end an answer; written into the student's generation config.
         data_key: what identifies the examples.
+        on_start: told where metrics are written and how many steps there will be.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Job:
     chunk_bytes: int
     activation_checkpointing: bool
     data_key: str
+    on_start: Callable[[Path, int], None] = lambda metrics, steps: None
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,13 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     checkpoints, events = folder / "checkpoints", folder / METRICS
     progress = _resume(world, checkpoints, events, module, optimizer, job.name)
     validate = _validator(job, module, teacher)
+    job.on_start(events, job.settings.steps)
     if progress.step == 0 and job.validation:
         append_line(events, {"event": "validation", "step": 0, "best": False, **validate()})
     with world.console.bar(job.name, job.settings.steps) as bar:
 
         def event(values: Mapping[str, Any]) -> None:
-            append_line(events, values)
+            append_line(events, {**values, "peak_rss_bytes": peak_rss()})
             if values["event"] == "step":
                 rate = values["tokens"] / max(values["seconds"], 1e-9)
                 bar.update(values["step"], f"loss {values['loss']:.3f} · {rate:.0f} tok/s")

@@ -1,0 +1,118 @@
+"""Where a run stands, read from its folder alone: also while another process works in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.console import clock
+from potstill.errors import RecipeError
+from potstill.rundir import RECIPE, RunDir
+
+
+@dataclass(frozen=True)
+class Status:
+    """`state`: finished, running, interrupted, or died (its process ended without saying so)."""
+
+    run: str
+    state: str
+    stage: str
+    step: int | None
+    steps: int | None
+    loss: float | None
+    seconds_left: float | None
+    peak_rss_bytes: int | None
+    hint: str
+
+    def text(self) -> str:
+        """One line for people, and what to do next."""
+        parts = [f"{self.run}: {self.state}"]
+        if self.stage and self.state != "finished":
+            parts.append(f"stage {self.stage}")
+        if self.step is not None and self.state != "finished":
+            parts.append(f"step {self.step} of {self.steps}" if self.steps else f"step {self.step}")
+        if self.loss is not None and self.state != "finished":
+            parts.append(f"loss {self.loss:.3f}")
+        if self.seconds_left is not None and self.state == "running":
+            parts.append(f"{clock(self.seconds_left)} left in this stage")
+        return " · ".join(parts) + (f"\n{self.hint}" if self.hint else "")
+
+
+def read_status(run_folder: Path) -> Status:
+    """Read a run's state.
+
+    Raises:
+        RecipeError: the folder holds no run.
+    """
+    if not (run_folder / RECIPE).is_file():
+        raise RecipeError(f"{run_folder} holds no run.", fix="Name a folder below runs/.")
+    folder = RunDir(run_folder)
+    state = folder.state()
+    told = str(state.get("status", "unknown"))
+    owner = folder.owner()
+    if told == "running" and owner is None:
+        told = "died"
+    training = state.get("training") or {}
+    last = last_step(training.get("metrics"))
+    steps = training.get("steps")
+    step = None if last is None else int(last["step"])
+    left = None
+    if last is not None and steps:
+        left = (steps - int(last["step"])) * float(last["seconds"])
+    return Status(
+        run=str(run_folder),
+        state=told,
+        stage=str(state.get("stage", "")),
+        step=step,
+        steps=steps,
+        loss=None if last is None else float(last["loss"]),
+        seconds_left=left,
+        peak_rss_bytes=None if last is None else last.get("peak_rss_bytes"),
+        hint=_hint(told, run_folder, last),
+    )
+
+
+def last_step(metrics: str | None) -> dict[str, Any] | None:
+    """The last complete step line of a metrics file."""
+    if not metrics or not Path(metrics).is_file():
+        return None
+    with Path(metrics).open("rb") as handle:
+        handle.seek(max(0, handle.seek(0, 2) - 65_536))
+        lines = handle.read().split(b"\n")
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "step":
+            return event
+    return None
+
+
+def _hint(state: str, run_folder: Path, last: dict[str, Any] | None) -> str:
+    goes_on = f"Continue with: potstill run {run_folder}"
+    if state == "interrupted":
+        return goes_on
+    if state != "died":
+        return ""
+    return f"{post_mortem(last)} {goes_on}"
+
+
+def post_mortem(last: dict[str, Any] | None) -> str:
+    """What a process that left no word was doing, and the likely cause."""
+    import psutil
+
+    if last is None:
+        return "Its process ended without a word: killed, or the machine went down."
+    peak, total = int(last.get("peak_rss_bytes") or 0), psutil.virtual_memory().total
+    cause = (
+        "likely the kernel killed it for memory: lower micro_batch_tokens"
+        if peak > 0.8 * total
+        else "likely it was killed from outside, or the machine went down"
+    )
+    return (
+        f"Its process ended without a word after step {last['step']}; it had held {peak / 1e9:.1f} of "
+        f"{total / 1e9:.1f} GB; {cause}."
+    )
