@@ -153,7 +153,7 @@ def _learning_rate(stage: Training, facts: Facts) -> Choice:
 
 
 def _tokens_per_step(total: int | None, facts: Facts) -> Choice:
-    usual = 32768 if facts.accelerated else 1024
+    usual = 32768 if facts.accelerated else 256
     if total is None or total // 50 >= usual:
         return usual, f"usual on {_machine(facts)}"
     return max(
