@@ -93,13 +93,15 @@ class Pipeline:
         stage = self._resolved(stage)
         templater = self.parts.teacher_templater
         room = self.parts.max_length - stage.max_new_tokens
+        # One answer each for rows that are measured on: two answers to one prompt are not two prompts.
+        trained = {row.id for row in self.parts.data.train}
         prompts, too_long = [], 0
         for row in self.parts.data.everything:
             ids = templater.prompt_ids(row.prompt, list(row.tools) or None)
             if len(ids) > room:
                 too_long += 1
                 continue
-            prompts.append(generate.Prompt(row.id, tuple(ids)))
+            prompts.append(generate.Prompt(row.id, tuple(ids), stage.samples if row.id in trained else 1))
         self.funnel["prompt too long"] = too_long
         if not prompts:
             raise DataError(
@@ -114,7 +116,6 @@ class Pipeline:
             self.parts.teacher,
             prompts,
             Sampling(stage.max_new_tokens, stage.sampling_temperature, stage.top_p, stage.top_k),
-            samples=stage.samples,
             batch_rows=settled(stage.batch_rows),
             stop_ids=tuple(templater.stop_ids),
             pad_id=self.parts.pad_id,

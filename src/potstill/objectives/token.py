@@ -7,6 +7,7 @@ one the raw divergence is minimised.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class Divergence:
     supports: frozenset[str] = frozenset({"dense"})
     temperature_power: int = 2
     vanishes: bool = True
+    wants_tail: bool = False  # takes `tail`: whether the last column is a tail bucket
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -54,6 +56,7 @@ class Divergence:
             supports=frozenset(getattr(module, "SUPPORTS", {"dense"})),
             temperature_power=getattr(module, "TEMPERATURE_POWER", 0),
             vanishes=getattr(module, "VANISHES", False),
+            wants_tail="tail" in inspect.signature(module.value).parameters,
             options=dict(options or {}),
         )
 
@@ -181,7 +184,9 @@ class TokenLoss:
         return value
 
     def _divergence(self, against: support.Support, want_grad: bool) -> tuple[Tensor, Tensor | None]:
-        options = self.divergence.options
+        options = dict(self.divergence.options)
+        if self.divergence.wants_tail:
+            options["tail"] = against.tail
         if want_grad:
             value, partial = self.divergence.value_and_partial(
                 against.student_lp, against.teacher_lp, **options

@@ -18,10 +18,11 @@ JOURNAL = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the teacher reads it."""
+    """A prompt as the teacher reads it, and how many answers are wanted."""
 
     row_id: str
     ids: tuple[int, ...]
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ def run(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
-    samples: int,
     batch_rows: int,
     stop_ids: tuple[int, ...],
     pad_id: int,
@@ -50,25 +50,27 @@ def run(
     """All answers to `prompts`. Draws depend on seed, prompt and sample, never on the batch."""
     inputs = {
         "teacher": [teacher.fingerprint, str(teacher.dtype)],
-        "prompts": [[prompt.row_id, prompt.ids] for prompt in prompts],
+        "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
         "sampling": asdict(sampling),
-        "samples": samples,
         "stop_ids": sorted(stop_ids),
         "seed": world.seed,
     }
+
+    most = max(prompt.samples for prompt in prompts)
+    total = sum(prompt.samples for prompt in prompts)
+    unwanted = {(i, s) for i, prompt in enumerate(prompts) for s in range(prompt.samples, most)}
 
     def build(folder: Path) -> Mapping[str, Any]:
         done = {(line["index"], line["sample"]) for line in read_lines(folder / JOURNAL)}
         write_lines(folder / JOURNAL, read_lines(folder / JOURNAL))
         if done:
-            world.console.say(f"{name}: {len(done)} of {len(prompts) * samples} answers were already written")
-        if len(done) < len(prompts) * samples:
+            world.console.say(f"{name}: {len(done)} of {total} answers were already written")
+        if len(done) < total:
             _write(folder, done)
         return _finish(folder, prompts)
 
     def _write(folder: Path, done: set[tuple[int, int]]) -> None:
         loaded = teacher.load(world.device)
-        total = len(prompts) * samples
         with world.console.bar(f"{name}: the teacher writes", total) as bar:
             for completion in local.generate(
                 loaded.model,
@@ -79,8 +81,8 @@ def run(
                 seed=world.seed,
                 batch_rows=batch_rows,
                 vocabulary=loaded.vocabulary.size,
-                samples=samples,
-                skip=done,
+                samples=most,
+                skip=done | unwanted,
                 on_progress=lambda p: bar.update(
                     len(done) + p.done, f"{p.tokens / max(p.seconds, 1e-9):.0f} tok/s"
                 ),

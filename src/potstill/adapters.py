@@ -1,0 +1,51 @@
+"""potstill's loss inside other people's trainers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.errors import SignalError
+from potstill.loss import DistillationLoss
+
+
+class TrainerLoss:
+    """A `compute_loss_func` for `transformers.Trainer`: the loss of a student against a teacher.
+
+    The Trainer hands a loss function outputs and labels but not the inputs, which the teacher needs; a
+    hook on the student's forward keeps the last ones. Divides by `num_items_in_batch`, the scored tokens
+    of the whole accumulation window, so accumulation changes no gradient.
+
+    Args:
+        student: the model that the Trainer trains.
+        teacher: a model with the same tokenizer, put in eval mode and frozen.
+        loss: what to minimise.
+
+    Raises:
+        SignalError: on a call without labels or before the student ran.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, loss: DistillationLoss) -> None:
+        self._teacher = teacher.eval().requires_grad_(False)
+        self._loss = loss
+        self._inputs: dict[str, Tensor] = {}
+        student.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def _remember(self, _module: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
+        wanted = ("input_ids", "attention_mask", "position_ids")
+        self._inputs = {name: inputs[name] for name in wanted if inputs.get(name) is not None}
+
+    def __call__(
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        if labels is None or not self._inputs:
+            raise SignalError(
+                "the Trainer gave no labels.", fix="Rows need labels, -100 where nothing is scored."
+            )
+        self._teacher.eval()
+        with torch.no_grad():
+            target = self._teacher(**self._inputs, use_cache=False).logits
+        out = self._loss.from_logits(outputs.logits, target.to(outputs.logits.device), labels=labels)
+        return out.mean if num_items_in_batch is None else out.sum / num_items_in_batch

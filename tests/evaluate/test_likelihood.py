@@ -1,0 +1,80 @@
+"""Held-out figures against the plain dense formula, with padded heads and any batching."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from potstill.divergences import forward_kl, reverse_kl
+from potstill.evaluate import likelihood
+from potstill.evaluate.text import Answer, length_ratio, repetition, rouge_l, stop_rate
+from potstill.types import Example
+from tiny import tiny_model
+
+
+def rows() -> list[Example]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Example(
+            f"r{n}",
+            tuple(torch.randint(4, 128, (n,), generator=generator).tolist()),
+            tuple(i >= n // 2 for i in range(n)),
+        )
+        for n in (5, 9, 14, 6)
+    ]
+
+
+def measure(student, teacher, **changes):
+    base = {"vocabulary": 128, "pad_id": 0, "forward_kl": forward_kl.value, "reverse_kl": reverse_kl.value}
+    return likelihood.measure(student, teacher, rows(), **(base | changes))
+
+
+def test_every_figure_equals_the_dense_formula():
+    student, teacher = tiny_model(seed=0), tiny_model(seed=1, vocab=160)
+    scores = measure(student, teacher)
+    with torch.no_grad():
+        for index, row in enumerate(rows()):
+            ids = torch.tensor([row.input_ids])
+            q = torch.log_softmax(student(ids).logits[0, :-1, :128].double(), -1)
+            p = torch.log_softmax(teacher(ids).logits[0, :-1, :128].double(), -1)
+            on = torch.tensor(row.scored[1:])
+            target = ids[0, 1:]
+            want = {
+                "forward_kl": (p.exp() * (p - q)).sum(-1),
+                "reverse_kl": (q.exp() * (q - p)).sum(-1),
+                "cross_entropy": -q.gather(1, target[:, None])[:, 0],
+                "teacher_cross_entropy": -p.gather(1, target[:, None])[:, 0],
+                "agreement": (q.argmax(-1) == p.argmax(-1)).double(),
+                "agreement_top5": (q.topk(5).indices == p.argmax(-1, keepdim=True)).any(-1).double(),
+            }
+            assert scores.tokens[index] == row.count
+            for name, values in want.items():
+                assert scores.sums[name][index] == pytest.approx(float(values[on].sum()), abs=1e-4), name
+
+
+@pytest.mark.parametrize("changes", [{"batch_tokens": 10}, {"batch_tokens": 10_000}, {"chunk_bytes": 1}])
+def test_batching_and_chunks_change_nothing(changes):
+    student, teacher = tiny_model(seed=0), tiny_model(seed=1)
+    one, other = measure(student, teacher), measure(student, teacher, **changes)
+    for name in likelihood.NAMES:
+        assert one.sums[name] == pytest.approx(other.sums[name], abs=1e-4)
+
+
+def test_a_model_against_itself_is_perfect_and_stays_in_its_mode():
+    model = tiny_model(seed=0).train()
+    scores = measure(model, model)
+    assert scores.metric("forward_kl").value == pytest.approx(0, abs=1e-6)
+    assert scores.metric("agreement").value == 1
+    assert model.training
+
+
+def test_text_measures():
+    answers = [
+        Answer("a", "the cat sat on the mat", 7, True),
+        Answer("b", "to to to to to to to to", 8, False),
+    ]
+    assert rouge_l(answers, ["the cat sat on the mat", "nothing alike"]).value == pytest.approx(0.5)
+    assert stop_rate(answers).value == 0.5
+    assert length_ratio(answers, [7, 4]).value == pytest.approx(15 / 11)
+    assert repetition([answers[1]]).value == pytest.approx(4 / 5)
+    assert repetition([answers[0]]).value == 0

@@ -1,0 +1,60 @@
+"""Intervals resample prompts and cover what they claim; a share is refused where it means nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from potstill.evaluate import stats
+
+
+def test_the_value_is_a_ratio_of_sums_and_not_a_mean_of_ratios():
+    metric = stats.ratio([1.0, 9.0], [1.0, 3.0])
+    assert metric.value == pytest.approx(2.5)
+    assert metric.n == 2
+
+
+def test_prompts_without_tokens_do_not_count():
+    assert stats.ratio([1.0, 0.0], [2.0, 0.0]).n == 1
+    empty = stats.ratio([], [])
+    assert empty.n == 0
+    assert math.isnan(empty.value)
+
+
+def test_perplexity_is_the_exponential_of_the_mean_with_its_interval():
+    plain = stats.ratio([2.0, 4.0, 9.0], [2.0, 3.0, 4.0], seed=1)
+    shaped = stats.ratio([2.0, 4.0, 9.0], [2.0, 3.0, 4.0], seed=1, transform=np.exp)
+    assert shaped.value == pytest.approx(math.exp(plain.value))
+    assert (shaped.low, shaped.high) == pytest.approx((math.exp(plain.low), math.exp(plain.high)))
+
+
+@pytest.mark.parametrize(("n", "least"), [(60, 0.90), (200, 0.92)])
+def test_intervals_cover_a_token_weighted_mean_as_often_as_they_claim(n, least):
+    """Rows of different lengths whose tokens share a row's own level, as tokens of one answer do."""
+    dice = np.random.default_rng(0)
+    hits, trials = 0, 400
+    for trial in range(trials):
+        lengths = dice.integers(5, 120, n).astype(float)
+        levels = dice.gamma(2.0, 0.25, n)
+        metric = stats.ratio(lengths * levels, lengths, resamples=500, seed=trial)
+        hits += metric.low <= 0.5 <= metric.high
+    assert hits / trials >= least
+
+
+def test_a_share_kept_is_resampled_on_the_same_prompts():
+    dice = np.random.default_rng(0)
+    theirs = dice.uniform(0.2, 0.9, 80)
+    teacher = stats.ratio(theirs.tolist(), [1.0] * 80)
+    student = stats.ratio((0.8 * theirs).tolist(), [1.0] * 80)
+    kept = stats.retained(teacher, student)
+    assert (kept.value, kept.low, kept.high) == pytest.approx((0.8, 0.8, 0.8))
+
+
+def test_a_share_is_refused_where_the_teacher_does_not_clearly_succeed():
+    one = stats.ratio([1.0] * 80, [1.0] * 80)
+    assert "includes 0" in stats.retained(stats.ratio([0.0] * 80, [1.0] * 80), one)
+    few = stats.ratio([1.0] * 15 + [0.0] * 65, [1.0] * 80)
+    assert "only 15 prompts" in stats.retained(few, one)
+    assert "different prompts" in stats.retained(one, stats.ratio([1.0] * 40, [1.0] * 40))
