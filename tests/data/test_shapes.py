@@ -36,7 +36,9 @@ def test_all_shapes_mean_the_same_conversation(tmp_path: Path, row: dict[str, An
 
 
 def test_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
-    assert read(tmp_path, {"instruction": "q", "input": "x", "output": "a"})[0].messages == chat("q\n\nx", "a")
+    assert read(tmp_path, {"instruction": "q", "input": "x", "output": "a"})[0].messages == chat(
+        "q\n\nx", "a"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_arguments_written_as_json_text_become_an_object(tmp_path: Path) -> None
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
         return {"messages": [*chat("q"), {"role": "assistant", "content": None, "tool_calls": [call]}]}
 
-    assert read(tmp_path, row('{"x": 1}')) [0].messages == read(tmp_path, row({"x": 1}))[0].messages
+    assert read(tmp_path, row('{"x": 1}'))[0].messages == read(tmp_path, row({"x": 1}))[0].messages
     with pytest.raises(DataError, match=r"tool_calls\[0\] has arguments that are not JSON"):
         read(tmp_path, row("{x}"))
 

@@ -8,7 +8,8 @@ most likely one. Forward KL fits the head first, reverse KL the tail (Wu et al. 
 ids plays no part. Gradient by the student's logits: the same mixture of the gradients of the two KLs.
 DSKD puts the id that crosses μ into the head; the authors' code does not.
 
-With stored ids a bucket would be ranked like one id; pass `tail=True` when the last column is one.
+With stored ids the bucket always belongs to the tail, however much mass it holds: the caller says by `tail`
+that the last column is one.
 """
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from potstill.divergences._math import compare, forward, product, require, reverse
 
-SUPPORTS = frozenset({"dense"})
+SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
 DISCLAIMS: dict[str, str] = {

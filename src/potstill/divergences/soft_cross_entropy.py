@@ -16,7 +16,6 @@ TEMPERATURE_POWER = 2
 VANISHES = False
 DISCLAIMS: dict[str, str] = {
     "at_equality": "it is the teacher's entropy there",
-    "only_at_equality": "it can be 0 at no other place, and is not 0 at equality",
     "quadratic": "it tends to log V as T grows",
 }
 
