@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -11,13 +12,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
 from potstill import __version__
 from potstill.console import Console
-from potstill.errors import PotstillError
+from potstill.errors import MachineError, PotstillError
 
 app = typer.Typer(
     add_completion=False,
@@ -198,10 +199,43 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
-    except Exception:
-        traceback.print_exc()
-        print(
-            f"error: this is a bug in potstill {__version__}; please report it with the lines above.",
-            file=sys.stderr,
+    except (OSError, MemoryError) as error:
+        told = machine_error(error)
+        if told is None:
+            _bug()
+        if as_json:
+            _print_json({"error": told.as_dict()})
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(told.exit_code)
+    except Exception as error:
+        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
+            print(f"error: {machine_error(MemoryError())}", file=sys.stderr)
+            sys.exit(3)
+        _bug()
+
+
+def machine_error(error: OSError | MemoryError) -> MachineError | None:
+    """What the machine lacks, in words; None when the error is not about the machine."""
+    if isinstance(error, MemoryError):
+        return MachineError(
+            "memory ran out.", fix="Lower micro_batch_tokens or batch_rows, or use a smaller model."
         )
-        sys.exit(1)
+    place = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(
+            f"the disk is full{place}.", fix="Free space and run the same command again; it goes on."
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return MachineError(
+            f"this place cannot be written{place}.", fix="Choose another folder with `runs:`."
+        )
+    return None
+
+
+def _bug() -> NoReturn:
+    traceback.print_exc()
+    print(
+        f"error: this is a bug in potstill {__version__}; please report it with the lines above.",
+        file=sys.stderr,
+    )
+    sys.exit(1)

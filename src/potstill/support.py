@@ -37,12 +37,14 @@ class Support:
     tail: bool = False
     offset: Tensor | None = None
 
-    def pull_back(self, partial: Tensor, temperature: float, out: Tensor) -> Tensor:
+    def pull_back(self, partial: Tensor, temperature: float, out: Tensor, *, tangent: bool = False) -> Tensor:
         """Write d value / d logits [N, V] into `out`, given d value / d student_lp [N, K].
 
         Dense: (g - softmax * sum g) / T. An id j in the tail: (g_tail q_j / Q_tail - q_j sum g) / T.
-        `out` may be the memory of `full_lp`.
+        `out` may be the memory of `full_lp`. `tangent` says that sum g is 0 by the divergence's formula.
         """
+        if tangent and self.ids is None:
+            return torch.div(partial, temperature, out=out) if temperature != 1.0 else out.copy_(partial)
         total = partial.sum(-1, keepdim=True)
         if self.ids is None:
             torch.exp(self.full_lp, out=out)

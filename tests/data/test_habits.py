@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from data.chats import (
     CHATML,
     FORGETFUL,
@@ -16,9 +19,6 @@ from data.chats import (
     bytes_tokenizer,
     chat,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from potstill.cli import main
+from e2e.cli import Done, potstill, process
 from tiny import save_tiny
 
 RECIPE = """\
@@ -33,40 +30,6 @@ stages:
   - control: {tokens_per_step: 96, epochs: 1}
   - evaluate: {samples: 10, resamples: 200}
 """
-
-
-@dataclass
-class Done:
-    """What a command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def process(*arguments: str, cwd: Path) -> Done:
-    """Run the command line as a user does, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "potstill", *arguments],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def potstill(*arguments: str, cwd: Path) -> Done:
-    """The same in this process, which has imported torch already."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(list(arguments))
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from tiny import tiny_model
 
 from potstill import parallel
 from potstill.data.batch import collate
@@ -17,6 +16,7 @@ from potstill.objectives.token import Divergence, TokenLoss
 from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
 from potstill.types import Example
+from tiny import tiny_model
 
 
 def ragged_rows(n: int = 7) -> list[Example]:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from invariance.steps import gradient, ragged_rows
 from safetensors.torch import load_file
-from tiny import tiny_model
 
+from invariance.steps import gradient, ragged_rows
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from tiny import tiny_model
 
 TESTS = Path(__file__).parent.parent
 
@@ -25,7 +25,9 @@ TESTS = Path(__file__).parent.parent
 def same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
     assert got.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(got[name], tensor, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            got[name], tensor, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [24, 50, 100])

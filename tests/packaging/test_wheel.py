@@ -11,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]

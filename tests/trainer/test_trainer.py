@@ -184,7 +184,11 @@ def test_a_teacher_that_breaks_on_some_rows_stops_training_and_names_them():
 
     saved = []
     with pytest.raises(TrainingStopped, match=r"forward_kl loss is nan on rows .*r7"):
-        fit(StudentModule(tiny_model(), 128), FixedTeacher(sometimes), hooks=Hooks(save=lambda *a: saved.append(a)))
+        fit(
+            StudentModule(tiny_model(), 128),
+            FixedTeacher(sometimes),
+            hooks=Hooks(save=lambda *a: saved.append(a)),
+        )
     assert saved == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def prove(parts: Parts, rows: Sequence[Example], console: Console) -> Iterator[I
     stages = [stage for stage in parts.recipe.stages if isinstance(stage, Training)]
     for stage in stages:
         loss = objective_of(stage, 2)[1](0)
-        yield _tried(f"gradient of {stage.name}", lambda loss=loss: _finite_differences(loss))
+        yield _tried(f"gradient of {stage.name}", partial(_finite_differences, loss))
     console.say("loading the teacher")
     teacher = parts.teacher.load(parts.device)
     few = [_short(row) for row in rows[:ROWS]]
@@ -43,10 +44,9 @@ def prove(parts: Parts, rows: Sequence[Example], console: Console) -> Iterator[I
     for stage in stages:
         if stage.verb == "distill":
             loss = objective_of(stage, 2)[1](0)
-            yield _tried(
-                f"self-teacher of {stage.name}",
-                lambda loss=loss: _self_teacher(parts, teacher.model, few, loss, 1e-4 if half else 1e-6),
-            )
+            limit = 1e-4 if half else 1e-6
+            law = partial(_self_teacher, parts, teacher.model, few, loss, limit)
+            yield _tried(f"self-teacher of {stage.name}", law)
     console.say("making the student")
     student = _student(parts, teacher.model)
     yield _tried("accumulation", lambda: _accumulation(parts, student, few))

@@ -11,6 +11,7 @@ leading underscore is a divergence; there is no registry. Each file defines
 - `SUPPORTS`, the signals it is right for: "dense", "topk" (stored ids and a tail bucket), "sampled";
 - `TEMPERATURE_POWER`, k of the factor T^k that keeps its balance with a hard-label term;
 - `VANISHES`, whether it is zero at equality;
+- `TANGENT`, optional: its partial sums to 0 over the outcomes, which spares the way back to logits a pass;
 - `DISCLAIMS`, the laws it does not obey, each with the reason.
 """
 

@@ -5,7 +5,9 @@ whose probability is 0 there contributes 0 and a finite gradient, however its ot
 are neutralised before they are multiplied; repairing a NaN afterwards would leave it in the gradient.
 
 Everything here runs over N x V elements. On a CPU, selecting by a mask costs ten times an arithmetic
-operation, so clamps stand where a reader may expect masks.
+operation, so clamps stand where a reader may expect masks, and one sum or maximum (a tenth of an
+operation) decides whether a guard is needed at all. On a GPU such a question would wait for the device,
+so the guarded way is always taken there.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 from potstill.errors import RecipeError
 
 FLOOR = -1e30  # stands for -inf where a difference of two must stay a number
+SAFE = 80.0  # expm1 of more would overflow in fp32
 
 
 class Pair(NamedTuple):
@@ -34,7 +37,7 @@ def product(weight: Tensor, x: Tensor) -> Tensor:
     """weight * x, and 0 where the weight is 0 whatever x is."""
     if not weight.is_cuda:
         plain = weight * x
-        if plain.sum().isfinite():
+        if plain.detach().sum().isfinite():
             return plain
     return weight * torch.where(weight > 0, x, 0.0)
 
@@ -42,14 +45,23 @@ def product(weight: Tensor, x: Tensor) -> Tensor:
 def compare(student_lp: Tensor, teacher_lp: Tensor) -> Pair:
     """Exponentials, their log ratio, and their difference without cancellation."""
     q, p = student_lp.exp(), teacher_lp.exp()
-    inf = math.inf
-    # A NaN that came in stays one: it is in q or p.
-    d = (student_lp - teacher_lp).nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
+    d = student_lp - teacher_lp
+    if d.is_cuda or not d.detach().sum().isfinite():
+        inf = math.inf
+        # A NaN that came in stays one: it is in q or p, and the guarded difference reads both.
+        d = d.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
+        return Pair(q, p, d, _guarded_difference(q, p, d))
     return Pair(q, p, d, difference(q, p, d))
 
 
 def difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
-    """q - p as p expm1(d) for d = log(q / p) <= 1; above, where expm1 may overflow, q - e p is added to its end."""
+    """q - p as p expm1(d), d = log(q / p). Where that may overflow it is cut at d = 1, and q - e p put on top."""
+    if not log_ratio.is_cuda and (log_ratio.numel() == 0 or log_ratio.detach().amax() < SAFE):
+        return p * torch.expm1(log_ratio)
+    return _guarded_difference(q, p, log_ratio)
+
+
+def _guarded_difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
     return p * torch.expm1(log_ratio.clamp(max=1)) + torch.sub(q, p, alpha=math.e).relu()
 
 

@@ -17,6 +17,7 @@ from potstill.divergences._math import compare, forward
 SUPPORTS = frozenset({"dense", "topk", "sampled"})
 TEMPERATURE_POWER = 2
 VANISHES = True
+TANGENT = True  # q - p sums to nothing: it is the gradient by the logits already
 DISCLAIMS: dict[str, str] = {}
 
 

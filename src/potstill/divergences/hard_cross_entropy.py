@@ -12,6 +12,7 @@ from torch import Tensor
 SUPPORTS = frozenset({"dense"})
 TEMPERATURE_POWER = 0
 VANISHES = False
+TANGENT = True
 DISCLAIMS: dict[str, str] = {
     "at_equality": "of a teacher that is not one-hot it sees the label only",
     "only_at_equality": "certainty of the label scores 0 whatever the teacher's other ids say",

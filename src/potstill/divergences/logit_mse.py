@@ -15,6 +15,7 @@ from torch import Tensor
 SUPPORTS = frozenset({"dense"})
 TEMPERATURE_POWER = 0
 VANISHES = True
+TANGENT = True
 DISCLAIMS: dict[str, str] = {
     "merging": "a merged outcome has another logit and another share in the mean",
     "appending": "an id of negligible probability still has a logit, and moves the means",

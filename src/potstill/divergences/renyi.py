@@ -15,6 +15,7 @@ from potstill.divergences import _math
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
+TANGENT = True
 DISCLAIMS: dict[str, str] = {}
 
 

@@ -14,6 +14,7 @@ from potstill.divergences._math import compare, product
 SUPPORTS = frozenset({"dense", "topk", "sampled"})
 TEMPERATURE_POWER = 2
 VANISHES = False
+TANGENT = True
 DISCLAIMS: dict[str, str] = {
     "at_equality": "it is the teacher's entropy there",
     "quadratic": "it tends to log V as T grows",

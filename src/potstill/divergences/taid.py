@@ -17,6 +17,7 @@ from potstill.divergences._math import compare, forward, require
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
+TANGENT = True
 DISCLAIMS: dict[str, str] = {
     "merging": "the interpolated target of merged outcomes is not the merged interpolated target"
 }

@@ -20,7 +20,7 @@ from potstill.errors import SignalError, TrainingStopped
 from potstill.fused import Projection, Rowwise
 from potstill.types import Dense, Head, Hidden, Sampled, Signal, Text, TopK
 
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 2**20
 
 Value = Callable[..., Tensor]
 
@@ -35,8 +35,14 @@ class Divergence:
     supports: frozenset[str] = frozenset({"dense"})
     temperature_power: int = 2
     vanishes: bool = True
+    tangent: bool = False  # the partial sums to 0 over the outcomes
     wants_tail: bool = False  # takes `tail`: whether the last column is a tail bucket
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def linear(self) -> bool:
+        """Linear in the teacher up to a constant, so right for ids drawn from it."""
+        return "sampled" in self.supports
 
     @staticmethod
     def from_module(module: Any, options: Mapping[str, Any] | None = None) -> Divergence:
@@ -56,6 +62,7 @@ class Divergence:
             supports=frozenset(getattr(module, "SUPPORTS", {"dense"})),
             temperature_power=getattr(module, "TEMPERATURE_POWER", 0),
             vanishes=getattr(module, "VANISHES", False),
+            tangent=getattr(module, "TANGENT", False),
             wants_tail="tail" in inspect.signature(module.value).parameters,
             options=dict(options or {}),
         )
@@ -162,7 +169,9 @@ class TokenLoss:
                 _free_metrics(against, sums)
             if partial is not None:
                 # The logits' own memory holds the gradient, unless cross-entropy still needs them.
-                grad = against.pull_back(partial, self.temperature, out=logits)
+                grad = against.pull_back(
+                    partial, self.temperature, out=logits, tangent=self.divergence.tangent
+                )
                 if self.scale * (1 - w) != 1.0:
                     grad.mul_(self.scale * (1 - w))
             value = value * (self.scale * (1 - w))
@@ -233,6 +242,15 @@ class _Teacher:
                 fix="Choose another divergence, or a signal that it supports.",
             )
         temperature, tail = loss.temperature, loss.tail
+        if (
+            kind == "topk"
+            and tail == "truncate"
+            and not (loss.divergence.vanishes and loss.divergence.linear)
+        ):
+            raise SignalError(
+                f"true masses without the tail are defined for forward KL only, not for {loss.divergence.name}.",
+                fix="Use the tail bucket.",
+            )
 
         def load(rows: slice, width: int, like: Tensor) -> Against:
             if isinstance(signal, TopK):
@@ -252,8 +270,10 @@ class _Teacher:
                     temperature,
                 )
             assert isinstance(signal, Dense | Hidden)
-            logits = _dense_rows(signal, rows, width, like, projection)
+            logits = _dense_rows(signal, rows, width, like, projection, buffers)
             return lambda z, r: support.dense(z, logits[r], temperature)
+
+        buffers: list[Tensor] = []
 
         known = isinstance(signal, Hidden) and signal.head.module is None
         projection = Projection(signal.head, signal.hidden.dtype) if known else None  # type: ignore[union-attr]
@@ -261,9 +281,14 @@ class _Teacher:
 
 
 def _dense_rows(
-    signal: Dense | Hidden, rows: slice, width: int, like: Tensor, projection: Projection | None
+    signal: Dense | Hidden,
+    rows: slice,
+    width: int,
+    like: Tensor,
+    projection: Projection | None,
+    buffers: list[Tensor],
 ) -> Tensor:
-    """The teacher's logits of these rows, cut to the shared vocabulary."""
+    """The teacher's logits of these rows, cut to the shared vocabulary; every chunk reuses one buffer."""
     if isinstance(signal, Dense):
         logits = signal.logits[rows]
         if logits.shape[1] < width:
@@ -280,8 +305,9 @@ def _dense_rows(
         )
     if projection is None:
         return module_logits(signal.head, hidden).to(like.dtype)
-    out = torch.empty(hidden.shape[0], width, dtype=like.dtype, device=like.device)
-    return projection.logits(hidden, out)
+    if not buffers:
+        buffers.append(torch.empty(hidden.shape[0], width, dtype=like.dtype, device=like.device))
+    return projection.logits(hidden, buffers[0][: hidden.shape[0]])
 
 
 def module_logits(head: Head, hidden: Tensor) -> Tensor:

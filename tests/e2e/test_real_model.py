@@ -1,0 +1,44 @@
+"""The demo's recipe with its real teacher, in miniature, so that it cannot rot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import potstill
+from potstill.console import Console
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.real_model
+def test_the_quickstart_distils_the_embedded_model(tmp_path):
+    lines = (ROOT / "examples/data/heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "heldout.jsonl").write_text("\n".join(lines[:6]) + "\n", encoding="utf-8")
+    result = potstill.run(
+        ROOT / "examples/quickstart.yaml",
+        [
+            f"runs={tmp_path / 'runs'}", f"data.heldout={tmp_path / 'heldout.jsonl'}", "data.limit=24",
+            "generate.max_new_tokens=12", "generate.samples=1", "distill.steps=3", "distill.tokens_per_step=64",
+            "evaluate.metrics=[likelihood, agreement]",
+        ],
+        console=Console(quiet=True),
+    )  # fmt: skip
+    assert result.teacher.params == 134_515_008
+    assert result.student.params == 99_117_504
+    assert result.before.forward_kl.value > 1
+    assert result.after.forward_kl.value < result.before.forward_kl.value
+    answers = (tmp_path / "runs/quickstart/stages/generate/answers.jsonl").read_text().splitlines()
+    assert any(json.loads(line)["text"].strip() for line in answers)
+    assert result.outputs["report"].is_file()
+
+
+def test_every_example_recipe_is_read():
+    from potstill.recipe import read_recipe
+
+    found = sorted((ROOT / "examples").glob("*.yaml"))
+    assert found
+    for path in found:
+        assert read_recipe(path).stages
