@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from potstill.types import Head, Loss
 
-TILE_ROWS = 2048
+TILE_BYTES = 2**20
 DEFAULT_CHUNK_BYTES = 96 * 2**20
 
 Rowwise = Callable[[Tensor, slice, bool], tuple[Tensor, Mapping[str, Tensor]]]
@@ -52,14 +52,17 @@ class Projection:
         # Devices with fast half-precision products take them as they are, with fp32 results.
         self.tiled = self.weight.device.type == "cpu" and self.weight.dtype != wide(self.weight.dtype)
         self.dtype = wide(self.weight.dtype)
+        rows = max(64, TILE_BYTES // (self.weight.shape[1] * self.dtype.itemsize))
+        self._tile = torch.empty(rows if self.tiled else 0, self.weight.shape[1], dtype=self.dtype)
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         if not self.tiled:
             yield slice(0, self.weight.shape[0]), self.weight
             return
-        for start in range(0, self.weight.shape[0], TILE_ROWS):
-            rows = slice(start, min(start + TILE_ROWS, self.weight.shape[0]))
-            yield rows, self.weight[rows].to(self.dtype)
+        size = self._tile.shape[0]
+        for start in range(0, self.weight.shape[0], size):
+            rows = slice(start, min(start + size, self.weight.shape[0]))
+            yield rows, self._tile[: rows.stop - rows.start].copy_(self.weight[rows])
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
         """softcap(scale * (h W' + b)) [c, V] into `out`."""

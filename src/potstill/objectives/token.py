@@ -20,7 +20,7 @@ from potstill.errors import SignalError, TrainingStopped
 from potstill.fused import Projection, Rowwise
 from potstill.types import Dense, Head, Hidden, Sampled, Signal, Text, TopK
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**19
 
 Value = Callable[..., Tensor]
 
