@@ -1,88 +1,113 @@
-"""Padding, the one shift, and the plan of an epoch."""
+"""Masks, the shift and positions: what goes wrong here is silent everywhere else."""
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+import pytest
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from potstill.data.batch import collate, left_pad
-from potstill.data.mix import padded, plan_steps, shard
 from potstill.types import Example
+from tiny import tiny_model
 
 
-def example(*ids: int, scored: str, id: str = "e", origin: str = "data") -> Example:
-    return Example(id, ids, tuple(c == "1" for c in scored), origin)
+def example(ids: list[int], prompt: int, origin: str = "data", name: str = "r") -> Example:
+    return Example(name, tuple(ids), tuple(i >= prompt for i in range(len(ids))), origin)  # type: ignore[arg-type]
 
 
-def test_logits_at_a_position_are_scored_against_the_next_token():
-    batch = collate([example(5, 6, 7, 8, 9, scored="00111")], pad_id=0)
-    assert batch.predicts.tolist() == [[False, True, True, True, False]]
-    assert batch.targets.tolist() == [7, 8, 9]
+def test_end_tokens_stay_visible_and_scored_when_pad_equals_eos() -> None:
+    batch = collate([example([1, 10, 2, 11, 20, 21, 2], 4), example([5] * 9, 8)], pad_id=2)
+    assert batch.input_ids[0].tolist() == [1, 10, 2, 11, 20, 21, 2, 2, 2]
+    assert batch.attention_mask[0].tolist() == [1] * 7 + [0] * 2
+    assert batch.targets[:3].tolist() == [20, 21, 2]
+    assert batch.predicts[0].nonzero().flatten().tolist() == [3, 4, 5]
 
 
-def test_a_one_token_answer_scores_exactly_one_position():
-    assert collate([example(5, 6, 7, scored="001")], pad_id=0).count == 1
+def test_a_logit_is_scored_against_the_next_token() -> None:
+    batch = collate([example([4, 5, 6, 7, 2], 2)], pad_id=0)
+    per_position = torch.tensor([[0.603052, 0.110944, 0.327813, 0.502282, 0.0]])
+    assert per_position[batch.predicts].mean().item() == pytest.approx(0.313680, abs=1e-6)
+    assert batch.targets.tolist() == [6, 7, 2]
 
 
-def test_scores_of_several_spans_keep_their_own_index():
-    batch = collate([example(*range(20, 30), scored="0011001110")], pad_id=0)
-    assert batch.targets.tolist() == [22, 23, 26, 27, 28]
-    assert batch.predicts[0].nonzero().flatten().tolist() == [1, 2, 5, 6, 7]
+def test_a_one_token_answer_has_exactly_one_scored_position() -> None:
+    batch = collate([example([4, 5, 6], 2)], pad_id=0)
+    assert batch.count == 1
+    assert batch.predicts.tolist() == [[False, True, False]]
 
 
-def test_padding_adds_no_scored_position_whatever_the_width():
-    rows = [example(5, 6, 7, scored="011"), example(5, 6, scored="01")]
-    narrow, wide = collate(rows, pad_id=0), collate(rows, pad_id=0, multiple_of=50)
-    assert narrow.targets.tolist() == wide.targets.tolist() == [6, 7, 6]
-    assert wide.input_ids.shape == (2, 50)
-    assert wide.attention_mask.sum() == 5
+def test_several_spans_each_keep_their_own_target() -> None:
+    mask = [c == "1" for c in "0011001110"]
+    batch = collate([Example("r", tuple(range(10)), tuple(mask))], pad_id=0)
+    logits_at = batch.predicts[0].nonzero().flatten()
+    assert batch.targets.tolist() == (logits_at + 1).tolist() == [2, 3, 6, 7, 8]
 
 
-def test_the_students_own_text_is_not_a_hard_label():
-    rows = [example(5, 6, scored="01"), example(5, 7, scored="01", origin="student")]
-    assert collate(rows, pad_id=0).hard.tolist() == [True, False]
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=5), st.integers(1, 16)
+)
+def test_padding_changes_nothing_that_is_scored(sizes: list[tuple[int, int]], multiple: int) -> None:
+    rows = [example(list(range(4, 4 + n)), min(p, n)) for n, p in sizes]
+    together = collate(rows, pad_id=0, multiple_of=multiple)
+    alone = [collate([row], pad_id=0) for row in rows]
+    assert together.input_ids.shape[1] % multiple == 0
+    assert together.targets.tolist() == [t for batch in alone for t in batch.targets.tolist()]
+    assert together.predicts.sum(1).tolist() == [batch.count for batch in alone]
+    assert together.attention_mask.sum(1).tolist() == [len(row.input_ids) for row in rows]
+    for b, row in enumerate(rows):
+        length = len(row.input_ids)
+        assert together.position_ids[b, :length].tolist() == list(range(length))
+        assert together.position_ids[b].max() == length - 1
 
 
-def test_left_padding_counts_positions_from_the_first_real_token():
-    ids, mask, positions = left_pad([[5, 6, 7], [8]], pad_id=0)
-    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert positions[1, -1] == 0
+def test_the_loss_of_a_row_does_not_depend_on_its_padding() -> None:
+    model = tiny_model()
+    row, long = example([1, 10, 11, 20, 21, 2], 3), example([7] * 50, 49)
+
+    def loss(rows: list[Example]) -> float:
+        batch = collate(rows, pad_id=2)
+        logits = model(
+            batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+        ).logits
+        nats = torch.nn.functional.cross_entropy(logits[batch.predicts], batch.targets, reduction="none")
+        return float(nats[:3].sum())
+
+    with torch.no_grad():
+        assert loss([row, long]) == pytest.approx(loss([row]), abs=1e-4)
 
 
-sizes = st.lists(st.tuples(st.integers(2, 60), st.integers(0, 40)), min_size=1, max_size=40)
+def test_hard_labels_leave_out_what_the_student_wrote() -> None:
+    rows = [example([4, 5, 6], 1, "student"), example([4, 5, 6], 2, "teacher"), example([4, 5], 1, "data")]
+    assert collate(rows, pad_id=0).hard.tolist() == [False, False, True, True]
 
 
-@settings(max_examples=60, deadline=None)
-@given(sizes, st.integers(1, 120), st.integers(1, 200), st.integers(0, 3))
-def test_an_epoch_holds_every_row_once_within_its_budgets(rows, tokens, micro, epoch):
-    lengths, counts = [r[0] for r in rows], [min(r) for r in rows]
-    plan = plan_steps(lengths, counts, tokens_per_step=tokens, micro_batch_tokens=micro, seed=1, epoch=epoch)
-    assert sorted(row for step in plan for m in step for row in m) == list(range(len(rows)))
-    for step in plan:
-        assert all(len(m) == 1 or padded(m, lengths) <= micro for m in step)
-    for step in plan[:-1]:
-        assert sum(counts[row] for m in step for row in m) >= tokens
-    again = plan_steps(lengths, counts, tokens_per_step=tokens, micro_batch_tokens=micro, seed=1, epoch=epoch)
-    assert plan == again
+def test_a_batch_in_which_nothing_is_scored_is_still_a_batch() -> None:
+    batch = collate([example([4, 5], 2)], pad_id=0)
+    assert (batch.count, batch.targets.shape, batch.hard.shape) == (0, (0,), (0,))
 
 
-@settings(max_examples=60, deadline=None)
-@given(sizes, st.integers(1, 4))
-def test_ranks_share_a_step_without_losing_or_doubling_a_row(rows, world):
-    lengths = [r[0] for r in rows]
-    (step,) = plan_steps(
-        lengths, [1] * len(rows), tokens_per_step=10**6, micro_batch_tokens=80, seed=0, epoch=0
-    )
-    shares = [shard(step, rank, world, lengths=lengths) for rank in range(world)]
-    assert len({len(share) for share in shares}) == 1
-    assert sorted(row for share in shares for m in share for row in m) == list(range(len(rows)))
+def test_ids_beyond_16_bits_survive() -> None:
+    batch = collate([example([65536, 70000, 131071], 1)], pad_id=0)
+    assert batch.targets.tolist() == [70000, 131071]
 
 
-def test_epochs_are_shuffled_differently():
-    lengths = list(range(2, 42))
-    plans = [
-        plan_steps(lengths, lengths, tokens_per_step=50, micro_batch_tokens=100, seed=0, epoch=e)
-        for e in (0, 1)
-    ]
-    assert plans[0] != plans[1]
+def test_an_empty_batch_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least one example"):
+        collate([], pad_id=0)
+    with pytest.raises(ValueError, match="at least one prompt token"):
+        left_pad([[1], []], 0)
+
+
+def test_left_padding_leaves_learned_positions_alone() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+    model = GPT2LMHeadModel(config).eval()
+    ids, mask, positions = left_pad([[5, 6, 7, 8], [9] * 7], pad_id=0)
+    with torch.no_grad():
+        alone = model(torch.tensor([[5, 6, 7, 8]])).logits[0]
+        padded = model(ids, attention_mask=mask, position_ids=positions).logits[0, 3:]
+        without = model(ids, attention_mask=mask).logits[0, 3:]
+    assert (alone - padded).abs().max() <= 1e-4
+    assert (alone - without).abs().max() > 1e-2

@@ -1,202 +1,245 @@
-"""From rows to scored ids: which tokens are scored, one start token, one end, nothing tokenised twice."""
+"""Ids and targets: start tokens, end tokens, several turns, and templates that do it their own way."""
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from potstill.data.examples import encode
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import chats
+from data.chats import bytes_tokenizer, chat
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
+from potstill.types import Example
 from tiny import BOS, EOS, HEADER, TEMPLATE, tiny_tokenizer
 
 
-def row(*turns: str, id: str = "r", **extra) -> Row:
-    """Turns alternate user, assistant."""
-    roles = ("user", "assistant")
-    messages = tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(turns))
-    return Row(id, messages, source="rows.jsonl:1", **extra)
+def encode(templater: Templater, *turns: str, system: str | None = None) -> list[Example]:
+    return templater.encode_row(Row("r", chat(*turns, system=system), source="a.jsonl:7"))
 
 
-def templater(**changes) -> Templater:
-    return Templater(tiny_tokenizer(), **changes)
+def scored(example: Example) -> list[int]:
+    return [token for token, target in zip(example.input_ids, example.scored, strict=True) if target]
 
 
-def test_one_start_token_one_end_token_and_only_the_answer_scored():
-    (example,) = templater().encode_row(row("w10", "w20 w21"))
-    assert example.input_ids == (BOS, 10, HEADER, 20, 21, EOS)
-    assert example.scored == (False, False, False, True, True, True)
+def spoken(tokenizer: Any, example: Example) -> str:
+    return tokenizer.decode(scored(example))
 
 
-def test_an_answer_that_also_stands_in_the_prompt_is_scored_where_it_is_the_answer():
-    (example,) = templater().encode_row(row("w20 w21 w10", "w20 w21"))
-    assert example.input_ids == (BOS, 20, 21, 10, HEADER, 20, 21, EOS)
-    assert example.scored.index(True) == 5
+def test_one_start_token_and_the_end_token_is_learnt() -> None:
+    (example,) = encode(Templater(tiny_tokenizer()), "w10", "w20 w21")
+    assert example.input_ids == (1, 10, HEADER, 20, 21, 2)
+    assert example.scored == (False,) * 3 + (True,) * 3
 
 
-def test_a_template_without_markers_scores_every_assistant_turn_with_its_end():
-    (example,) = templater().encode_row(row("w10", "w20 w21 w22", "w12", "w30 w31 w32 w33"))
-    assert example.count == 3 + 4 + 2
-    assert [t for t, s in zip(example.input_ids, example.scored, strict=True) if s] == [
-        20,
-        21,
-        22,
-        EOS,
-        30,
-        31,
-        32,
-        33,
-        EOS,
-    ]
+def test_an_answer_that_also_stands_in_the_prompt_is_scored_once() -> None:
+    (example,) = encode(Templater(tiny_tokenizer()), "w20 w21 w10", "w20 w21")
+    assert example.scored == (False,) * 5 + (True,) * 3
 
 
-def test_generation_markers_give_the_same_spans():
-    marked = TEMPLATE.replace(
-        "{{ m.content }}{{ eos_token }}", "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
-    )
-    (plain,) = templater().encode_row(row("w10", "w20", "w12", "w30"))
-    (by_marks,) = templater(template_text=marked).encode_row(row("w10", "w20", "w12", "w30"))
-    assert by_marks == plain
-
-
-def test_prompts_and_training_rows_agree_up_to_the_answer():
-    t = templater()
-    (example,) = t.encode_row(row("w10 w12", "w20"))
-    prompt = t.prompt_ids(row("w10 w12").messages)
-    assert list(example.input_ids[: len(prompt)]) == prompt
-    assert example.scored.index(True) == len(prompt)
-
-
-def test_no_assistant_header_follows_the_answer():
-    (example,) = templater().encode_row(row("w10", "w20", "w12", "w30"))
+def test_two_turns_without_markers_score_both_answers_and_both_stops() -> None:
+    (example,) = encode(Templater(tiny_tokenizer()), "w10", "w20 w21 w22", "w12", "w30 w31 w32 w33")
+    assert scored(example) == [20, 21, 22, EOS, 30, 31, 32, 33, EOS]
     assert example.input_ids.count(HEADER) == 2
-    assert example.input_ids[-1] == EOS
+
+
+def test_a_one_token_answer_has_its_token_and_its_end() -> None:
+    (example,) = encode(Templater(tiny_tokenizer()), "w10", "w20")
+    assert scored(example) == [20, EOS]
+
+
+def test_nothing_follows_the_last_stop_token() -> None:
+    tokenizer = bytes_tokenizer()
+    (example,) = encode(Templater(tokenizer), "hi", "the answer")
+    assert spoken(tokenizer, example) == "the answer<|im_end|>"
     assert example.scored[-1]
+    assert tokenizer.decode(example.input_ids).count("<|im_start|>assistant") == 1
 
 
-def test_generated_ids_are_appended_and_never_tokenised_again():
-    t = templater()
-    prompt = t.prompt_ids(row("w10").messages)
-    stopped = t.generated("a", prompt, (20, 21, EOS), "teacher")
-    assert stopped.input_ids == (*prompt, 20, 21, EOS)
-    cut = t.generated("a", prompt, (20, 21), "teacher", end=False)
-    assert cut.input_ids == (*prompt, 20, 21)
-    assert cut.scored[-1]
-    assert cut.input_ids[-1] != EOS
+def test_a_training_row_begins_with_what_inference_is_given() -> None:
+    templater = Templater(tiny_tokenizer())
+    row = Row("r", chat("w10", "w20", "w12", "w21", system="w5"))
+    (example,) = templater.encode_row(row)
+    prompt = templater.prompt_ids(row.prompt)
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert prompt.count(BOS) == 1
 
 
-def test_an_end_token_that_is_the_padding_token_stays_scored():
-    from potstill.data.batch import collate
+def test_data_and_a_generation_of_the_same_text_score_the_same() -> None:
+    templater = Templater(tiny_tokenizer())
+    row = Row("r", chat("w10", "w20 w21"))
+    stubbed = templater.generated("r", templater.prompt_ids(row.prompt), [20, 21], "data")
+    assert [stubbed] == templater.encode_row(row)
 
+
+@given(st.lists(st.integers(3, 127), min_size=1), st.lists(st.integers(3, 127)), st.booleans())
+def test_joining_keeps_every_id(prompt: list[int], completion: list[int], end: bool) -> None:
+    joined = Templater(tiny_tokenizer()).append(prompt, completion, end)
+    assert joined == prompt + completion + [EOS] * end
+
+
+def test_an_answer_that_already_stopped_gets_no_second_end() -> None:
+    assert Templater(tiny_tokenizer()).append([1, 10], [20, EOS]) == [1, 10, 20, EOS]
+
+
+@given(st.text(min_size=1, max_size=30), st.integers(0, 30))
+def test_an_answer_survives_wherever_it_joins_its_prompt(text: str, cut: int) -> None:
+    question, answer = text[:cut] or "?", text[cut:] or "!"
+    tokenizer = bytes_tokenizer(chats.JOINED)
+    templater = Templater(tokenizer)
+    (example,) = encode(templater, question, answer)
+    prompt = templater.prompt_ids(chat(question))
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert spoken(tokenizer, example) == answer + "</s>"
+    assert example.scored == (False,) * len(prompt) + (True,) * (len(example.input_ids) - len(prompt))
+
+
+def test_a_merge_across_the_join_does_not_move_the_mask() -> None:
+    tokenizer = bytes_tokenizer(chats.JOINED)
+    whole = tokenizer("user: a\nassistant: the", add_special_tokens=False)["input_ids"]
+    prompt = Templater(tokenizer).prompt_ids(chat("a"))
+    assert whole[: len(prompt)] != prompt, "the tokenizer must merge here for the test to mean anything"
+    (example,) = encode(Templater(tokenizer), "a", "the answer")
+    assert spoken(tokenizer, example) == "the answer</s>"
+
+
+def test_where_turns_cannot_be_one_row_each_answer_is_its_own() -> None:
+    tokenizer = bytes_tokenizer(chats.JOINED)
+    first, second = encode(Templater(tokenizer), "a", "the answer", "b", "yes")
+    assert [first.id, second.id] == ["r#1", "r#2"]
+    assert [spoken(tokenizer, e) for e in (first, second)] == ["the answer</s>", "yes</s>"]
+
+
+def test_a_template_without_end_token_gets_the_tokenizers_own() -> None:
+    tokenizer = bytes_tokenizer(chats.PLAIN_WORDS)
+    templater = Templater(tokenizer)
+    assert templater.stop_ids == (tokenizer.eos_token_id,)
+    assert [spoken(tokenizer, e) for e in encode(templater, "a", "yes", "b", "no")] == ["yes</s>", "no</s>"]
+
+
+def test_the_templates_end_token_stops_before_the_tokenizers() -> None:
+    tokenizer = bytes_tokenizer()
+    stops = Templater(tokenizer).stop_ids
+    assert tokenizer.convert_ids_to_tokens(list(stops)) == ["<|im_end|>", "</s>"]
+
+
+def test_a_template_that_ignores_the_generation_prompt_does_not_score_its_header() -> None:
+    tokenizer = bytes_tokenizer(chats.NO_HEADER_FLAG)
+    templater = Templater(tokenizer)
+    (example,) = encode(templater, "a", "yes", "b", "no")
+    assert spoken(tokenizer, example) == "yes<|im_end|>no<|im_end|>"
+    assert tokenizer.decode(templater.prompt_ids(chat("a"))).endswith("<|im_start|>assistant\n")
+
+
+def test_markers_are_followed_and_completed_by_the_end_token() -> None:
+    tokenizer = bytes_tokenizer(chats.MARKED)
+    (example,) = encode(Templater(tokenizer), "a", "yes", "b", "the answer")
+    assert spoken(tokenizer, example) == "yes<|im_end|>the answer<|im_end|>"
+    assert example.input_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_markers_and_prefixes_agree() -> None:
+    marked, proven = (Templater(bytes_tokenizer(t)) for t in (chats.MARKED, chats.CHATML))
+    turns = ("Hello there!", "the answer is", "no?\n\n", "yes, and 1 2 3")
+    assert encode(marked, *turns) == encode(proven, *turns)
+
+
+def test_already_templated_text_is_not_given_a_second_start_token() -> None:
     tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token
-    (example,) = Templater(tokenizer).encode_row(row("w10", "w20"))
-    batch = collate(
-        [example, example.__class__("b", (BOS, 10, HEADER, 20, 21, 22, EOS), (False,) * 3 + (True,) * 4)],
-        pad_id=EOS,
-    )
-    assert batch.attention_mask.tolist() == [[1] * 5 + [0] * 2, [1] * 7]
-    assert batch.targets.tolist() == [20, EOS, 20, 21, 22, EOS]
+    rendered = Templater(tokenizer).prompt_text(chat("w10"))
+    assert rendered.startswith("<s>")
+    with pytest.raises(DataError, match=r"a\.jsonl:7: .*two start tokens"):
+        encode(Templater(tokenizer, template_text="<s>" + TEMPLATE), "w10", "w20")
 
 
-def test_the_middle_end_token_of_a_chat_stays_visible():
-    from potstill.data.batch import collate
-    from potstill.types import Example
-
-    ids = (1, 10, 2, 11, 20, 21, 2)
-    example = Example("a", ids, (False,) * 4 + (True,) * 3)
-    longer = Example("b", (*ids, 30, 31), (False,) * 8 + (True,))
-    batch = collate([example, longer], pad_id=2)
-    assert batch.input_ids[0].tolist() == [1, 10, 2, 11, 20, 21, 2, 2, 2]
-    assert batch.attention_mask[0].tolist() == [1] * 7 + [0] * 2
-    assert batch.targets.tolist() == [20, 21, 2, 31]
-
-
-@pytest.mark.parametrize(
-    ("messages", "words"),
-    [
-        (({"role": "user", "content": "w10"},), "needs an assistant turn"),
-        (
-            (
-                {"role": "user", "content": "w10"},
-                {"role": "assistant", "content": "w20"},
-                {"role": "tool", "content": "w30"},
-            ),
-            "last turn is by the tool",
-        ),
-        (
-            (
-                {"role": "user", "content": "w10"},
-                {"role": "assistant", "content": "w20"},
-                {"role": "assistant", "content": "w21"},
-            ),
-            "two assistant turns",
-        ),
-        (({"role": "system", "content": "w10"},), "system prompt only"),
-        ((), "empty"),
-    ],
-)
-def test_rows_without_an_answer_to_learn_say_what_is_missing(messages, words):
-    with pytest.raises(DataError, match=words) as caught:
-        templater().encode_row(Row("r", messages, source="rows.jsonl:7"))
-    assert "rows.jsonl:7" in str(caught.value)
-
-
-def test_a_tokenizer_without_a_template_is_refused_for_chats():
-    with pytest.raises(DataError, match="template"):
-        Templater(tiny_tokenizer(template=None)).prompt_ids(row("w10").messages)
-
-
-def test_template_switches_reach_prompts_and_training_rows_alike():
-    switched = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}{% if flag %}w90 {% endif %}")
-    on, off = (
-        templater(template_text=switched, template_kwargs={"flag": True}),
-        templater(template_text=switched),
-    )
-    for t, expected in ((on, True), (off, False)):
-        (example,) = t.encode_row(row("w10", "w20"))
-        assert (90 in example.input_ids) is expected
-        assert (90 in t.prompt_ids(row("w10").messages)) is expected
+def test_a_template_flag_reaches_prompts_and_training_rows_alike() -> None:
+    template = "{{ bos_token }}{% if flag %}w99 {% endif %}" + TEMPLATE.removeprefix("{{ bos_token }}")
+    on = Templater(tiny_tokenizer(), template_text=template, template_kwargs={"flag": True})
+    off = Templater(tiny_tokenizer(), template_text=template)
+    for templater, seen in ((on, True), (off, False)):
+        (example,) = encode(templater, "w10", "w20")
+        assert (99 in example.input_ids) is (99 in templater.prompt_ids(chat("w10"))) is seen
     assert on.fingerprint != off.fingerprint
 
 
-SYSTEM_REFUSED = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    + TEMPLATE
+@pytest.mark.parametrize("name", ["flga", "add_generation_prompt", "tools"])
+def test_a_flag_that_would_change_nothing_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.template\.kwargs\.{name}"):
+        Templater(tiny_tokenizer(), template_kwargs={name: True})
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        (chat("w10"), "needs an assistant turn at its end; its last turn is by the user"),
+        (chat("w10", "w20", "w12"), "needs an assistant turn"),
+        ((*chat("w10", "w20"), {"role": "tool", "content": "w5"}), "its last turn is by the tool"),
+        ((), "the conversation is empty"),
+        (({"role": "system", "content": "w5"},), "a system prompt only"),
+        ((*chat("w10", "w20"), {"role": "assistant", "content": "w21"}), "two assistant turns"),
+    ],
 )
+def test_rows_without_an_answer_are_named(messages: Any, complaint: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.jsonl:7: .*{complaint}"):
+        Templater(tiny_tokenizer()).encode_row(Row("r", messages, source="a.jsonl:7"))
 
 
-def test_system_prompts_are_kept_merged_or_dropped_as_told():
-    messages = (
-        {"role": "system", "content": "w90"},
-        {"role": "user", "content": "w10"},
-        {"role": "assistant", "content": "w20"},
+def test_a_prompt_must_ask_something() -> None:
+    with pytest.raises(DataError, match="ends with the assistant's own turn"):
+        Templater(tiny_tokenizer()).prompt_ids(chat("w10", "w20"))
+    with pytest.raises(DataError, match="empty"):
+        Templater(tiny_tokenizer()).prompt_ids(())
+
+
+def test_without_a_template_conversations_are_refused_and_text_is_not() -> None:
+    templater = Templater(tiny_tokenizer(template=None))
+    assert not templater.has_template
+    with pytest.raises(DataError, match=r"a\.jsonl:7: .*no chat template.*data\.template\.file"):
+        encode(templater, "w10", "w20")
+    (example,) = templater.encode_row(Row("t", text="w10 w20"))
+    assert scored(example) == [20, EOS]
+
+
+def test_plain_text_gets_one_start_token_if_the_tokenizer_adds_one() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
     )
-    chat = Row("r", messages, source="rows.jsonl:1")
-    with pytest.raises(DataError, match="system: merge"):
-        templater(template_text=SYSTEM_REFUSED).encode_row(chat)
-    (merged,) = templater(template_text=SYSTEM_REFUSED, system="merge").encode_row(chat)
-    assert 90 in merged.input_ids
-    (dropped,) = templater(template_text=SYSTEM_REFUSED, system="drop").encode_row(chat)
-    assert 90 not in dropped.input_ids
+    for text in ("w10 w20", "<s>w10 w20"):
+        (example,) = Templater(tokenizer).encode_row(Row("t", text=text))
+        assert example.input_ids == (BOS, 10, 20, EOS)
+        assert example.scored == (False, True, True, True)
 
 
-def test_long_rows_are_dropped_whole_and_counted_never_cut():
-    rows = [row("w10", "w20", id="a"), row("w10 " * 30, "w20", id="b"), row("w10", "w20 " * 30, id="c")]
-    found = encode(rows, templater(), max_length=10)
-    assert [e.id for e in found.examples] == ["a"]
-    assert found.funnel["too_long"] == 2
-    assert found.length_for(1.0) == max(found.lengths)
+def test_a_generated_answer_keeps_its_writer() -> None:
+    example = Templater(tiny_tokenizer()).generated("r", [1, 10, HEADER], [20], "student", end=False)
+    assert (example.input_ids, example.scored, example.origin) == (
+        (1, 10, HEADER, 20),
+        (False, False, False, True),
+        "student",
+    )
 
 
-def test_a_run_in_which_no_row_has_a_target_is_refused_with_the_count():
-    rows = [row("w10 " * 40, "w20", id=str(i)) for i in range(64)]
-    with pytest.raises(DataError, match="64 of 64 rows have no target"):
-        encode(rows, templater(), max_length=32)
+def test_tool_calls_are_scored_and_tool_results_never() -> None:
+    tokenizer = bytes_tokenizer(chats.TOOLS)
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
+    messages = (
+        {"role": "user", "content": "what"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "yes"},
+    )
+    (example,) = Templater(tokenizer).encode_row(Row("r", messages, tools=({"name": "f"},)))
+    assert spoken(tokenizer, example) == '<call>{"x": 1}<|im_end|>yes<|im_end|>'
+    assert '[{"name": "f"}]' in tokenizer.decode(example.input_ids)
 
 
-def test_text_rows_score_everything_but_the_first_token():
-    (example,) = templater().encode_row(Row("t", text="w10 w20 w30"))
-    assert example.scored[0] is False
-    assert all(example.scored[1:])
-    assert example.input_ids[-1] == EOS
+def test_the_last_end_token_is_found_behind_an_end_token_in_the_text() -> None:
+    tokenizer = bytes_tokenizer()
+    (example,) = encode(Templater(tokenizer), "a", "say <|im_end|> to stop")
+    assert spoken(tokenizer, example) == "say <|im_end|> to stop<|im_end|>"

@@ -14,7 +14,8 @@ import tiny
 from e2e.cli import potstill
 from potstill.data.rows import read_rows
 from potstill.errors import PotstillError
-from potstill.recipe import parse_recipe, read_recipe, with_overrides
+from potstill.recipe import Recipe, parse_recipe, read_recipe
+from potstill.recipe_overrides import apply
 
 CALM = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 GOOD = {
@@ -87,7 +88,7 @@ def test_any_text_is_a_recipe_or_a_sentence(tmp_path_factory, text):
 )
 def test_any_override_is_applied_or_refused(overrides):
     try:
-        parse_recipe(with_overrides(json.loads(json.dumps(GOOD)), overrides))
+        parse_recipe(apply(json.loads(json.dumps(GOOD)), overrides, list(Recipe.model_fields)))
     except PotstillError as error:
         assert error.exit_code == 2
 

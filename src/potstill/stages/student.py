@@ -43,6 +43,7 @@ def cut_from_teacher(
 
     def build(folder: Path) -> Mapping[str, Any]:
         loaded = teacher.load(world.device)
+        anatomy.head_form(loaded.model)  # refuses weights that are not finite, before anything is cut
         total = len(anatomy.layers(loaded.model))
         if plan.keep > total:
             raise RecipeError(

@@ -1,0 +1,130 @@
+"""System prompts that a template refuses, and reasoning that templates lose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from data import chats
+from data.chats import bytes_tokenizer, chat
+from potstill.data.rows import Row
+from potstill.data.template import Templater
+from potstill.errors import DataError
+from tiny import tiny_tokenizer
+
+
+def spoken(templater: Templater, tokenizer: Any, *messages: dict[str, Any]) -> list[str]:
+    examples = templater.encode_row(Row("r", messages, source="a.jsonl:7"))
+    return [tokenizer.decode([t for t, s in zip(e.input_ids, e.scored, strict=True) if s]) for e in examples]
+
+
+def answer(text: str, **fields: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **fields}
+
+
+def test_a_refused_system_role_points_to_merge() -> None:
+    with pytest.raises(DataError, match=r"System role not supported.*system: merge"):
+        Templater(bytes_tokenizer(chats.STRICT)).prompt_ids(chat("hi", system="be brief"))
+
+
+def test_a_system_role_that_is_silently_left_out_points_to_merge() -> None:
+    silent = chats.CHATML.replace("%}<|im_start|>", "if m.role != 'system' %}<|im_start|>", 1)
+    with pytest.raises(DataError, match=r"prints nothing of the role system.*system: merge"):
+        Templater(bytes_tokenizer(silent)).prompt_ids(chat("hi", system="be brief"))
+
+
+def test_system_merge_and_drop() -> None:
+    tokenizer = bytes_tokenizer(chats.STRICT)
+    merge, drop = (Templater(tokenizer, system=policy) for policy in ("merge", "drop"))
+    plain = Templater(tokenizer)
+    asked = chat("hi", system="be brief")
+    assert merge.prompt_ids(asked) == plain.prompt_ids(chat("be brief\n\nhi"))
+    assert drop.prompt_ids(asked) == plain.prompt_ids(chat("hi"))
+    assert spoken(merge, tokenizer, *chat("hi", "yes", system="be brief")) == [" yes</s>"]
+
+
+def test_turns_that_must_alternate_name_the_row() -> None:
+    template = "{% if messages|length > 2 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    templater = Templater(bytes_tokenizer(template + chats.CHATML))
+    with pytest.raises(DataError, match=r"a\.jsonl:7: .*roles must alternate"):
+        templater.encode_row(Row("r", chat("a", "b", "c", "d"), source="a.jsonl:7"))
+
+
+THOUGHT = answer("4", reasoning_content="2+2")
+QUESTION = {"role": "user", "content": "what"}
+
+
+@pytest.mark.parametrize(
+    "message", [THOUGHT, answer("4", reasoning="2+2"), answer("<think>\n2+2\n</think>\n\n4")]
+)
+def test_reasoning_in_its_own_field_is_not_dropped(message: dict[str, Any]) -> None:
+    tokenizer = bytes_tokenizer()
+    keep, strip = (Templater(tokenizer, reasoning=policy) for policy in ("keep", "strip"))
+    assert spoken(keep, tokenizer, QUESTION, message) == ["<think>\n2+2\n</think>\n\n4<|im_end|>"]
+    assert spoken(strip, tokenizer, QUESTION, message) == ["4<|im_end|>"]
+
+
+def test_reasoning_whose_opening_tag_stayed_in_the_prompt_gets_it_back() -> None:
+    tokenizer = bytes_tokenizer()
+    message = answer("2+2\n</think>\n\n4")
+    assert spoken(Templater(tokenizer), tokenizer, QUESTION, message) == [
+        "<think>\n2+2\n</think>\n\n4<|im_end|>"
+    ]
+    assert spoken(Templater(tokenizer, reasoning="strip"), tokenizer, QUESTION, message) == ["4<|im_end|>"]
+
+
+def test_an_answer_that_is_nothing_but_reasoning_cannot_be_stripped() -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:7: .*nothing but reasoning"):
+        spoken(Templater(bytes_tokenizer(), reasoning="strip"), None, QUESTION, answer("<think>2+2</think>"))
+
+
+def test_separate_reasoning_that_the_template_does_not_print_is_put_back() -> None:
+    tokenizer = bytes_tokenizer()
+    separate = Templater(tokenizer, reasoning="separate")
+    assert spoken(separate, tokenizer, QUESTION, THOUGHT) == ["<think>\n2+2\n</think>\n\n4<|im_end|>"]
+
+
+@pytest.mark.parametrize("policy", ["keep", "separate"])
+def test_a_template_that_forgets_earlier_reasoning_gives_one_example_a_turn(policy: Any) -> None:
+    tokenizer = bytes_tokenizer(chats.FORGETFUL)
+    messages = (QUESTION, THOUGHT, QUESTION, answer("5", reasoning_content="2+3"))
+    templater = Templater(tokenizer, reasoning=policy)
+    assert spoken(templater, tokenizer, *messages) == [
+        "<think>\n2+2\n</think>\n\n4<|im_end|>",
+        "<think>\n2+3\n</think>\n\n5<|im_end|>",
+    ]
+    second = templater.encode_row(Row("r", messages))[1]
+    assert "2+2" not in tokenizer.decode(second.input_ids), "history is what inference would show"
+
+
+def test_a_prompt_that_opens_the_block_is_not_scored_and_the_reasoning_survives() -> None:
+    tokenizer = bytes_tokenizer(chats.PREFILLED)
+    templater = Templater(tokenizer)
+    for message in (THOUGHT, answer("<think>\n2+2\n</think>\n\n4"), answer("2+2\n</think>\n\n4")):
+        assert spoken(templater, tokenizer, QUESTION, message) == ["2+2\n</think>\n\n4<|im_end|>"]
+    (example,) = templater.encode_row(Row("r", (QUESTION, THOUGHT)))
+    prompt = templater.prompt_ids((QUESTION,))
+    assert tokenizer.decode(prompt).endswith("<think>\n")
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert tokenizer.decode(example.input_ids).count("<think>") == 1
+
+
+def test_an_answer_without_reasoning_after_an_open_block_is_refused() -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:7: the prompt opens <think>.*template\.kwargs"):
+        spoken(Templater(bytes_tokenizer(chats.PREFILLED)), None, QUESTION, answer("4"))
+
+
+def test_a_template_that_rewrites_the_answer_is_bypassed() -> None:
+    tokenizer = bytes_tokenizer(chats.CHATML.replace("m.content", "m.content | replace('yes', 'no')"))
+    assert spoken(Templater(tokenizer), tokenizer, QUESTION, answer("yes")) == ["yes<|im_end|>"]
+
+
+def test_fingerprints_tell_policies_apart() -> None:
+    prints = {
+        Templater(tiny_tokenizer(), system=system, reasoning=reasoning).fingerprint
+        for system in ("keep", "merge", "drop")
+        for reasoning in ("keep", "strip", "separate")
+    }
+    assert len(prints) == 9
+    assert Templater(tiny_tokenizer()).fingerprint in prints
