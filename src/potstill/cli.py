@@ -74,7 +74,7 @@ _stage("evaluate", "Stop after the last evaluate stage.")
 
 
 def _run(recipe: Path, overrides: list[str] | None, as_json: bool, until: str | None) -> None:
-    from potstill.run import run as run_recipe
+    from potstill.runs import run as run_recipe
 
     result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json))
     if as_json:
@@ -111,7 +111,7 @@ def check(
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
     """Write a run's report again."""
-    from potstill.run import rebuild_report
+    from potstill.runs import rebuild_report
 
     result = rebuild_report(run_folder)
     if as_json:

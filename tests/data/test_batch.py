@@ -100,6 +100,13 @@ def test_an_empty_batch_is_a_mistake() -> None:
         left_pad([[1], []], 0)
 
 
+def test_left_padding_counts_positions_from_the_first_real_token() -> None:
+    ids, mask, positions = left_pad([[5, 6, 7], [8]], pad_id=0)
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions.tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
 def test_left_padding_leaves_learned_positions_alone() -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)

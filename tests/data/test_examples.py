@@ -96,7 +96,7 @@ def test_the_writer_is_remembered() -> None:
     assert encode([row("1", 1, 1)], TINY, max_length=None, origin="teacher").examples[0].origin == "teacher"
 
 
-def test_one_enormous_row_is_dropped_by_the_length_rule() -> None:
-    rows = [*(row(str(i), 2, 2) for i in range(50)), row("giant", 2, 200_000)]
+def test_five_megabytes_in_one_row_are_dropped_by_the_length_rule() -> None:
+    rows = [*(row(str(i), 2, 2) for i in range(50)), row("giant", 2, 1_250_000)]
     encoded = encode(rows, TINY, max_length=64)
     assert (encoded.funnel["too_long"], encoded.funnel["examples"]) == (1, 50)

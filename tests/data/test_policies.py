@@ -128,3 +128,10 @@ def test_fingerprints_tell_policies_apart() -> None:
     }
     assert len(prints) == 9
     assert Templater(tiny_tokenizer()).fingerprint in prints
+
+
+def test_a_system_prompt_that_the_template_adds_is_told() -> None:
+    adds = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    assert Templater(bytes_tokenizer(adds + chats.CHATML)).default_system == "Be kind."
+    for template in (chats.CHATML, chats.STRICT, chats.JOINED, None):
+        assert Templater(bytes_tokenizer(template)).default_system == ""

@@ -141,6 +141,14 @@ def test_markers_are_followed_and_completed_by_the_end_token() -> None:
     assert example.input_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
+def test_markers_that_hold_the_end_token_do_not_score_what_follows_it() -> None:
+    wide = chats.MARKED.replace("{% endgeneration %}", "<|im_end|>\n{% endgeneration %}").replace(
+        "{% endif %}<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endif %}{% endfor %}"
+    )
+    turns = ("a", "yes", "b", "the answer")
+    assert encode(Templater(bytes_tokenizer(wide)), *turns) == encode(Templater(bytes_tokenizer()), *turns)
+
+
 def test_markers_and_prefixes_agree() -> None:
     marked, proven = (Templater(bytes_tokenizer(t)) for t in (chats.MARKED, chats.CHATML))
     turns = ("Hello there!", "the answer is", "no?\n\n", "yes, and 1 2 3")

@@ -27,7 +27,7 @@ def test_the_quickstart_distils_the_embedded_model(tmp_path):
         console=Console(quiet=True),
     )  # fmt: skip
     assert result.teacher.params == 134_515_008
-    assert result.student.params == 99_117_504
+    assert result.student.params == 99_114_048
     assert result.before.forward_kl.value > 1
     assert result.after.forward_kl.value < result.before.forward_kl.value
     answers = (tmp_path / "runs/quickstart/stages/generate/answers.jsonl").read_text().splitlines()

@@ -295,3 +295,23 @@ def test_activation_checkpointing_changes_no_gradient():
         grads.append([p.grad.clone() for p in module.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [20, 45, 10_000])
+def test_the_whole_trajectory_is_the_same_however_steps_are_cut_into_micro_batches(micro_batch_tokens):
+    found = []
+    for budget in (1, micro_batch_tokens):
+        module, events = StudentModule(tiny_model(), 128), []
+        fit(module, hooks=Hooks(event=events.append), micro_batch_tokens=budget, tokens_per_step=30)
+        found.append(([e["loss"] for e in events], module.student.lm_head.weight.detach().clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_order_of_rows_inside_a_step_does_not_matter():
+    found = []
+    for order in (rows(), rows()[::-1]):
+        module, events = StudentModule(tiny_model(), 128), []
+        fit(module, hooks=Hooks(event=events.append), examples=order, tokens_per_step=10**6, steps=4)
+        found.append([e["loss"] for e in events])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -119,6 +119,19 @@ class Renderer:
             return f"refuses the role {role} ({error.message})"
         return "prints it" if _PROBE in text else f"prints nothing of the role {role}"
 
+    @cached_property
+    def default_system(self) -> str:
+        """The system prompt that the template puts where a conversation has none; "" for none."""
+        user = {"role": "user", "content": "?"}
+        try:
+            own = self._render([{"role": "system", "content": _PROBE}, user])
+        except DataError:
+            return ""
+        before, found, after = own.partition(_PROBE)
+        plain = self._render([user])
+        same = found and plain.startswith(before) and plain.endswith(after)
+        return plain[len(before) : len(plain) - len(after)].strip() if same else ""
+
     def ids(self, text: str) -> list[int]:
         """Ids of templated text, nothing added.
 

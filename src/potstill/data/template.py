@@ -52,6 +52,11 @@ class Templater:
             return False
 
     @property
+    def default_system(self) -> str:
+        """The system prompt that the template adds to conversations without one; "" for none."""
+        return self._renderer.default_system if self.has_template else ""
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of everything here that changes ids, the tokenizer aside."""
         template = self._renderer.template_text() if self.has_template else ""
