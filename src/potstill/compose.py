@@ -133,6 +133,9 @@ def compose(opened: Opened) -> Parts:
         student_templater = _templater(own, template, recipe.data)
         context = min(context, int(getattr(own_config, "max_position_embeddings", LONGEST)))
         tokenizer = own
+    added = student_templater.default_system
+    if added:
+        notes.append(f"the chat template adds a system prompt of its own to rows without one: {added!r}.")
     limit = recipe.data.max_length
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Parts(

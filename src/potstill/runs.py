@@ -85,7 +85,7 @@ def run(
             lambda: received.number,
         )
         for note in parts.notes:
-            console.warn(note)
+            console.say(f"note: {note}")
         started = time.time()
         try:
             outcome = Pipeline(parts, world, folder, until).go()
