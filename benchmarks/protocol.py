@@ -72,16 +72,13 @@ class Timings:
         """CPU seconds of `ours` over those of the fastest of `peers`, round by round."""
         return [r[ours].cpu / min(r[peer].cpu for peer in peers) for r in self.rounds]
 
-    def table(self) -> dict[str, Any]:
-        """Per contender: least and median CPU seconds, median wall seconds."""
+    def seconds(self, name: str) -> dict[str, float]:
+        """A contender's least and median CPU seconds, and its median wall seconds."""
         return {
-            name: {
-                "cpu_s_min": round(min(r[name].cpu for r in self.rounds), 4),
-                "cpu_s_median": round(statistics.median(r[name].cpu for r in self.rounds), 4),
-                "wall_s_median": round(statistics.median(r[name].wall for r in self.rounds), 4),
-            }
-            for name in self.rounds[0]
-        } | {"rounds": {"kept": len(self.rounds), "discarded": self.discarded, "noisy": self.noisy}}
+            "cpu_min": round(min(r[name].cpu for r in self.rounds), 4),
+            "cpu_median": round(statistics.median(r[name].cpu for r in self.rounds), 4),
+            "wall_median": round(statistics.median(r[name].wall for r in self.rounds), 4),
+        }
 
 
 def interleave(
@@ -101,7 +98,7 @@ def interleave(
     kept: list[Mapping[str, Sample]] = []
     tried: list[Mapping[str, Sample]] = []
     while len(kept) < rounds and len(tried) < 2 * rounds:
-        order = list(contenders) if len(tried) % 2 == 0 else list(reversed(contenders))
+        order = list(contenders)[:: 1 if len(tried) % 2 == 0 else -1]
         seconds = {name: measure(contenders[name]) for name in order}
         tried.append({name: seconds[name] for name in contenders})
         if not any(sample.disturbed for sample in seconds.values()):

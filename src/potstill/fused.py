@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from potstill.types import Head, Loss
 TILE_BYTES = 2**20
 DEFAULT_CHUNK_BYTES = 96 * 2**20
 
+Mode = Literal["store", "recompute"]
 Rowwise = Callable[[Tensor, slice, bool], tuple[Tensor, Mapping[str, Tensor]]]
 """(logits [c, V] before temperature, their rows, want gradient) -> (weighted loss [c], metric sums).
 
@@ -122,7 +123,58 @@ class _Needs:
         return self.hidden or self.weight or self.bias or self.lora
 
 
+_NOTHING = _Needs(False, False, False, False)
+_Gradients = tuple[Tensor | None, ...]
+
+
+def _sweep(
+    hidden: Tensor,
+    head: Head,
+    rowwise: Rowwise,
+    chunk_rows: int,
+    needs: _Needs,
+    metrics: dict[str, Tensor],
+) -> tuple[Tensor, _Gradients]:
+    """All chunks once: the summed loss, and the gradients by hidden, weight, bias and LoRA's two."""
+    projection = Projection(head, hidden.dtype)
+    dtype, vocabulary, n = projection.dtype, head.vocabulary, hidden.shape[0]
+    lora_a, lora_b = head.lora[:2] if head.lora is not None else (None, None)
+
+    def zeros(like: Tensor | None, wanted: bool) -> Tensor | None:
+        return torch.zeros_like(like, dtype=dtype) if wanted and like is not None else None
+
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    d_hidden = torch.empty_like(hidden, dtype=dtype) if needs.hidden else None
+    d_weight, d_bias = zeros(head.weight, needs.weight), zeros(head.bias, needs.bias)
+    d_a, d_b = zeros(lora_a, needs.lora), zeros(lora_b, needs.lora)
+    buffer = torch.empty(min(chunk_rows, n), vocabulary, dtype=dtype, device=hidden.device)
+    for start in range(0, n, chunk_rows):
+        rows = slice(start, min(start + chunk_rows, n))
+        chunk = hidden[rows]
+        logits = projection.logits(chunk, buffer[: chunk.shape[0]])
+        slope = projection.slope(logits) if needs.any else None
+        losses, sums = rowwise(logits, rows, needs.any)
+        total += losses.sum(dtype=torch.float64)
+        _add(metrics, sums)
+        if not needs.any:
+            continue
+        grad = projection.to_linear(logits, slope)
+        if d_hidden is not None:
+            projection.d_hidden(grad, d_hidden[rows])
+        if d_weight is not None:
+            _add_product(d_weight[:vocabulary], grad, chunk)
+        if d_bias is not None:
+            d_bias[:vocabulary] += grad.sum(0)
+        if d_a is not None and d_b is not None and projection.lora is not None:
+            a, b, scaling = projection.lora
+            d_b[:vocabulary].addmm_(grad.t(), chunk.to(dtype) @ a.to(dtype).t(), alpha=scaling)
+            d_a.addmm_((grad @ b.to(dtype)).t(), chunk.to(dtype), alpha=scaling)
+    return total.to(dtype), (d_hidden, d_weight, d_bias, d_a, d_b)
+
+
 class _LinearLoss(torch.autograd.Function):
+    """`store` sweeps once and keeps the gradients; `recompute` sweeps again in the backward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -135,60 +187,35 @@ class _LinearLoss(torch.autograd.Function):
         rowwise: Rowwise,
         chunk_rows: int,
         needs: _Needs,
+        mode: Mode,
         metrics: dict[str, Tensor],
     ) -> Tensor:
-        projection = Projection(head, hidden.dtype)
-        dtype, vocabulary, n = projection.dtype, head.vocabulary, hidden.shape[0]
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        d_hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if needs.hidden else None
-        d_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs.weight else None
-        d_bias = (
-            torch.zeros(bias.shape, dtype=dtype, device=weight.device)
-            if needs.bias and bias is not None
-            else None
-        )
-        d_a = torch.zeros_like(lora_a, dtype=dtype) if needs.lora and lora_a is not None else None
-        d_b = torch.zeros_like(lora_b, dtype=dtype) if needs.lora and lora_b is not None else None
-        buffer = torch.empty(min(chunk_rows, n), vocabulary, dtype=dtype, device=hidden.device)
-        for start in range(0, n, chunk_rows):
-            rows = slice(start, min(start + chunk_rows, n))
-            chunk = hidden[rows]
-            logits = projection.logits(chunk, buffer[: chunk.shape[0]])
-            slope = projection.slope(logits) if needs.any else None
-            losses, sums = rowwise(logits, rows, needs.any)
-            total += losses.sum(dtype=torch.float64)
-            _add(metrics, sums)
-            if not needs.any:
-                continue
-            grad = projection.to_linear(logits, slope)
-            if d_hidden is not None:
-                projection.d_hidden(grad, d_hidden[rows])
-            if d_weight is not None:
-                _add_product(d_weight[:vocabulary], grad, chunk)
-            if d_bias is not None:
-                d_bias[:vocabulary] += grad.sum(0)
-            if d_a is not None and d_b is not None and projection.lora is not None:
-                a, b, scaling = projection.lora
-                d_b[:vocabulary].addmm_(grad.t(), chunk.to(dtype) @ a.to(dtype).t(), alpha=scaling)
-                d_a.addmm_((grad @ b.to(dtype)).t(), chunk.to(dtype), alpha=scaling)
-        ctx.gradients = (d_hidden, d_weight, d_bias, d_a, d_b)
+        now = needs if mode == "store" else _NOTHING
+        total, gradients = _sweep(hidden, head, rowwise, chunk_rows, now, metrics)
+        ctx.gradients = gradients if mode == "store" else None
+        ctx.again = None if mode == "store" else (head, rowwise, chunk_rows, needs)
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (hidden, weight, bias, lora_a, lora_b))
-        return total.to(dtype)
+        if mode == "recompute":
+            ctx.save_for_backward(hidden)
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        if ctx.again is not None:
+            head, rowwise, chunk_rows, needs = ctx.again
+            _, ctx.gradients = _sweep(ctx.saved_tensors[0], head, rowwise, chunk_rows, needs, {})
         if ctx.gradients is None:
             raise RuntimeError(
                 "the fused loss was backpropagated twice; its gradients live only once. "
-                "Call it again instead of retain_graph=True."
+                "Call it again instead of retain_graph=True, or use mode='recompute'."
             )
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [
             None if g is None else g.mul_(grad_output.to(g.dtype)).to(dtype)
             for g, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 class _LogitLoss(torch.autograd.Function):
@@ -212,7 +239,12 @@ class _LogitLoss(torch.autograd.Function):
 
 
 def linear_loss(
-    hidden: Tensor, head: Head, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    hidden: Tensor,
+    head: Head,
+    rowwise: Rowwise,
+    *,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    mode: Mode = "store",
 ) -> Loss:
     """Sum over the N rows of `hidden` of a loss on the head's logits.
 
@@ -221,10 +253,12 @@ def linear_loss(
         head: the head that reads them; its padded rows are cut before the softmax.
         rowwise: the loss of a chunk, see `Rowwise`.
         chunk_bytes: memory for a chunk's logits, the student's and the teacher's together.
+        mode: "store" computes the gradient in the forward pass and keeps dh and dW until the backward
+            pass; "recompute" keeps nothing and sweeps again, for heads whose dW would not fit.
 
     Returns:
-        sum, count N, and metric sums. The gradient is computed in the forward pass: a second
-        backward raises. Under `torch.no_grad` or with nothing to train no gradient is computed.
+        sum, count N, and metric sums. In mode "store" a second backward raises. Under `torch.no_grad`
+        or with nothing to train no gradient is computed in either mode.
     """
     metrics: dict[str, Tensor] = {}
     count = torch.tensor(hidden.shape[0], device=hidden.device)
@@ -240,7 +274,7 @@ def linear_loss(
     needs = _Needs(*wanted)
     with torch.autocast(hidden.device.type, enabled=False):
         total = _LinearLoss.apply(
-            hidden, head.weight, head.bias, lora_a, lora_b, head, rowwise, rows_at_once, needs, metrics
+            hidden, head.weight, head.bias, lora_a, lora_b, head, rowwise, rows_at_once, needs, mode, metrics
         )
     return Loss(total, count, metrics)
 

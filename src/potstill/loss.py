@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from potstill import resolve
 from potstill.errors import SignalError
-from potstill.fused import DEFAULT_CHUNK_BYTES, Rowwise, linear_loss, logits_loss
+from potstill.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK
 
@@ -27,6 +27,8 @@ class DistillationLoss:
         vocabulary: number of ids that both models know; needed when the two output layers are padded
             to different widths. Wider rows are cut before the softmax.
         chunk_bytes: memory for a chunk's logits, student's and teacher's together.
+        mode: "store" computes gradients in the forward pass; "recompute" computes everything again in the
+            backward pass instead, for heads whose gradient would not fit beside the activations.
         **options: the divergence's own, `beta=0.1` for jsd.
 
     Who shifts: logits at position i predict token i + 1. Give either `mask` [B, S], true where the
@@ -50,6 +52,7 @@ class DistillationLoss:
         ce_weight: float = 0.0,
         vocabulary: int | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        mode: Mode = "store",
         **options: Any,
     ) -> None:
         if not 0.0 <= ce_weight <= 1.0:
@@ -60,6 +63,7 @@ class DistillationLoss:
         self.token_loss = TokenLoss(Divergence.from_module(module, options), temperature, ce_weight)
         self._vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
+        self._mode: Mode = mode
 
     def __call__(
         self,
@@ -89,7 +93,9 @@ class DistillationLoss:
         signal = Hidden(teacher_hidden[predicts].detach(), _as_head(teacher_head, vocabulary))
         rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
         head = _as_head(student_head, vocabulary)
-        return linear_loss(student_hidden[predicts], head, rowwise, chunk_bytes=self._chunk_bytes)
+        return linear_loss(
+            student_hidden[predicts], head, rowwise, chunk_bytes=self._chunk_bytes, mode=self._mode
+        )
 
     def from_logits(
         self,

@@ -95,6 +95,22 @@ def test_chunk_size_does_not_change_value_or_gradient():
         torch.testing.assert_close(gradient, results[0][1], atol=1e-12, rtol=1e-12)
 
 
+def test_recomputing_gives_the_same_and_may_be_backpropagated_twice():
+    found = []
+    for mode in ("store", "recompute"):
+        hidden, weight = normal(N, H, seed=1).requires_grad_(), normal(V, H, seed=2).requires_grad_()
+        rowwise = TokenLoss(FORWARD).rowwise(Dense(normal(N, V, seed=3)))
+        out = linear_loss(hidden, Head(weight, V), rowwise, chunk_bytes=2 * 16 * V * 8, mode=mode)
+        if mode == "recompute":
+            assert out.sum.grad_fn.gradients is None
+            out.sum.backward(retain_graph=True)
+            hidden.grad = weight.grad = None
+        out.sum.backward()
+        found.append((out.sum.detach(), hidden.grad, weight.grad))
+    for stored, again in zip(*found, strict=True):
+        torch.testing.assert_close(stored, again, atol=1e-12, rtol=1e-12)
+
+
 def test_a_frozen_head_gets_no_gradient_and_costs_no_memory_for_it():
     hidden = normal(N, H, seed=1).requires_grad_()
     weight = normal(V, H, seed=2)
