@@ -127,10 +127,11 @@ def cpu(report: Report, quick: bool) -> None:
         chosen = [name for name in names if not (quick and name == GKD and dtype == "bf16")]
         return {f"{dtype} β {beta:g}": interleave(actions(case, beta, chosen), count) for beta in betas}
 
+    trained = {dtype: cells(dtype, True) for dtype in DTYPES}
     for dtype, bar in (("bf16", 0.80), ("fp32", 0.60)):
-        trained = cells(dtype, True)
-        report.add(compare(f"cpu_vs_trl_chunked_{dtype}_trained", bar, trained, CHUNKED, shape, note))
-    half = {"fp32 β 0.5": trained["fp32 β 0.5"]}
+        name = f"cpu_vs_trl_chunked_{dtype}_trained"
+        report.add(compare(name, bar, trained[dtype], CHUNKED, shape, note))
+    half = {"fp32 β 0.5": trained["fp32"]["fp32 β 0.5"]}
     report.add(compare("cpu_vs_gkd_dense_fp32", 0.45, half, GKD, shape))
     frozen = cells("bf16", False) | cells("fp32", False)
     report.add(compare("cpu_vs_trl_chunked_frozen", 0.55, frozen, CHUNKED, shape, note))

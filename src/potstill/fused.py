@@ -8,7 +8,7 @@ late in training the gradient is a small difference p - q, which rounding would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from potstill.projection import Projection, wide
 from potstill.types import Head, Loss
 
-TILE_BYTES = 2**20
 DEFAULT_CHUNK_BYTES = 96 * 2**20
 
 Mode = Literal["store", "recompute"]
@@ -26,89 +26,6 @@ Rowwise = Callable[[Tensor, slice, bool], tuple[Tensor, Mapping[str, Tensor]]]
 """(logits [c, V] before temperature, their rows, want gradient) -> (weighted loss [c], metric sums).
 
 With a gradient wanted it is written into the logits' memory, weights included."""
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which losses are computed: at least fp32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-class Projection:
-    """A head ready for chunks: h -> logits [c, vocabulary], and the gradient's way back.
-
-    `compute` is the dtype of the hidden states: off the CPU, fp32 master weights are cast to it once.
-    """
-
-    def __init__(self, head: Head, compute: torch.dtype) -> None:
-        assert head.weight is not None
-        self.head = head
-        self.weight = head.weight.detach()[: head.vocabulary]
-        if self.weight.device.type != "cpu":
-            self.weight = self.weight.to(compute)
-        self.bias = None if head.bias is None else head.bias.detach()[: head.vocabulary]
-        self.lora = None
-        if head.lora is not None:
-            a, b, scaling = head.lora
-            self.lora = (a.detach(), b.detach()[: head.vocabulary], scaling)
-        # Devices with fast half-precision products take them as they are, with fp32 results.
-        self.tiled = self.weight.device.type == "cpu" and self.weight.dtype != wide(self.weight.dtype)
-        self.dtype = wide(self.weight.dtype)
-        rows = max(64, TILE_BYTES // (self.weight.shape[1] * self.dtype.itemsize))
-        self._tile = torch.empty(rows if self.tiled else 0, self.weight.shape[1], dtype=self.dtype)
-
-    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        if not self.tiled:
-            yield slice(0, self.weight.shape[0]), self.weight
-            return
-        size = self._tile.shape[0]
-        for start in range(0, self.weight.shape[0], size):
-            rows = slice(start, min(start + size, self.weight.shape[0]))
-            yield rows, self._tile[: rows.stop - rows.start].copy_(self.weight[rows])
-
-    def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
-        """softcap(scale * (h W' + b)) [c, V] into `out`."""
-        if hidden.device.type == "cpu":
-            hidden = hidden.to(self.dtype)
-            for rows, weight in self._tiles():
-                torch.mm(hidden, weight.t(), out=out[:, rows])
-        elif self.weight.dtype == self.dtype:
-            torch.mm(hidden.to(self.dtype), self.weight.t(), out=out)
-        else:
-            torch.mm(hidden.to(self.weight.dtype), self.weight.t(), out_dtype=self.dtype, out=out)
-        if self.lora is not None:
-            a, b, scaling = self.lora
-            out.addmm_(hidden.to(self.dtype) @ a.to(self.dtype).t(), b.to(self.dtype).t(), alpha=scaling)
-        if self.bias is not None:
-            out.add_(self.bias)
-        if self.head.scale != 1.0:
-            out.mul_(self.head.scale)
-        if self.head.softcap is not None:
-            out.div_(self.head.softcap).tanh_().mul_(self.head.softcap)
-        return out
-
-    def slope(self, logits: Tensor) -> Tensor | None:
-        """d logits / d (h W' + b), a tensor only with a softcap: 1 - (z / cap)^2."""
-        if self.head.softcap is None:
-            return None
-        return (logits / self.head.softcap).square_().neg_().add_(1.0)
-
-    def to_linear(self, grad: Tensor, slope: Tensor | None) -> Tensor:
-        """The gradient by (h W' + b), in place, from the one by the logits."""
-        if slope is not None:
-            grad.mul_(slope)
-        return grad if self.head.scale == 1.0 else grad.mul_(self.head.scale)
-
-    def d_hidden(self, grad: Tensor, out: Tensor) -> None:
-        """grad [c, V] -> dh [c, H] into `out`."""
-        if grad.device.type == "cpu" or self.weight.dtype == self.dtype:
-            out.zero_()
-            for rows, weight in self._tiles():
-                out.addmm_(grad[:, rows], weight)
-        else:
-            torch.mm(grad.to(self.weight.dtype), self.weight, out_dtype=self.dtype, out=out)
-        if self.lora is not None:
-            a, b, scaling = self.lora
-            out.addmm_(grad @ b.to(self.dtype), a.to(self.dtype), alpha=scaling)
 
 
 @dataclass(frozen=True)

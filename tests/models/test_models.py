@@ -21,7 +21,7 @@ from transformers import (
 
 from potstill import anatomy, models, vocab
 from potstill.errors import ModelError, VocabularyError
-from potstill.fused import Projection
+from potstill.projection import Projection
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 FP32 = torch.float32

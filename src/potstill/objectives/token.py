@@ -17,7 +17,8 @@ from torch import Tensor
 
 from potstill import support
 from potstill.errors import SignalError, TrainingStopped
-from potstill.fused import Projection, Rowwise
+from potstill.fused import Rowwise
+from potstill.projection import Projection
 from potstill.types import Dense, Head, Hidden, Sampled, Signal, Text, TopK
 
 BLOCK_BYTES = 2**19
