@@ -96,10 +96,12 @@ def compare(name: str, bar: float, cells: Cells, against: str, shape: Shape, not
         if rivals:
             medians.append(spread(timings.ratios("ours", *rivals))["median"])
     if len(medians) < len(cells):
-        note, value = f"{against}: the package trl is not installed", None
+        note, value = f"{against}: the package trl is not installed;", None
     else:
         value = max(medians)
-    return Figure(name, value, "ratio", bar, contenders=facts, shape=shape, note=f"{note} {rounds(cells)}")
+    return Figure(
+        name, value, "ratio", bar, contenders=facts, shape=shape, note=f"{note} {rounds(cells)}".strip()
+    )
 
 
 def rounds(cells: Cells) -> str:

