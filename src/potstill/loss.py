@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from potstill import resolve
+from potstill import resolve, streaming
 from potstill.errors import SignalError
 from potstill.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
@@ -28,7 +28,9 @@ class DistillationLoss:
             to different widths. Wider rows are cut before the softmax.
         chunk_bytes: memory for a chunk's logits, student's and teacher's together.
         mode: "store" computes gradients in the forward pass; "recompute" computes everything again in the
-            backward pass instead, for heads whose gradient would not fit beside the activations.
+            backward pass instead, for heads whose gradient would not fit beside the activations; "eval"
+            has no gradient and goes over tiles of the vocabulary, so memory does not depend on its size
+            (divergences that are no sum over outcomes go over rows).
         **options: the divergence's own, `beta=0.1` for jsd.
 
     Who shifts: logits at position i predict token i + 1. Give either `mask` [B, S], true where the
@@ -52,7 +54,7 @@ class DistillationLoss:
         ce_weight: float = 0.0,
         vocabulary: int | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-        mode: Mode = "store",
+        mode: Literal["store", "recompute", "eval"] = "store",
         **options: Any,
     ) -> None:
         if not 0.0 <= ce_weight <= 1.0:
@@ -63,7 +65,7 @@ class DistillationLoss:
         self.token_loss = TokenLoss(Divergence.from_module(module, options), temperature, ce_weight)
         self._vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
-        self._mode: Mode = mode
+        self._mode = mode
 
     def __call__(
         self,
@@ -91,11 +93,16 @@ class DistillationLoss:
         predicts, targets = self._select(student_hidden, mask, labels)
         vocabulary = self._shared(_rows(student_head), _rows(teacher_head))
         signal = Hidden(teacher_hidden[predicts].detach(), _as_head(teacher_head, vocabulary))
+        head, hidden = _as_head(student_head, vocabulary), student_hidden[predicts]
+        if self._mode == "eval" and not streaming.unable(head, signal, self.token_loss):
+            picked = None if weights is None else weights[predicts]
+            return streaming.streamed_loss(
+                hidden, head, signal, self.token_loss, targets, weights=picked, metrics=metrics
+            )
         rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
-        head = _as_head(student_head, vocabulary)
-        return linear_loss(
-            student_hidden[predicts], head, rowwise, chunk_bytes=self._chunk_bytes, mode=self._mode
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
+            mode: Mode = "recompute" if self._mode == "recompute" else "store"
+            return linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
 
     def from_logits(
         self,

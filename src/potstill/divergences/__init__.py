@@ -12,6 +12,7 @@ leading underscore is a divergence; there is no registry. Each file defines
 - `TEMPERATURE_POWER`, k of the factor T^k that keeps its balance with a hard-label term;
 - `VANISHES`, whether it is zero at equality;
 - `TANGENT`, optional: its partial sums to 0 over the outcomes, which spares the way back to logits a pass;
+- `ADDITIVE`, optional: the value is a sum over the outcomes, so it can be added up tile by tile;
 - `DISCLAIMS`, the laws it does not obey, each with the reason.
 """
 

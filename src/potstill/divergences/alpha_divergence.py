@@ -17,6 +17,7 @@ from potstill.divergences import _math
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
+ADDITIVE = True
 DISCLAIMS: dict[str, str] = {}
 
 

@@ -18,6 +18,7 @@ SUPPORTS = frozenset({"dense", "topk", "sampled"})
 TEMPERATURE_POWER = 2
 VANISHES = True
 TANGENT = True  # q - p sums to nothing: it is the gradient by the logits already
+ADDITIVE = True
 DISCLAIMS: dict[str, str] = {}
 
 

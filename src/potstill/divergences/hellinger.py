@@ -11,6 +11,7 @@ from potstill.divergences._math import compare
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
+ADDITIVE = True
 DISCLAIMS: dict[str, str] = {}
 
 

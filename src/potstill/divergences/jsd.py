@@ -20,6 +20,7 @@ from potstill.divergences._math import compare, forward, mixture, require, rever
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
+ADDITIVE = True
 DISCLAIMS: dict[str, str] = {}
 
 

@@ -15,6 +15,7 @@ SUPPORTS = frozenset({"dense", "topk", "sampled"})
 TEMPERATURE_POWER = 2
 VANISHES = False
 TANGENT = True
+ADDITIVE = True
 DISCLAIMS: dict[str, str] = {
     "at_equality": "it is the teacher's entropy there",
     "quadratic": "it tends to log V as T grows",

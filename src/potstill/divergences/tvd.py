@@ -14,6 +14,7 @@ from potstill.divergences._math import compare
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 1
 VANISHES = True
+ADDITIVE = True
 DISCLAIMS: dict[str, str] = {
     "quadratic": "linear near equality: T times TVD tends to half the mean |difference|"
 }

@@ -37,6 +37,7 @@ class Divergence:
     temperature_power: int = 2
     vanishes: bool = True
     tangent: bool = False  # the partial sums to 0 over the outcomes
+    additive: bool = False  # the value is a sum over the outcomes
     wants_tail: bool = False  # takes `tail`: whether the last column is a tail bucket
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,6 +65,7 @@ class Divergence:
             temperature_power=getattr(module, "TEMPERATURE_POWER", 0),
             vanishes=getattr(module, "VANISHES", False),
             tangent=getattr(module, "TANGENT", False),
+            additive=getattr(module, "ADDITIVE", False),
             wants_tail="tail" in inspect.signature(module.value).parameters,
             options=dict(options or {}),
         )
