@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import OUT_OF_SCOPE, ModelError
-from potstill.types import Head
+from potstill.types import Batch, Head
 
 
 def backbone(model: Any) -> nn.Module:
@@ -33,10 +33,20 @@ def output_layer(model: Any) -> Any:
     return layer
 
 
+def states_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Final hidden states [B, S, H] of a batch, without a cache and without the head.
+
+    A packed batch goes without a mask: restarting positions are what tells transformers where one
+    example ends and the next begins.
+    """
+    mask = None if batch.packed else batch.attention_mask
+    return hidden_states(model, batch.input_ids, mask, batch.position_ids)
+
+
 def hidden_states(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor
 ) -> Tensor:
-    """Final hidden states [B, S, H], without a cache and without the head."""
+    """The same for tensors."""
     output = backbone(model)(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     )

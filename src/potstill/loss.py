@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from potstill import resolve, streaming
 from potstill.errors import SignalError
 from potstill.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
-from potstill.objectives.token import Divergence, TokenLoss
+from potstill.objectives.token import Divergence, TokenLoss, Weigh
 from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK
 
 IGNORE = -100
@@ -31,6 +33,8 @@ class DistillationLoss:
             backward pass instead, for heads whose gradient would not fit beside the activations; "eval"
             has no gradient and goes over tiles of the vocabulary, so memory does not depend on its size
             (divergences that are no sum over outcomes go over rows).
+        token_weights: a weight of each token by name, "entropy" or "position", or {name: options}; divide
+            by `metrics["weight"]`, their sum, instead of the count then.
         **options: the divergence's own, `beta=0.1` for jsd.
 
     Who shifts: logits at position i predict token i + 1. Give either `mask` [B, S], true where the
@@ -55,6 +59,7 @@ class DistillationLoss:
         vocabulary: int | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         mode: Literal["store", "recompute", "eval"] = "store",
+        token_weights: str | Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
         if not 0.0 <= ce_weight <= 1.0:
@@ -62,7 +67,9 @@ class DistillationLoss:
         if not 0.0 < temperature < float("inf"):
             raise SignalError(f"temperature is {temperature}.", fix="It must be above 0 and finite.")
         module = resolve.load("divergences", divergence, options)
-        self.token_loss = TokenLoss(Divergence.from_module(module, options), temperature, ce_weight)
+        compared = Divergence.from_module(module, options)
+        weigh = _weigh(token_weights)
+        self.token_loss = TokenLoss(compared, temperature, ce_weight, weigh=weigh)
         self._vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
         self._mode = mode
@@ -133,7 +140,8 @@ class DistillationLoss:
         self, signal: Signal, targets: Tensor | None, weights: Tensor | None, predicts: Tensor, metrics: bool
     ) -> Rowwise:
         picked = None if weights is None else weights[predicts]
-        return self.token_loss.rowwise(signal, targets, weights=picked, metrics=metrics)
+        place = None if self.token_loss.weigh is None else (predicts.cumsum(-1) - 1)[predicts]
+        return self.token_loss.rowwise(signal, targets, weights=picked, place=place, metrics=metrics)
 
     def _select(
         self, student: Tensor, mask: Tensor | None, labels: Tensor | None
@@ -167,6 +175,13 @@ class DistillationLoss:
                 fix="If they share a tokenizer, pass vocabulary=len(tokenizer); its ids are kept, padding is cut.",
             )
         return student
+
+
+def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> Weigh | None:
+    if named is None:
+        return None
+    ((name, options),) = ({named: {}} if isinstance(named, str) else named).items()
+    return functools.partial(resolve.load("token_weights", name, options).weights, **options)
 
 
 def _rows(head: nn.Linear | Tensor | Head) -> int:

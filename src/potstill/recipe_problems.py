@@ -92,7 +92,11 @@ def plugin_problems(raw: Mapping[str, Any]) -> list[RecipeError]:
     stages = raw.get("stages")
     for index, stage in enumerate(stages if isinstance(stages, list) else []):
         written = stage.get("distill") if isinstance(stage, dict) else None
-        for key, family in (("divergence", "divergences"), ("strategy", "strategies")):
+        for key, family in (
+            ("divergence", "divergences"),
+            ("strategy", "strategies"),
+            ("token_weights", "token_weights"),
+        ):
             if not isinstance(written, dict) or key not in written:
                 continue
             try:

@@ -158,6 +158,12 @@ class Divergence(Plugin):
     family: ClassVar[str] = "divergences"
 
 
+class TokenWeights(Plugin):
+    """What makes some tokens weigh more than others."""
+
+    family: ClassVar[str] = "token_weights"
+
+
 class Strategy(Plugin):
     """Who writes the text that is trained on: the data, or the student itself."""
 

@@ -22,6 +22,7 @@ from potstill.recipe_specs import (
     Spec,
     Strategy,
     Text,
+    TokenWeights,
     ends,
 )
 
@@ -104,6 +105,9 @@ class Training(StageSpec):
     """Stop after so many validations without a better one."""
     checkpoint_every: Count | Auto = "auto"
     """Steps between two checkpoints."""
+    packing: bool = False
+    """Lay the rows of a micro-batch end to end instead of padding them; that the models keep them apart is
+    proven before the first step."""
     activation_checkpointing: bool = False
     """Compute activations twice to save memory."""
     normalize: Literal["tokens", "sequence_mean"] = "tokens"
@@ -129,6 +133,8 @@ class Distill(Training):
     """Softens both distributions in the divergence; `sampling_temperature` is the one for text."""
     ce_weight: Share | Schedule = 0.0
     """Share of the hard-label term; the divergence has the rest."""
+    token_weights: TokenWeights | None = None
+    """Which tokens weigh more in the loss; a step divides by the weights' sum."""
     chunk_bytes: Count | Auto = "auto"
     """Memory for the logits that exist at one time, teacher's and student's together."""
 
@@ -138,6 +144,12 @@ class Distill(Training):
             yield Conflict("temperature", "must stay above 0 at both ends.", "1 changes nothing.")
         if not all(0 <= end <= 1 for end in ends(self.ce_weight)):
             yield Conflict("ce_weight", "must stay between 0 and 1 at both ends.", "It is a share.")
+        if self.token_weights is not None and min(ends(self.ce_weight)) == 1:
+            yield Conflict(
+                "token_weights",
+                "has no effect with ce_weight 1: weights come from the teacher's distribution.",
+                "Lower ce_weight, or leave this out.",
+            )
         if self.strategy.name != "on_policy":
             return
         fraction = self.strategy.options.get("on_policy_fraction", 1.0)

@@ -16,7 +16,7 @@ def load(family: str, name: str, options: Mapping[str, Any] | None = None, path:
     """The plug-in's module, or for `package.module:function` a namespace with that one function.
 
     Args:
-        family: divergences, strategies or teachers.
+        family: divergences, strategies, teachers or token_weights.
         name: a file of that folder, or `package.module:function`.
         options: when given, checked against the function's keyword-only arguments.
         path: where in the recipe the name stands, for errors.

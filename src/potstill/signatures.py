@@ -17,9 +17,19 @@ from typing import Any
 from potstill.errors import RecipeError
 
 # The one public function that makes a file of this folder a plug-in.
-FUNCTIONS: Mapping[str, str] = {"divergences": "value", "strategies": "build", "teachers": "build"}
+FUNCTIONS: Mapping[str, str] = {
+    "divergences": "value",
+    "strategies": "build",
+    "teachers": "build",
+    "token_weights": "weights",
+}
 
-_SINGULAR = {"divergences": "divergence", "strategies": "strategy", "teachers": "teacher"}
+_SINGULAR = {
+    "divergences": "divergence",
+    "strategies": "strategy",
+    "teachers": "teacher",
+    "token_weights": "token weight",
+}
 _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 PACKAGE = Path(__file__).parent
 

@@ -46,11 +46,10 @@ class StudentModule(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         device = batch.input_ids.device
         with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            states = anatomy.hidden_states(
-                self.student, batch.input_ids, batch.attention_mask, batch.position_ids
-            )
+            states = anatomy.states_of(self.student, batch)
         head = anatomy.head_of(self.student, self._vocabulary, self._form)
-        rowwise = loss.rowwise(signal, batch.targets, batch.hard, batch.weights, metrics=metrics)
+        place = batch.places()[0] if loss.weigh is not None else None
+        rowwise = loss.rowwise(signal, batch.targets, batch.hard, batch.weights, place, metrics=metrics)
         out = linear_loss(states[batch.predicts], head, rowwise, chunk_bytes=self._chunk_bytes)
         return out.sum, denominator(batch), dict(out.metrics)
 
@@ -64,9 +63,7 @@ def denominator(batch: Batch) -> Tensor:
 
 def each_row_once(batch: Batch) -> Batch:
     """The batch with each token weighted by one over its row's count, so that every row counts the same."""
-    counts = batch.predicts.sum(1, keepdim=True).clamp(min=1)
-    weights = (1.0 / counts).expand_as(batch.predicts)[batch.predicts]
-    return replace(batch, weights=weights)
+    return replace(batch, weights=1.0 / batch.places()[1])
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,12 @@ def accumulate(
             metrics[name] = metrics.get(name, torch.zeros_like(total)) + value
     names = sorted(metrics)
     values = parallel.total(torch.stack([total, *(metrics[n].double() for n in names)])).tolist()
-    result = StepResult(values[0], weight, int(tokens), dict(zip(names, values[1:], strict=True)))
+    found = dict(zip(names, values[1:], strict=True))
+    if "weight" in found:
+        # Weights that come from the distributions are known only now; no token's gradient is kept apart.
+        _rescale(module, weight / max(found["weight"], 1e-30))
+        weight = found.pop("weight")
+    result = StepResult(values[0], weight, int(tokens), found)
     lowest = result.metrics.get("divergence", 0.0) / result.tokens
     if loss.divergence.vanishes and not exempt and lowest < -1e-6:
         raise TrainingStopped(
@@ -127,3 +129,9 @@ def accumulate(
             fix="This is a fault of the signal or of the divergence; run potstill check.",
         )
     return result
+
+
+def _rescale(module: nn.Module, factor: float) -> None:
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)

@@ -95,6 +95,8 @@ def streamed_loss(
 
 def unable(head: Head, signal: object, loss: TokenLoss) -> str:
     """Why this cannot be streamed over the vocabulary, or nothing."""
+    if loss.weigh is not None:
+        return "named token weights need whole rows of the vocabulary."
     if not loss.divergence.additive:
         return f"{loss.divergence.name} is not a sum over outcomes, so it cannot be added up tile by tile."
     if not isinstance(signal, Hidden):

@@ -35,6 +35,7 @@ class Settings:
         warmup: share of the steps in which the learning rate rises from 0.
         validate_every, checkpoint_every: in steps.
         patience: validations without a better one before the run ends early.
+        packing: rows of a micro-batch stand end to end instead of side by side.
         normalize: every scored token counts the same, or every row (1/L of each, GKD's paper).
     """
 
@@ -52,6 +53,7 @@ class Settings:
     patience: int | None = None
     seed: int = 0
     grad_scaler: bool = False
+    packing: bool = False
     normalize: Literal["tokens", "sequence_mean"] = "tokens"
 
 
@@ -222,6 +224,7 @@ def _steps(
             micro_batch_tokens=settings.micro_batch_tokens,
             seed=settings.seed,
             epoch=progress.epoch,
+            packing=settings.packing,
         )
         for step in plan[progress.step_in_epoch :]:
             mine = (

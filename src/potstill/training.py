@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -33,7 +34,8 @@ def settings_of(stage: Training, examples: Sequence[Example], seed: int) -> Sett
         assert stage.epochs is not None
         whole, part = divmod(stage.epochs, 1)
         planned = [
-            len(plan_steps(lengths, counts, **budget, seed=seed, epoch=e)) for e in range(int(whole) + 1)
+            len(plan_steps(lengths, counts, **budget, seed=seed, epoch=e, packing=stage.packing))
+            for e in range(int(whole) + 1)
         ]
         steps = max(1, sum(planned[:-1]) + round(part * planned[-1]))
     return Settings(
@@ -50,6 +52,7 @@ def settings_of(stage: Training, examples: Sequence[Example], seed: int) -> Sett
         patience=stage.patience,
         seed=seed,
         grad_scaler=stage.precision == "float16",
+        packing=stage.packing,
         normalize=stage.normalize,
     )
 
@@ -64,17 +67,27 @@ def objective_of(
         return {"objective": "cross_entropy"}, lambda step: loss, None
     module = resolve.load("divergences", stage.divergence.name, stage.divergence.options)
     divergence = Divergence.from_module(module, stage.divergence.options)
+    weigh = None
+    if stage.token_weights is not None:
+        chosen = stage.token_weights
+        named = resolve.load("token_weights", chosen.name, chosen.options)
+        weigh = functools.partial(named.weights, **chosen.options)
     identity = {
         "divergence": [stage.divergence.name, stage.divergence.options],
         "temperature": stage.model_dump(mode="json")["temperature"],
         "ce_weight": stage.model_dump(mode="json")["ce_weight"],
         "strategy": [stage.strategy.name, stage.strategy.options],
     }
+    if stage.token_weights is not None:
+        identity["token_weights"] = [stage.token_weights.name, stage.token_weights.options]
 
     def loss_at(step: int) -> TokenLoss:
         fraction = step / max(1, steps - 1)
         return TokenLoss(
-            divergence, value_at(stage.temperature, fraction), value_at(stage.ce_weight, fraction)
+            divergence,
+            value_at(stage.temperature, fraction),
+            value_at(stage.ce_weight, fraction),
+            weigh=weigh,
         )
 
     forward = Divergence.from_module(resolve.load("divergences", "forward_kl"))

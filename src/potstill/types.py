@@ -47,11 +47,21 @@ class Batch:
     row_ids: tuple[str, ...]
     hard: Tensor  # [N] bool: the token was written by data or teacher, so cross-entropy may use it
     weights: Tensor | None = None  # [N] float32: weight of each token's loss, 1 when absent
+    packed: bool = False  # examples stand end to end; position_ids restart at 0 where one begins
 
     @property
     def count(self) -> int:
         """N, the number of scored positions."""
         return int(self.targets.numel())
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Of each scored token [N]: its place among those of its own example, and how many these are."""
+        begins = (self.position_ids == 0).flatten().cumsum(0).view_as(self.position_ids)
+        _, owner, counts = torch.unique_consecutive(
+            begins[self.predicts], return_inverse=True, return_counts=True
+        )
+        first = counts.cumsum(0) - counts
+        return torch.arange(owner.numel(), device=owner.device) - first[owner], counts[owner]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -175,6 +185,9 @@ class Sampler(Protocol):
 
     @property
     def pad_id(self) -> int: ...
+
+    @property
+    def packed(self) -> bool: ...
 
 
 class Strategy(Protocol):

@@ -32,6 +32,7 @@ def flat_page():
 
 
 class Pad:
+    packed = False
     pad_id = 0
 
 

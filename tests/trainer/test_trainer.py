@@ -24,6 +24,7 @@ LOSS = TokenLoss(Divergence.from_module(forward_kl))
 
 
 class Pad:
+    packed = False
     pad_id = 0
 
 

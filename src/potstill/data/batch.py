@@ -16,8 +16,9 @@ def collate(
     pad_id: int,
     device: torch.device | str | None = None,
     multiple_of: int = 1,
+    packed: bool = False,
 ) -> Batch:
-    """Right-padded rows as a batch.
+    """Right-padded rows as a batch; `packed` lays them end to end in one row instead, without padding.
 
     predicts[b, i] = scored[b, i + 1]: the logits at i are scored against token i + 1. Masks come from
     lengths, so a token of the text may equal `pad_id`. Padding repeats the last position, which keeps
@@ -25,6 +26,11 @@ def collate(
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
+    batch = _pack(examples) if packed else _pad(examples, pad_id, multiple_of)
+    return batch if device is None else batch.to(device)
+
+
+def _pad(examples: Sequence[Example], pad_id: int, multiple_of: int) -> Batch:
     lengths = torch.tensor([len(example.input_ids) for example in examples])
     size = -(-int(lengths.max()) // multiple_of) * multiple_of
     input_ids = torch.full((len(examples), size), pad_id, dtype=torch.int64)
@@ -36,7 +42,7 @@ def collate(
     predicts = torch.zeros_like(scored)
     predicts[:, :-1] = scored[:, 1:]
     written = torch.tensor([example.origin != "student" for example in examples])
-    batch = Batch(
+    return Batch(
         input_ids=input_ids,
         attention_mask=(places < lengths[:, None]).long(),
         position_ids=torch.minimum(places, lengths[:, None] - 1),
@@ -45,7 +51,24 @@ def collate(
         row_ids=tuple(example.id for example in examples),
         hard=written[:, None].expand_as(predicts)[predicts],
     )
-    return batch if device is None else batch.to(device)
+
+
+def _pack(examples: Sequence[Example]) -> Batch:
+    input_ids = torch.tensor([[i for example in examples for i in example.input_ids]])
+    # An example's first token is never scored, so no example predicts the next one's start.
+    scored = [mark for example in examples for mark in (False, *example.scored[1:])]
+    predicts = torch.tensor([[*scored[1:], False]])
+    written = [example.origin != "student" for example in examples for _ in example.input_ids]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        position_ids=torch.cat([torch.arange(len(example.input_ids)) for example in examples])[None],
+        predicts=predicts,
+        targets=input_ids[:, 1:][predicts[:, :-1]],
+        row_ids=tuple(example.id for example in examples),
+        hard=torch.tensor([written])[predicts],
+        packed=True,
+    )
 
 
 def left_pad(

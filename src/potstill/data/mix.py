@@ -18,6 +18,7 @@ def plan_steps(
     micro_batch_tokens: int,
     seed: int,
     epoch: int,
+    packing: bool = False,
 ) -> list[Step]:
     """One epoch: steps -> micro-batches -> row indices. Every row stands in it exactly once.
 
@@ -27,6 +28,7 @@ def plan_steps(
         tokens_per_step: a step gathers shuffled rows until its scored tokens reach this; the last is
             what remains.
         micro_batch_tokens: most padded tokens (rows x longest) of a micro-batch; a longer row stands alone.
+        packing: rows stand end to end, so a micro-batch counts its own tokens only.
         seed, epoch: the plan depends on these and the sizes alone.
     """
     order = list(range(len(lengths)))
@@ -38,26 +40,28 @@ def plan_steps(
         rows.append(row)
         gathered += counts[row]
         if gathered >= tokens_per_step:
-            steps.append(_cut(rows, lengths, micro_batch_tokens))
+            steps.append(_cut(rows, lengths, micro_batch_tokens, packing))
             rows, gathered = [], 0
     if rows:
-        steps.append(_cut(rows, lengths, micro_batch_tokens))
+        steps.append(_cut(rows, lengths, micro_batch_tokens, packing))
     return steps
 
 
-def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int) -> Step:
+def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int, packing: bool) -> Step:
     """Micro-batches of like lengths, the longest first, so that memory peaks at once."""
     step: Step = []
     for row in sorted(rows, key=lambda row: lengths[row], reverse=True):
-        if step and (len(step[-1]) + 1) * lengths[step[-1][0]] <= budget:
+        if step and padded([*step[-1], row], lengths, packing) <= budget:
             step[-1].append(row)
         else:
             step.append([row])
     return step
 
 
-def padded(micro: Micro, lengths: Sequence[int]) -> int:
-    """Tokens of a micro-batch with its padding."""
+def padded(micro: Micro, lengths: Sequence[int], packing: bool = False) -> int:
+    """Tokens of a micro-batch with its padding, of which a packed one has none."""
+    if packing:
+        return sum(lengths[row] for row in micro)
     return len(micro) * max((lengths[row] for row in micro), default=0)
 
 

@@ -100,10 +100,7 @@ def _tokens(
 ) -> Tensor:
     """[N, len(NAMES) + 1] in float64, the last column all ones."""
     heads = [anatomy.head_of(m, vocabulary, f) for m, f in zip((student, teacher), forms, strict=True)]
-    hidden = [
-        anatomy.hidden_states(m, batch.input_ids, batch.attention_mask, batch.position_ids)[batch.predicts]
-        for m in (student, teacher)
-    ]
+    hidden = [anatomy.states_of(m, batch)[batch.predicts] for m in (student, teacher)]
     n = batch.count
     out = torch.ones(n, len(NAMES) + 1, dtype=torch.float64, device=batch.input_ids.device)
     step = chunk_rows(vocabulary, wide(hidden[0].dtype), chunk_bytes) // 2

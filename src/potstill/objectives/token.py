@@ -24,6 +24,7 @@ from potstill.types import Dense, Head, Hidden, Sampled, Signal, Text, TopK
 BLOCK_BYTES = 2**19
 
 Value = Callable[..., Tensor]
+Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ class TokenLoss:
         temperature: T > 0 of the divergence, for both sides.
         ce_weight: w in [0, 1], the share of the hard-label term.
         tail: how stored top-k targets treat the ids that were not stored.
+        weigh: weights of the tokens, from both log-probabilities and the places in the answers.
     """
 
     divergence: Divergence
     temperature: float = 1.0
     ce_weight: float = 0.0
     tail: support.Tail = "bucket"
+    weigh: Weigh | None = None
 
     @property
     def scale(self) -> float:
@@ -109,6 +112,7 @@ class TokenLoss:
         targets: Tensor | None = None,
         hard: Tensor | None = None,
         weights: Tensor | None = None,
+        place: Tensor | None = None,
         *,
         metrics: bool = False,
     ) -> Rowwise:
@@ -119,6 +123,7 @@ class TokenLoss:
             targets: [N] ids; needed with a hard-label term and for `metrics`.
             hard: [N] bool; cross-entropy counts only there (never on the student's own samples).
             weights: [N] of each token's loss.
+            place: [N] of each token in its answer; needed with `weigh`.
             metrics: also sum cross-entropy, entropies, agreement and acceptance.
 
         Raises:
@@ -127,6 +132,11 @@ class TokenLoss:
         teacher = None if self.ce_weight == 1.0 else _Teacher.of(signal, self)
         if self.ce_weight and targets is None:
             raise SignalError("a hard-label term needs target ids.", fix="Pass targets, or ce_weight 0.")
+        if self.weigh is not None and (teacher is None or place is None):
+            raise SignalError(
+                "token weights need the teacher's distribution and each token's place.",
+                fix="Pass place, and a ce_weight below 1.",
+            )
 
         def rowwise(logits: Tensor, rows: slice, want_grad: bool) -> tuple[Tensor, dict[str, Tensor]]:
             n, width = logits.shape
@@ -142,6 +152,7 @@ class TokenLoss:
                     None if targets is None else targets[absolute],
                     None if hard is None else hard[absolute],
                     None if weights is None else weights[absolute].to(logits.dtype),
+                    None if place is None else place[absolute],
                 )
                 against = None if loaded is None else loaded(block.logits, local)
                 losses[local] = self._block(block, against, want_grad, metrics, sums)
@@ -165,7 +176,9 @@ class TokenLoss:
             plain_lp = against.full_lp if at_one else support.tempered(logits, 1.0)  # type: ignore[union-attr]
         value = logits.new_zeros(logits.shape[0])
         grad: Tensor | None = None
+        weighed: Tensor | None = None
         if against is not None:
+            weighed = None if self.weigh is None else self._weighed(block, against, sums)
             value, partial = self._divergence(against, want_grad)
             _accumulate(sums, "divergence", value)
             if metrics:
@@ -189,11 +202,22 @@ class TokenLoss:
                 share = w if block.hard is None else w * block.hard.to(logits.dtype).unsqueeze(-1)
                 d_ce = plain_lp.exp().scatter_add_(1, column, -torch.ones_like(ce).unsqueeze(-1)).mul_(share)
                 grad = logits.copy_(d_ce) if grad is None else grad.add_(d_ce)
-        if block.weights is not None:
-            value = value * block.weights
+        weights = block.weights if weighed is None else weighed
+        if weights is not None:
+            value = value * weights
             if grad is not None:
-                grad.mul_(block.weights.unsqueeze(-1))
+                grad.mul_(weights.unsqueeze(-1))
         return value
+
+    def _weighed(self, block: _Block, against: support.Support, sums: dict[str, Tensor]) -> Tensor:
+        """The hook's weights, times the caller's; their sum is the divisor of a step."""
+        assert self.weigh is not None
+        assert block.place is not None
+        weights = self.weigh(against.student_lp.detach(), against.teacher_lp, block.place).to(block.logits)
+        if block.weights is not None:
+            weights = weights * block.weights
+        _accumulate(sums, "weight", weights)
+        return weights
 
     def _divergence(self, against: support.Support, want_grad: bool) -> tuple[Tensor, Tensor | None]:
         options = dict(self.divergence.options)
@@ -216,6 +240,7 @@ class _Block:
     targets: Tensor | None
     hard: Tensor | None
     weights: Tensor | None
+    place: Tensor | None
 
 
 Against = Callable[[Tensor, slice], support.Support]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from potstill import checkpoint, models, parallel
+from potstill import checkpoint, models, packing, parallel
 from potstill.artifacts import Artifact
 from potstill.data.batch import collate
 from potstill.errors import Interrupted
@@ -71,6 +71,7 @@ class Pad:
     """The sampler of strategies that write nothing."""
 
     pad_id: int
+    packed: bool = False
 
 
 def run(world: World, job: Job) -> Artifact:
@@ -99,6 +100,9 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     if job.teacher is not None:
         own = job.teacher.load(world.device)
         teacher = local.build(model=own.model, vocabulary=job.vocabulary, fingerprint=job.teacher.fingerprint)
+    if job.settings.packing:
+        for model in (student, *(() if job.teacher is None else (own.model,))):
+            packing.prove(model, job.examples, job.pad_id)
     optimizer = make_optimizer(module, job.settings)
     checkpoints, events = folder / "checkpoints", folder / METRICS
     progress = _resume(world, checkpoints, events, module, optimizer, job.name)
@@ -125,7 +129,7 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
             job.examples,
             teacher,
             job.strategy,
-            Pad(job.pad_id),
+            Pad(job.pad_id, job.settings.packing),
             job.loss_at,
             job.settings,
             hooks,
@@ -206,7 +210,8 @@ def _validator(job: Job, module: nn.Module, teacher: Teacher | None) -> Callable
             for name, value in measured.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             tokens += batch.count
-        return {name: value / tokens for name, value in sums.items()}
+        weight = sums.pop("weight", tokens)
+        return {name: value / (weight if name == "loss" else tokens) for name, value in sums.items()}
 
     return validate
 

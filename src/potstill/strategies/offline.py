@@ -14,7 +14,7 @@ class Offline:
 
     def batches(self, sampler: Sampler, examples: Sequence[Sequence[Example]]) -> Iterator[Batch]:
         for rows in examples:
-            yield collate(rows, pad_id=sampler.pad_id)
+            yield collate(rows, pad_id=sampler.pad_id, packed=sampler.packed)
 
     def state(self) -> Mapping[str, Any]:
         return {}

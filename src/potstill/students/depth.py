@@ -46,7 +46,7 @@ def block_influence(model: Any, batches: Iterable[Batch]) -> list[float]:
             batch = batch.to(device)
             mask = batch.attention_mask.bool()
             positions += int(mask.sum())
-            anatomy.hidden_states(model, batch.input_ids, batch.attention_mask, batch.position_ids)
+            anatomy.states_of(model, batch)
     finally:
         for handle in handles:
             handle.remove()

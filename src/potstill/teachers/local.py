@@ -25,8 +25,7 @@ class LocalTeacher:
         # Someone may have called train() on a parent module; dropout must never reach a target.
         self._model.eval()
         on = batch.to(self._device)
-        states = anatomy.hidden_states(self._model, on.input_ids, on.attention_mask, on.position_ids)
-        return Hidden(states[on.predicts], self._head)
+        return Hidden(anatomy.states_of(self._model, on)[on.predicts], self._head)
 
     def close(self) -> None:
         """Let go of the weights."""

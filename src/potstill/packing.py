@@ -1,0 +1,38 @@
+"""Whether a model keeps packed examples apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from potstill import anatomy
+from potstill.data.batch import collate
+from potstill.errors import ModelError
+from potstill.types import Example
+
+
+@torch.no_grad()
+def prove(model: nn.Module, examples: Sequence[Example], pad_id: int) -> None:
+    """Compare the last of three packed examples with itself alone.
+
+    Raises:
+        ModelError: its hidden states feel the examples before it.
+    """
+    rows = sorted(examples, key=lambda example: len(example.input_ids))[:3]
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    alone = anatomy.states_of(model, collate(rows[-1:], pad_id=pad_id, device=device))[0].float()
+    together = anatomy.states_of(model, collate(rows, pad_id=pad_id, device=device, packed=True))[0].float()
+    model.train(training)
+    difference = (together[-alone.shape[0] :] - alone).norm() / alone.norm()
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    # An example that sees its neighbours differs by tens of per cent; rounding in bf16 is about one.
+    if len(rows) > 1 and not difference < (1e-3 if exact else 5e-2):
+        raise ModelError(
+            f"{type(model).__name__} does not keep packed rows apart: hidden states of one row change by "
+            f"{float(difference):.0%} with others before it.",
+            fix="Set packing: false, or load the model with another attention implementation.",
+        )
