@@ -33,17 +33,20 @@ class TrainerLoss:
         self._inputs: dict[str, Tensor] = {}
         student.register_forward_pre_hook(self._remember, with_kwargs=True)
 
-    def _remember(self, _module: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
-        wanted = ("input_ids", "attention_mask", "position_ids")
+    def _remember(self, _module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        wanted = ("input_ids", "attention_mask", "position_ids")  # transformers' order too
+        inputs = dict(zip(wanted, args, strict=False)) | inputs
         self._inputs = {name: inputs[name] for name in wanted if inputs.get(name) is not None}
 
     def __call__(
         self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        if labels is None or not self._inputs:
+        if labels is None:
             raise SignalError(
                 "the Trainer gave no labels.", fix="Rows need labels, -100 where nothing is scored."
             )
+        if not self._inputs:
+            raise SignalError("the student has not run, so its inputs are unknown.", fix="Call it first.")
         self._teacher.eval()
         with torch.no_grad():
             target = self._teacher(**self._inputs, use_cache=False).logits

@@ -6,7 +6,7 @@ probe, not by its class's name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,16 @@ from potstill.types import Batch, Head
 
 def backbone(model: Any) -> nn.Module:
     """The model without its head: its output's `last_hidden_state` is what the head reads."""
-    return model.base_model
+    return unwrapped(model).base_model
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, with its adapters in place; else the model itself."""
+    return (
+        model.get_base_model()
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+        else model
+    )
 
 
 def output_layer(model: Any) -> Any:
@@ -27,7 +36,7 @@ def output_layer(model: Any) -> Any:
     Raises:
         ModelError: the model has none.
     """
-    layer = model.get_output_embeddings()
+    layer = unwrapped(model).get_output_embeddings()
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output layer.", fix=OUT_OF_SCOPE)
     return layer
@@ -55,11 +64,37 @@ def hidden_states(
 
 def head_of(model: Any, vocabulary: int, form: HeadForm | None = None) -> Head:
     """The model's head as values. `form` holds its scale and softcap, from `head_form`."""
-    layer = output_layer(model)
     form = form or HeadForm()
-    if type(layer) is not nn.Linear and not _is_sharded_linear(layer):
-        return Head(None, vocabulary, scale=form.scale, softcap=form.softcap, module=layer)
-    return Head(layer.weight, vocabulary, layer.bias, form.scale, form.softcap)
+    return replace(read_head(output_layer(model), vocabulary), scale=form.scale, softcap=form.softcap)
+
+
+def read_head(layer: Any, vocabulary: int) -> Head:
+    """An output layer as values; one whose forward may be more than h W' + b stays a module."""
+    if type(layer) is nn.Linear or _is_sharded_linear(layer):
+        return Head(layer.weight, vocabulary, layer.bias)
+    lora = _plain_lora(layer)
+    if lora is not None:
+        return Head(layer.base_layer.weight, vocabulary, layer.base_layer.bias, lora=lora)
+    return Head(None, vocabulary, module=layer)
+
+
+def _plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
+    """(A, B, scaling) of a PEFT layer with one unmerged adapter and nothing else: no dropout, DoRA or bias."""
+    active = getattr(layer, "active_adapters", None)
+    if (
+        not isinstance(active, list)
+        or len(active) != 1
+        or type(getattr(layer, "base_layer", None)) is not nn.Linear
+    ):
+        return None
+    name = active[0]
+    if name not in getattr(layer, "lora_A", {}) or layer.merged or layer.disable_adapters:
+        return None
+    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    idle = isinstance(dropout, nn.Identity) or not dropout.training
+    if not idle or a.bias is not None or b.bias is not None or name in getattr(layer, "lora_variant", {}):
+        return None
+    return a.weight, b.weight, float(layer.scaling[name])
 
 
 def _is_sharded_linear(layer: nn.Module) -> bool:
@@ -121,7 +156,7 @@ def layers(model: Any) -> nn.ModuleList:
     Raises:
         ModelError: no list of that length is found.
     """
-    depth = model.config.get_text_config().num_hidden_layers
+    depth = unwrapped(model).config.get_text_config().num_hidden_layers
     for module in backbone(model).children():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module

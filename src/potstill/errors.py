@@ -93,6 +93,14 @@ class SignalError(PotstillError):
     code = "signal"
 
 
+class NotFinite(SignalError):
+    """A loss is infinite or NaN at one scored position."""
+
+    def __init__(self, message: str, *, position: int, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.position = position
+
+
 class ArtifactError(PotstillError):
     """A folder that potstill wrote is incomplete, damaged or made from something else."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from potstill.errors import SignalError
 from potstill.projection import Projection, wide
 from potstill.types import Head, Loss
 
@@ -26,6 +27,17 @@ Rowwise = Callable[[Tensor, slice, bool], tuple[Tensor, Mapping[str, Tensor]]]
 """(logits [c, V] before temperature, their rows, want gradient) -> (weighted loss [c], metric sums).
 
 With a gradient wanted it is written into the logits' memory, weights included."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A rowwise loss that says how many rows each of its inputs has."""
+
+    call: Rowwise
+    counts: tuple[int, ...]
+
+    def __call__(self, logits: Tensor, rows: slice, grad: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return self.call(logits, rows, grad)
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,10 @@ class _Needs:
 
 
 _NOTHING = _Needs(False, False, False, False)
+_TWICE = (
+    "the loss was backpropagated twice; its gradients live only once. "
+    "Call it again instead of retain_graph=True, or use DistillationLoss(mode='recompute') on hidden states."
+)
 _Gradients = tuple[Tensor | None, ...]
 
 
@@ -123,10 +139,7 @@ class _LinearLoss(torch.autograd.Function):
             head, rowwise, chunk_rows, needs = ctx.again
             _, ctx.gradients = _sweep(ctx.saved_tensors[0], head, rowwise, chunk_rows, needs, {})
         if ctx.gradients is None:
-            raise RuntimeError(
-                "the fused loss was backpropagated twice; its gradients live only once. "
-                "Call it again instead of retain_graph=True, or use mode='recompute'."
-            )
+            raise RuntimeError(_TWICE)
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [
             None if g is None else g.mul_(grad_output.to(g.dtype)).to(dtype)
@@ -145,14 +158,19 @@ class _LogitLoss(torch.autograd.Function):
         work = logits.detach().to(wide(logits.dtype), copy=True)
         losses, sums = rowwise(work, rows, ctx.needs_input_grad[0])
         _add(metrics, sums)
-        ctx.gradient = work if ctx.needs_input_grad[0] else None
-        ctx.dtype = logits.dtype
+        # Saved as autograd saves tensors, so that activation checkpointing can drop and recompute it.
+        ctx.save_for_backward(*([work] if ctx.needs_input_grad[0] else []))
+        ctx.dtype, ctx.spent = logits.dtype, False
         return losses.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return ctx.gradient.mul_(grad_output).to(ctx.dtype), None, None, None
+        if ctx.spent:
+            raise RuntimeError(_TWICE)
+        ctx.spent = True
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(grad_output).to(ctx.dtype), None, None, None
 
 
 def linear_loss(
@@ -177,6 +195,7 @@ def linear_loss(
         sum, count N, and metric sums. In mode "store" a second backward raises. Under `torch.no_grad`
         or with nothing to train no gradient is computed in either mode.
     """
+    _require_rows(rowwise, hidden.shape[0])
     metrics: dict[str, Tensor] = {}
     count = torch.tensor(hidden.shape[0], device=hidden.device)
     rows_at_once = chunk_rows(head.vocabulary, wide(hidden.dtype), chunk_bytes)
@@ -184,11 +203,11 @@ def linear_loss(
         return Loss(_through_module(hidden, head, rowwise, rows_at_once, metrics), count, metrics)
     assert head.weight is not None
     lora_a, lora_b = head.lora[:2] if head.lora is not None else (None, None)
-    wanted = [
+    hidden_, weight, bias, a, b = (
         torch.is_grad_enabled() and t is not None and t.requires_grad
-        for t in (hidden, head.weight, head.bias, lora_b)
-    ]
-    needs = _Needs(*wanted)
+        for t in (hidden, head.weight, head.bias, lora_a, lora_b)
+    )
+    needs = _Needs(hidden_, weight, bias, a or b)
     with torch.autocast(hidden.device.type, enabled=False):
         total = _LinearLoss.apply(
             hidden, head.weight, head.bias, lora_a, lora_b, head, rowwise, rows_at_once, needs, mode, metrics
@@ -198,6 +217,7 @@ def linear_loss(
 
 def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Loss:
     """The same for logits [N, V] that exist already."""
+    _require_rows(rowwise, logits.shape[0])
     metrics: dict[str, Tensor] = {}
     step = chunk_rows(logits.shape[1], wide(logits.dtype), chunk_bytes)
     total = logits.new_zeros((), dtype=wide(logits.dtype)) + 0.0 * logits[:0].sum()
@@ -205,6 +225,14 @@ def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_
         rows = slice(start, min(start + step, logits.shape[0]))
         total = total + _LogitLoss.apply(logits[rows], rowwise, rows, metrics)
     return Loss(total, torch.tensor(logits.shape[0], device=logits.device), metrics)
+
+
+def _require_rows(rowwise: Rowwise, n: int) -> None:
+    if isinstance(rowwise, Rows) and (other := [count for count in rowwise.counts if count != n]):
+        raise SignalError(
+            f"the targets have {other[0]} rows, {n} positions are scored.",
+            fix="Give one row for each scored position, in row-major order.",
+        )
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype, chunk_bytes: int) -> int:

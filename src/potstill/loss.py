@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from potstill import resolve, streaming
+from potstill import anatomy, resolve, streaming
 from potstill.errors import SignalError
 from potstill.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
-from potstill.objectives.token import Divergence, TokenLoss, Weigh
+from potstill.objectives.token import Divergence, TokenLoss, Weigh, require_possible
 from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK
 
 IGNORE = -100
@@ -66,6 +67,12 @@ class DistillationLoss:
             raise SignalError(f"ce_weight is {ce_weight}.", fix="It is a share, from 0 to 1.")
         if not 0.0 < temperature < float("inf"):
             raise SignalError(f"temperature is {temperature}.", fix="It must be above 0 and finite.")
+        for name, value in options.items():
+            if isinstance(value, Mapping):
+                raise SignalError(
+                    f"{name} is a schedule.",
+                    fix="In a loop of your own, make the loss of each step with its value.",
+                )
         module = resolve.load("divergences", divergence, options)
         compared = Divergence.from_module(module, options)
         weigh = _weigh(token_weights)
@@ -77,9 +84,9 @@ class DistillationLoss:
     def __call__(
         self,
         student_hidden: Tensor,
-        student_head: nn.Linear | Tensor | Head,
+        student_head: nn.Module | Tensor | Head,
         teacher_hidden: Tensor,
-        teacher_head: nn.Linear | Tensor | Head,
+        teacher_head: nn.Module | Tensor | Head,
         mask: Tensor | None = None,
         *,
         labels: Tensor | None = None,
@@ -96,8 +103,10 @@ class DistillationLoss:
 
         Raises:
             SignalError: shapes disagree, or padded widths differ and no vocabulary was given.
+            NotFinite: a target is impossible for the student, or something is NaN (not seen on a GPU).
+            TrainingStopped: a divergence that cannot be negative is.
         """
-        predicts, targets = self._select(student_hidden, mask, labels)
+        predicts, targets = self._select(student_hidden, teacher_hidden, mask, labels, weights)
         vocabulary = self._shared(_rows(student_head), _rows(teacher_head))
         signal = Hidden(teacher_hidden[predicts].detach(), _as_head(teacher_head, vocabulary))
         head, hidden = _as_head(student_head, vocabulary), student_hidden[predicts]
@@ -109,7 +118,8 @@ class DistillationLoss:
         rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
             mode: Mode = "recompute" if self._mode == "recompute" else "store"
-            return linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
+            out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
+        return self._checked(out)
 
     def from_logits(
         self,
@@ -127,14 +137,22 @@ class DistillationLoss:
         Raises:
             SignalError: shapes disagree, or widths differ and no vocabulary was given.
         """
-        predicts, targets = self._select(student_logits, mask, labels)
+        other = teacher if isinstance(teacher, Tensor) else None
+        predicts, targets = self._select(student_logits, other, mask, labels, weights)
         if isinstance(teacher, Tensor):
             width = self._shared(student_logits.shape[-1], teacher.shape[-1])
             signal: Signal = Dense(teacher[predicts].detach()[:, :width])
         else:
-            width, signal = self._vocabulary or student_logits.shape[-1], teacher
+            width = self._shared(student_logits.shape[-1], self._vocabulary or student_logits.shape[-1])
+            signal = teacher
         rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
-        return logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
+        out = logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
+        return out if isinstance(signal, Sampled) else self._checked(out)
+
+    def _checked(self, out: Loss) -> Loss:
+        if "divergence" in out.metrics:
+            require_possible(float(out.metrics["divergence"]), int(out.count), self.token_loss)
+        return out
 
     def _rowwise(
         self, signal: Signal, targets: Tensor | None, weights: Tensor | None, predicts: Tensor, metrics: bool
@@ -144,15 +162,23 @@ class DistillationLoss:
         return self.token_loss.rowwise(signal, targets, weights=picked, place=place, metrics=metrics)
 
     def _select(
-        self, student: Tensor, mask: Tensor | None, labels: Tensor | None
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        mask: Tensor | None,
+        labels: Tensor | None,
+        weights: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         if (mask is None) == (labels is None):
             raise SignalError("give either mask or labels.", fix="labels are shifted here, a mask is not.")
         lead = student.shape[:-1]
         given = mask if labels is None else labels
         assert given is not None
-        if given.shape != lead:
-            raise SignalError(f"mask or labels are {tuple(given.shape)}, the positions are {tuple(lead)}.")
+        shapes = {"mask or labels": given.shape, "weights": None if weights is None else weights.shape}
+        shapes["the teacher's positions"] = None if teacher is None else teacher.shape[:-1]
+        for what, shape in shapes.items():
+            if shape is not None and shape != lead:
+                raise SignalError(f"{what} are {tuple(shape)}, the student's positions are {tuple(lead)}.")
         if labels is None:
             if self.token_loss.ce_weight:
                 raise SignalError("ce_weight needs labels, a mask has no targets.", fix="Pass labels=.")
@@ -184,15 +210,13 @@ def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> Weigh | None:
     return functools.partial(resolve.load("token_weights", name, options).weights, **options)
 
 
-def _rows(head: nn.Linear | Tensor | Head) -> int:
+def _rows(head: nn.Module | Tensor | Head) -> int:
     if isinstance(head, Head):
         return head.vocabulary
-    return (head if isinstance(head, Tensor) else head.weight).shape[0]
+    return (head if isinstance(head, Tensor) else cast(Tensor, head.weight)).shape[0]
 
 
-def _as_head(head: nn.Linear | Tensor | Head, vocabulary: int) -> Head:
+def _as_head(head: nn.Module | Tensor | Head, vocabulary: int) -> Head:
     if isinstance(head, Head):
-        return head
-    if isinstance(head, Tensor):
-        return Head(head, vocabulary)
-    return Head(head.weight, vocabulary, head.bias)
+        return replace(head, vocabulary=vocabulary)
+    return Head(head, vocabulary) if isinstance(head, Tensor) else anatomy.read_head(head, vocabulary)

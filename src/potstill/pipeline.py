@@ -51,6 +51,9 @@ class Pipeline:
         if self.until is not None:
             last = max(index for index, stage in enumerate(stages) if stage.verb == self.until) + 1
         for stage in stages[:last]:
+            if isinstance(stage, Training):
+                objective_of(stage, 2)  # refuses what its plug-ins cannot take before anything is written
+        for stage in stages[:last]:
             self.folder.update({"stage": stage.name})
             artifact = self._run(stage)
             self.stages[stage.name] = artifact

@@ -32,7 +32,9 @@ def load(family: str, name: str, options: Mapping[str, Any] | None = None, path:
         return importlib.import_module(f"potstill.{family}.{name}")
     function = _import(name, where)
     if options is not None:
-        problems = signatures.check_signature(_signature(name, function), options, f"{where}.{name}")
+        problems = signatures.check_signature(
+            _signature(name, function), options, f"{where}.{name}", moving=family in signatures.MOVING
+        )
         if problems:
             raise RecipeErrors(problems)
     return SimpleNamespace(**{signatures.FUNCTIONS[family]: function})

@@ -24,6 +24,8 @@ FUNCTIONS: Mapping[str, str] = {
     "token_weights": "weights",
 }
 
+# Families whose options may move over a stage, as a temperature does.
+MOVING = frozenset({"divergences"})
 _SINGULAR = {
     "divergences": "divergence",
     "strategies": "strategy",
@@ -113,11 +115,13 @@ def check_options(
                 value=name,
             )
         ]
-    return check_signature(known[name], options, f"{path}.{name}")
+    return check_signature(known[name], options, f"{path}.{name}", moving=family in MOVING)
 
 
-def check_signature(signature: Signature, options: Mapping[str, Any], path: str) -> list[RecipeError]:
-    """Options that the signature does not know, misses or cannot hold."""
+def check_signature(
+    signature: Signature, options: Mapping[str, Any], path: str, *, moving: bool = False
+) -> list[RecipeError]:
+    """Options that the signature does not know, misses or cannot hold; `moving` lets numbers be schedules."""
     known = {option.name: option for option in signature.options}
     problems = []
     for key, value in options.items():
@@ -130,6 +134,8 @@ def check_signature(signature: Signature, options: Mapping[str, Any], path: str)
                     value=value,
                 )
             )
+        elif moving and _is_schedule(value) and any(kind.words == _NUMBER for kind in known[key].kinds):
+            continue
         elif not any(kind.fits(value) for kind in known[key].kinds):
             problems.append(
                 RecipeError(
@@ -157,12 +163,29 @@ def schema(family: str, root: Path | None = None) -> dict[str, Any]:
                 "type": "object",
                 "minProperties": 1,
                 "maxProperties": 1,
-                "properties": {name: _options_schema(signature) for name, signature in known.items()},
+                "properties": {
+                    name: _options_schema(signature, family in MOVING) for name, signature in known.items()
+                },
                 "patternProperties": {f"^{_OUTSIDE.pattern}$": {"type": ["object", "null"]}},
                 "additionalProperties": False,
             },
         ]
     }
+
+
+_SPAN_SCHEMA = {
+    "type": "object",
+    "properties": {"from": {"type": "number"}, "to": {"type": "number"}},
+    "required": ["from", "to"],
+    "additionalProperties": False,
+}
+_SCHEDULE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "properties": {"linear": _SPAN_SCHEMA, "cosine": _SPAN_SCHEMA},
+    "additionalProperties": False,
+}
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -171,10 +194,12 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"; did you mean {near[0]}?" if near else "."
 
 
-def _options_schema(signature: Signature) -> dict[str, Any]:
+def _options_schema(signature: Signature, moving: bool) -> dict[str, Any]:
     properties = {}
     for option in signature.options:
         alternatives = [dict(kind.schema) for kind in option.kinds]
+        if moving and any(kind.words == _NUMBER for kind in option.kinds):
+            alternatives.append(_SCHEDULE_SCHEMA)
         shape = alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives}
         properties[option.name] = shape if option.default is None else shape | {"default": option.default}
     return {
@@ -226,13 +251,24 @@ def _one_of(choices: tuple[object, ...]) -> Kind:
     return Kind(words, {"enum": list(choices)}, lambda value: value in choices)
 
 
+def _is_schedule(value: object) -> bool:
+    """Whether this is `{linear: {from: a, to: b}}` or the same with cosine."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    ((shape, ends),) = value.items()
+    if shape not in ("linear", "cosine") or not isinstance(ends, dict) or set(ends) != {"from", "to"}:
+        return False
+    return all(_is_number(end) for end in ends.values())
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+_NUMBER = "a finite number"
 _ANYTHING = Kind("a value", {}, lambda value: True)
 _KINDS: Mapping[str, Kind] = {
-    "float": Kind("a finite number", {"type": "number"}, _is_number),
+    "float": Kind(_NUMBER, {"type": "number"}, _is_number),
     "int": Kind("a whole number", {"type": "integer"}, lambda v: isinstance(v, int) and _is_number(v)),
     "bool": Kind("true or false", {"type": "boolean"}, lambda v: isinstance(v, bool)),
     "str": Kind("text", {"type": "string"}, lambda v: isinstance(v, str)),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from potstill import anatomy, parallel
-from potstill.errors import TrainingStopped
+from potstill.errors import NotFinite, TrainingStopped
 from potstill.fused import DEFAULT_CHUNK_BYTES, linear_loss
-from potstill.objectives.token import TokenLoss, require_finite
+from potstill.objectives.token import TokenLoss, require_finite, require_possible
 from potstill.types import Batch, Sampled, Signal, Teacher, Text
 
 
@@ -100,13 +100,21 @@ def accumulate(
     if tokens == 0:
         return None
     total = torch.zeros((), dtype=torch.float64, device=device)
-    metrics: dict[str, Tensor] = {}
+    # A rank without scored tokens sums as many numbers as the others.
+    metrics = {name: torch.zeros_like(total) for name in loss.totals}
     exempt = False
     for batch in batches:
         batch = batch.to(device)
         signal = teacher.signal(batch) if teacher is not None else Text()
-        exempt |= isinstance(signal, Sampled) or loss.tail == "truncate"
-        summed, _, sums = module(batch, signal, loss)
+        exempt |= isinstance(signal, Sampled)
+        try:
+            summed, _, sums = module(batch, signal, loss)
+        except NotFinite as error:
+            row = batch.row_of(error.position)
+            raise TrainingStopped(
+                f"{error.message.rstrip('.')}, in row {row}.",
+                fix="Check the teacher on this row (potstill check), or lower the learning rate.",
+            ) from error
         require_finite(summed.detach(), batch.row_ids, loss.divergence.name)
         # The wrappers average over ranks; the divisor already counts all of them.
         scaled = summed * (parallel.world() / weight)
@@ -122,12 +130,8 @@ def accumulate(
         _rescale(module, weight / max(found["weight"], 1e-30))
         weight = found.pop("weight")
     result = StepResult(values[0], weight, int(tokens), found)
-    lowest = result.metrics.get("divergence", 0.0) / result.tokens
-    if loss.divergence.vanishes and not exempt and lowest < -1e-6:
-        raise TrainingStopped(
-            f"{loss.divergence.name} is {lowest:.3g} nats per token, which no divergence can be.",
-            fix="This is a fault of the signal or of the divergence; run potstill check.",
-        )
+    if not exempt:
+        require_possible(result.metrics.get("divergence", 0.0), result.tokens, loss)
     return result
 
 

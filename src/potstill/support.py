@@ -110,7 +110,7 @@ def top_k(student_logits: Tensor, signal: TopK, temperature: float, tail: Tail =
     teacher_lp = teacher_lp.masked_fill(signal.ids < 0, NEG_INF)
     full = tempered(student_logits, temperature)
     on_ids = _gather(full, signal.ids)
-    if signal.ids.shape[1] >= full.shape[1]:
+    if signal.ids.shape[1] >= full.shape[1] and bool((signal.ids >= 0).all()):
         return Support(on_ids, teacher_lp, full, signal.ids)
     log_mass = torch.logsumexp(teacher_lp, -1, keepdim=True)
     if tail == "renormalise":
@@ -127,10 +127,10 @@ def top_k(student_logits: Tensor, signal: TopK, temperature: float, tail: Tail =
             tail=True,
             offset=torch.expm1(log_mass).squeeze(-1),
         )
-    rest = torch.log(-torch.expm1(log_mass.clamp(max=-1e-7)))
+    others = _complement(full, signal.ids)
     return Support(
-        torch.cat([on_ids, _complement(full, signal.ids)], -1),
-        torch.cat([teacher_lp, rest], -1),
+        torch.cat([on_ids, others], -1),
+        torch.cat([teacher_lp, _rest(teacher_lp, others, torch.finfo(signal.lp.dtype).eps)], -1),
         full,
         signal.ids,
         tail=True,
@@ -168,6 +168,21 @@ def sampled(student_logits: Tensor, signal: Sampled, temperature: float) -> Supp
 
 def _gather(full_lp: Tensor, ids: Tensor) -> Tensor:
     return full_lp.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, NEG_INF)
+
+
+def _rest(teacher_lp: Tensor, others: Tensor, eps: float) -> Tensor:
+    """Log of the teacher's mass outside the stored ids, [N, 1]: 1 minus their mass, in float64.
+
+    Where that is less than the rounding of the stored values, only its upper end is known: the student's
+    own mass there is taken up to that end, so an exact copy is at 0 and no target is called impossible.
+    """
+    lp = teacher_lp.double()
+    p = lp.exp()
+    mass = 1.0 - p.sum(-1, keepdim=True)
+    noise = 2 * eps * torch.where(p > 0, p * (1 - lp), 0.0).sum(-1, keepdim=True)
+    highest = (mass.clamp(min=0) + noise).log()
+    known = mass.clamp(min=1e-300).log()
+    return torch.where(mass > noise, known, torch.minimum(others.double(), highest)).to(teacher_lp.dtype)
 
 
 def _complement(full_lp: Tensor, ids: Tensor) -> Tensor:

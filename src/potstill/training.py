@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
+
+import torch
 
 from potstill import resolve
 from potstill.data.mix import plan_steps
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.recipe_specs import value_at
+from potstill.recipe_specs import Schedule, ends, value_at
 from potstill.recipe_stages import Distill, Training
 from potstill.trainer import Settings
 from potstill.types import Example
@@ -66,7 +69,10 @@ def objective_of(
         loss = TokenLoss(hard, ce_weight=1.0)
         return {"objective": "cross_entropy"}, lambda step: loss, None
     module = resolve.load("divergences", stage.divergence.name, stage.divergence.options)
+    options = {name: _moving(value) for name, value in stage.divergence.options.items()}
     divergence = Divergence.from_module(module, stage.divergence.options)
+    _try_ends(divergence, options)
+    balanced = max(ends(stage.ce_weight)) > 0
     weigh = None
     if stage.token_weights is not None:
         chosen = stage.token_weights
@@ -84,11 +90,28 @@ def objective_of(
     def loss_at(step: int) -> TokenLoss:
         fraction = step / max(1, steps - 1)
         return TokenLoss(
-            divergence,
+            replace(divergence, options={k: _at(v, fraction) for k, v in options.items()}),
             value_at(stage.temperature, fraction),
             value_at(stage.ce_weight, fraction),
             weigh=weigh,
+            balanced=balanced,
         )
 
     forward = Divergence.from_module(resolve.load("divergences", "forward_kl"))
     return identity, loss_at, TokenLoss(forward)
+
+
+def _moving(value: Any) -> Any:
+    """A divergence's option as it is, or as the schedule that it spells."""
+    return Schedule.model_validate(value) if isinstance(value, dict) else value
+
+
+def _at(value: Any, fraction: float) -> Any:
+    return value_at(value, fraction) if isinstance(value, Schedule) else value
+
+
+def _try_ends(divergence: Divergence, options: Mapping[str, Any]) -> None:
+    """Let the divergence refuse its options now, at both ends of what moves, and not in the first step."""
+    even = torch.full((1, 2), 0.5).log()
+    for fraction in (0.0, 1.0):
+        divergence.value(even, even, **{name: _at(value, fraction) for name, value in options.items()})

@@ -63,6 +63,13 @@ class Batch:
         first = counts.cumsum(0) - counts
         return torch.arange(owner.numel(), device=owner.device) - first[owner], counts[owner]
 
+    def row_of(self, position: int) -> str:
+        """The id of the row that scored position 0 .. N-1 belongs to."""
+        row, place = self.predicts.nonzero()[position].tolist()
+        if self.packed:
+            row = int((self.position_ids[0, : place + 1] == 0).sum()) - 1
+        return self.row_ids[row]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         moved = {

@@ -306,7 +306,7 @@ def test_retempering_a_cache_that_lacks_that_temperature_is_refused():
     signal = TopK(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), {2.0: torch.zeros(1)})
     with pytest.raises(SignalError, match=r"T=3.0: they hold T=1.0, 2.0"):
         logits_loss(torch.zeros(1, 4), TokenLoss(FORWARD, 3.0).rowwise(signal))
-    drawn = Sampled(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), temperature=1.0)
+    drawn = Sampled(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), torch.zeros(1), temperature=1.0)
     with pytest.raises(SignalError, match=r"drawn at T=1.0 cannot serve T=2.0"):
         logits_loss(torch.zeros(1, 4), TokenLoss(FORWARD, 2.0).rowwise(drawn))
 

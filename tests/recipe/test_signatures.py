@@ -100,7 +100,10 @@ def test_the_schema_carries_options_defaults_and_what_is_required(root: Path) ->
     assert names == {"enum": ["jsd", "plain"]}
     assert "pattern" in outside
     jsd = mapping["properties"]["jsd"]
-    assert jsd["properties"]["beta"] == {"type": "number", "default": 0.5}
+    beta = jsd["properties"]["beta"]
+    assert beta["default"] == 0.5
+    assert beta["anyOf"][0] == {"type": "number"}
+    assert set(beta["anyOf"][1]["properties"]) == {"linear", "cosine"}
     assert jsd["properties"]["rows"] == {"anyOf": [{"type": "integer"}, {"type": "null"}]}
     assert jsd["required"] == ["label"]
     assert jsd["additionalProperties"] is False

@@ -16,7 +16,7 @@ from potstill import anatomy, support
 from potstill.data.batch import collate
 from potstill.evaluate import stats
 from potstill.fused import DEFAULT_CHUNK_BYTES, chunk_rows
-from potstill.objectives.token import module_logits
+from potstill.objectives.target import module_logits
 from potstill.projection import Projection, wide
 from potstill.types import Batch, Example, Head, Metric
 

@@ -7,80 +7,24 @@ one the raw divergence is minimised.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from potstill import support
-from potstill.errors import SignalError, TrainingStopped
-from potstill.fused import Rowwise
-from potstill.projection import Projection
-from potstill.types import Dense, Head, Hidden, Sampled, Signal, Text, TopK
+from potstill.errors import NotFinite, SignalError, TrainingStopped
+from potstill.fused import Rows, Rowwise
+from potstill.objectives.divergence import Divergence
+from potstill.objectives.target import target_of
+from potstill.types import Signal
+
+__all__ = ["Divergence", "TokenLoss", "Weigh", "require_finite", "require_possible"]
 
 BLOCK_BYTES = 2**19
 
-Value = Callable[..., Tensor]
 Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """A divergence as the objective needs it, made from a plug-in module by `from_module`."""
-
-    name: str
-    value: Value
-    value_and_partial: Callable[..., tuple[Tensor, Tensor]]
-    supports: frozenset[str] = frozenset({"dense"})
-    temperature_power: int = 2
-    vanishes: bool = True
-    tangent: bool = False  # the partial sums to 0 over the outcomes
-    additive: bool = False  # the value is a sum over the outcomes
-    wants_tail: bool = False  # takes `tail`: whether the last column is a tail bucket
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def linear(self) -> bool:
-        """Linear in the teacher up to a constant, so right for ids drawn from it."""
-        return "sampled" in self.supports
-
-    @staticmethod
-    def from_module(module: Any, options: Mapping[str, Any] | None = None) -> Divergence:
-        """Read `value`, and `value_and_partial` or `partial` where they exist; else autograd steps in."""
-        name = module.__name__.rpartition(".")[2]
-        both = getattr(module, "value_and_partial", None)
-        partial = getattr(module, "partial", None)
-        if both is None and partial is not None:
-
-            def both(student_lp: Tensor, teacher_lp: Tensor, **kw: Any) -> tuple[Tensor, Tensor]:
-                return module.value(student_lp, teacher_lp, **kw), partial(student_lp, teacher_lp, **kw)
-
-        return Divergence(
-            name=name,
-            value=module.value,
-            value_and_partial=both or _by_autograd(module.value),
-            supports=frozenset(getattr(module, "SUPPORTS", {"dense"})),
-            temperature_power=getattr(module, "TEMPERATURE_POWER", 0),
-            vanishes=getattr(module, "VANISHES", False),
-            tangent=getattr(module, "TANGENT", False),
-            additive=getattr(module, "ADDITIVE", False),
-            wants_tail="tail" in inspect.signature(module.value).parameters,
-            options=dict(options or {}),
-        )
-
-
-def _by_autograd(value: Value) -> Callable[..., tuple[Tensor, Tensor]]:
-    def both(student_lp: Tensor, teacher_lp: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = student_lp.detach().requires_grad_()
-            result = value(leaf, teacher_lp, **options)
-            (partial,) = torch.autograd.grad(result.sum(), leaf)
-        return result.detach(), partial
-
-    return both
 
 
 @dataclass(frozen=True)
@@ -93,6 +37,7 @@ class TokenLoss:
         ce_weight: w in [0, 1], the share of the hard-label term.
         tail: how stored top-k targets treat the ids that were not stored.
         weigh: weights of the tokens, from both log-probabilities and the places in the answers.
+        balanced: T^k also at a share of 0, for a schedule that passes through it.
     """
 
     divergence: Divergence
@@ -100,11 +45,19 @@ class TokenLoss:
     ce_weight: float = 0.0
     tail: support.Tail = "bucket"
     weigh: Weigh | None = None
+    balanced: bool = False
 
     @property
     def scale(self) -> float:
         """T^k beside a hard-label term, else 1."""
-        return self.temperature**self.divergence.temperature_power if self.ce_weight else 1.0
+        mixes = self.balanced or self.ce_weight > 0
+        return self.temperature**self.divergence.temperature_power if mixes else 1.0
+
+    @property
+    def totals(self) -> tuple[str, ...]:
+        """What is summed besides the loss without asking for metrics, however few tokens there are."""
+        named = {"divergence": self.ce_weight < 1, "cross_entropy": self.ce_weight > 0}
+        return tuple(name for name, there in (named | {"weight": self.weigh is not None}).items() if there)
 
     def rowwise(
         self,
@@ -127,9 +80,12 @@ class TokenLoss:
             metrics: also sum cross-entropy, entropies, agreement and acceptance.
 
         Raises:
-            SignalError: the divergence does not support this kind of signal.
+            SignalError: the divergence does not support this kind of signal, or targets are none.
+            NotFinite: from the call, not on a GPU: a target is impossible, or something is NaN.
         """
-        teacher = None if self.ce_weight == 1.0 else _Teacher.of(signal, self)
+        teacher = (
+            None if self.ce_weight == 1.0 else target_of(signal, self.divergence, self.temperature, self.tail)
+        )
         if self.ce_weight and targets is None:
             raise SignalError("a hard-label term needs target ids.", fix="Pass targets, or ce_weight 0.")
         if self.weigh is not None and (teacher is None or place is None):
@@ -153,12 +109,14 @@ class TokenLoss:
                     None if hard is None else hard[absolute],
                     None if weights is None else weights[absolute].to(logits.dtype),
                     None if place is None else place[absolute],
+                    absolute.start,
                 )
                 against = None if loaded is None else loaded(block.logits, local)
                 losses[local] = self._block(block, against, want_grad, metrics, sums)
             return losses, sums
 
-        return rowwise
+        given = [t.shape[0] for t in (targets, hard, weights, place) if t is not None]
+        return Rows(rowwise, tuple(given if teacher is None else [teacher.rows, *given]))
 
     def _block(
         self,
@@ -202,12 +160,38 @@ class TokenLoss:
                 share = w if block.hard is None else w * block.hard.to(logits.dtype).unsqueeze(-1)
                 d_ce = plain_lp.exp().scatter_add_(1, column, -torch.ones_like(ce).unsqueeze(-1)).mul_(share)
                 grad = logits.copy_(d_ce) if grad is None else grad.add_(d_ce)
+        self._look(value, block, against)
         weights = block.weights if weighed is None else weighed
         if weights is not None:
             value = value * weights
             if grad is not None:
                 grad.mul_(weights.unsqueeze(-1))
         return value
+
+    def _look(self, value: Tensor, block: _Block, against: support.Support | None) -> None:
+        """Say where a loss is not finite, and why. On a GPU that would wait for the device at every block."""
+        if value.is_cuda or value.isfinite().all():
+            return
+        row = int((~value.isfinite()).nonzero()[0])
+        reason = ""
+        if against is not None and bool(
+            (
+                forbidden := (against.student_lp[row] == -torch.inf) & (against.teacher_lp[row] > -torch.inf)
+            ).any()
+        ):
+            column = int(forbidden.nonzero()[0])
+            tail = against.tail and column == forbidden.shape[0] - 1
+            known = column if against.ids is None or tail else int(against.ids[row, column])
+            which = "every id that was not stored" if tail else f"id {known}"
+            reason = f": the student gives no mass to {which}, where the teacher has some"
+        position = block.start + row
+        raise NotFinite(
+            f"the {self.divergence.name} loss is {float(value[row])} at scored position {position}{reason}.",
+            position=position,
+            fix="Cut or mask the same ids on both sides, or take a divergence that is bounded (jsd, tvd)."
+            if reason
+            else "Check the logits of both models there.",
+        )
 
     def _weighed(self, block: _Block, against: support.Support, sums: dict[str, Tensor]) -> Tensor:
         """The hook's weights, times the caller's; their sum is the divisor of a step."""
@@ -229,7 +213,7 @@ class TokenLoss:
             )
         else:
             value, partial = self.divergence.value(against.student_lp, against.teacher_lp, **options), None
-        if against.offset is not None:
+        if against.offset is not None and self.divergence.vanishes:
             value = value + against.offset
         return value, partial
 
@@ -241,109 +225,7 @@ class _Block:
     hard: Tensor | None
     weights: Tensor | None
     place: Tensor | None
-
-
-Against = Callable[[Tensor, slice], support.Support]
-
-
-@dataclass(frozen=True)
-class _Teacher:
-    """A signal that can be laid beside a chunk of student logits."""
-
-    kind: str
-    load: Callable[[slice, int, Tensor], Against]
-
-    @staticmethod
-    def of(signal: Signal, loss: TokenLoss) -> _Teacher:
-        kinds = {Dense: "dense", Hidden: "dense", TopK: "topk", Sampled: "sampled"}
-        kind = kinds.get(type(signal))
-        if kind is None:
-            assert isinstance(signal, Text)
-            raise SignalError(
-                "the teacher gave only text, which has no distribution to compare.",
-                fix="Use the stage finetune, or ce_weight: 1.0.",
-            )
-        if kind not in loss.divergence.supports:
-            able = ", ".join(sorted(loss.divergence.supports))
-            raise SignalError(
-                f"{loss.divergence.name} does not support {kind} signals, only: {able}.",
-                fix="Choose another divergence, or a signal that it supports.",
-            )
-        temperature, tail = loss.temperature, loss.tail
-        if (
-            kind == "topk"
-            and tail == "truncate"
-            and not (loss.divergence.vanishes and loss.divergence.linear)
-        ):
-            raise SignalError(
-                f"true masses without the tail are defined for forward KL only, not for {loss.divergence.name}.",
-                fix="Use the tail bucket.",
-            )
-
-        def load(rows: slice, width: int, like: Tensor) -> Against:
-            if isinstance(signal, TopK):
-                part = TopK(signal.ids[rows], signal.lp[rows], {t: v[rows] for t, v in signal.lse.items()})
-                return lambda z, r: support.top_k(
-                    z,
-                    TopK(part.ids[r], part.lp[r], {t: v[r] for t, v in part.lse.items()}),
-                    temperature,
-                    tail,
-                )
-            if isinstance(signal, Sampled):
-                entropy = None if signal.entropy is None else signal.entropy[rows]
-                ids, counts = signal.ids[rows], signal.counts[rows]
-                return lambda z, r: support.sampled(
-                    z,
-                    Sampled(ids[r], counts[r], None if entropy is None else entropy[r], signal.temperature),
-                    temperature,
-                )
-            assert isinstance(signal, Dense | Hidden)
-            logits = _dense_rows(signal, rows, width, like, projection, buffers)
-            return lambda z, r: support.dense(z, logits[r], temperature)
-
-        buffers: list[Tensor] = []
-
-        known = isinstance(signal, Hidden) and signal.head.module is None
-        projection = Projection(signal.head, signal.hidden.dtype) if known else None  # type: ignore[union-attr]
-        return _Teacher(kind, load)
-
-
-def _dense_rows(
-    signal: Dense | Hidden,
-    rows: slice,
-    width: int,
-    like: Tensor,
-    projection: Projection | None,
-    buffers: list[Tensor],
-) -> Tensor:
-    """The teacher's logits of these rows, cut to the shared vocabulary; every chunk reuses one buffer."""
-    if isinstance(signal, Dense):
-        logits = signal.logits[rows]
-        if logits.shape[1] < width:
-            raise SignalError(
-                f"the teacher gives {logits.shape[1]} logits, the student's vocabulary has {width}.",
-                fix="Cut the student's to the ids that both know.",
-            )
-        return logits[:, :width].to(like.dtype)
-    hidden = signal.hidden[rows]
-    if signal.head.vocabulary != width:
-        raise SignalError(
-            f"the teacher's vocabulary has {signal.head.vocabulary} ids, the student's {width}.",
-            fix="Give both heads the shared vocabulary's size.",
-        )
-    if projection is None:
-        return module_logits(signal.head, hidden).to(like.dtype)
-    if not buffers:
-        buffers.append(torch.empty(hidden.shape[0], width, dtype=like.dtype, device=like.device))
-    return projection.logits(hidden, buffers[0][: hidden.shape[0]])
-
-
-def module_logits(head: Head, hidden: Tensor) -> Tensor:
-    """Logits through a head of unknown form, without a graph."""
-    assert head.module is not None
-    with torch.no_grad():
-        logits = head.module(hidden)[:, : head.vocabulary].float() * head.scale
-        return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+    start: int
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
@@ -360,6 +242,20 @@ def _free_metrics(against: support.Support, sums: dict[str, Tensor]) -> None:
     _accumulate(sums, "teacher_entropy", -torch.where(p > 0, p * teacher, zero).sum(-1))
     _accumulate(sums, "agreement", (student.argmax(-1) == teacher.argmax(-1)).double())
     _accumulate(sums, "acceptance", torch.minimum(p, q).sum(-1))
+
+
+def require_possible(divergence: float, tokens: int, loss: TokenLoss) -> None:
+    """Refuse a sum below zero of a divergence that cannot be.
+
+    Raises:
+        TrainingStopped: it is below -1e-6 nats per token.
+    """
+    lowest = divergence / max(1, tokens)
+    if loss.divergence.vanishes and loss.tail != "truncate" and lowest < -1e-6:
+        raise TrainingStopped(
+            f"{loss.divergence.name} is {lowest:.3g} nats per token, which no divergence can be.",
+            fix="This is a fault of the signal or of the divergence; run potstill check.",
+        )
 
 
 def require_finite(total: Tensor, row_ids: tuple[str, ...], divergence: str) -> None:
