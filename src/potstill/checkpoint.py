@@ -6,7 +6,10 @@ Tensors are safetensors, everything else JSON.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +24,9 @@ from potstill import artifacts
 from potstill.errors import ArtifactError
 
 STATE = "state.json"
+FILES = ("weights.safetensors", "optimizer.safetensors")
+
+log = logging.getLogger("potstill")
 
 
 @dataclass(frozen=True)
@@ -46,18 +52,17 @@ def save(
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(trained_tensors(module), temporary / "weights.safetensors")
+    save_file(trained_tensors(module), temporary / FILES[0])
     tensors, groups = _optimizer_out(optimizer)
     tensors["random.torch"] = torch.get_rng_state()
-    save_file(tensors, temporary / "optimizer.safetensors")
+    save_file(tensors, temporary / FILES[1])
+    hashes = {name: _sha256(temporary / name) for name in FILES}
     artifacts.write_json(
         temporary / STATE,
-        {"step": step, "threads": torch.get_num_threads(), "groups": groups, **state},
+        {"step": step, "threads": torch.get_num_threads(), "groups": groups, "sha256": hashes, **state},
     )
     for file in temporary.iterdir():
         with file.open("rb") as handle:
-            import os
-
             os.fsync(handle.fileno())
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
@@ -68,13 +73,24 @@ def save(
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, or None."""
+    """The newest complete and undamaged checkpoint, or None; damaged ones are named in a warning."""
     for path in reversed(_complete(folder)):
         try:
-            return Checkpoint(path, json.loads((path / STATE).read_text()))
-        except (OSError, ValueError):
-            continue
+            state = json.loads((path / STATE).read_text())
+            damaged = [name for name in FILES if _sha256(path / name) != state["sha256"][name]]
+        except (OSError, ValueError, KeyError):
+            damaged = [STATE]
+        if not damaged:
+            return Checkpoint(path, state)
+        log.warning(
+            "%s is damaged and passed over; going back to what was saved before it", path / damaged[0]
+        )
     return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -83,7 +99,7 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     Raises:
         ArtifactError: the checkpoint belongs to another model.
     """
-    weights = load_file(checkpoint.path / "weights.safetensors")
+    weights = load_file(checkpoint.path / FILES[0])
     here = dict(_named_trained(module))
     if weights.keys() != here.keys():
         odd = sorted(weights.keys() ^ here.keys())[0]
@@ -93,7 +109,7 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     with torch.no_grad():
         for name, tensor in weights.items():
             here[name].copy_(tensor)
-    tensors = load_file(checkpoint.path / "optimizer.safetensors")
+    tensors = load_file(checkpoint.path / FILES[1])
     torch.set_rng_state(tensors.pop("random.torch"))
     _optimizer_in(optimizer, tensors, checkpoint.state["groups"])
 

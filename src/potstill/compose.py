@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Parts:
     student_templater: Templater
     tokenizer: Any  # the student's
     pad_id: int
+    teacher_pad_id: int
     max_length: int
     context: int
     layers: int
@@ -77,6 +79,17 @@ class Parts:
     @property
     def recipe(self) -> Recipe:
         return self.opened.recipe
+
+    @cached_property
+    def shared_vocabulary(self) -> bool:
+        """Whether an id means the same to teacher and student."""
+        return vocab.first_conflict(self.teacher_vocabulary, self.vocabulary) is None
+
+    @property
+    def reads_alike(self) -> bool:
+        """Whether teacher and student read the same row as the same ids."""
+        same = self.teacher_templater.fingerprint == self.student_templater.fingerprint
+        return self.shared_vocabulary and same
 
 
 def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
@@ -108,7 +121,7 @@ def compose(opened: Opened) -> Parts:
     device = models.best_device()
     teacher = _reference(recipe.teacher, base, device)
     config = models.load_config(teacher.source).get_text_config()
-    tokenizer = models.load_tokenizer(teacher.source)
+    tokenizer = teacher_tokenizer = models.load_tokenizer(teacher.source)
     teacher_vocabulary = vocab.read_vocabulary(tokenizer)
     template = _template_text(recipe.data, base)
     teacher_templater = _templater(tokenizer, template, recipe.data)
@@ -133,11 +146,15 @@ def compose(opened: Opened) -> Parts:
         student_templater = _templater(own, template, recipe.data)
         context = min(context, int(getattr(own_config, "max_position_embeddings", LONGEST)))
         tokenizer = own
-    added = student_templater.default_system
-    if added:
-        notes.append(f"the chat template adds a system prompt of its own to rows without one: {added!r}.")
+    if teacher_templater.fingerprint != student_templater.fingerprint:
+        notes.append("the chat templates of teacher and student differ; each reads a row through its own.")
+    owners = {"the": student_templater, "the teacher's": teacher_templater}
+    for owner, added in {o: t.default_system for o, t in owners.items() if t.default_system}.items():
+        if owner == "the" or added != student_templater.default_system:
+            notes.append(
+                f"{owner} chat template adds a system prompt of its own to rows without one: {added!r}."
+            )
     limit = recipe.data.max_length
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Parts(
         opened=opened,
         device=device,
@@ -148,13 +165,19 @@ def compose(opened: Opened) -> Parts:
         teacher_templater=teacher_templater,
         student_templater=student_templater,
         tokenizer=tokenizer,
-        pad_id=int(pad if pad is not None else 0),
+        pad_id=_pad_id(tokenizer),
+        teacher_pad_id=_pad_id(teacher_tokenizer),
         max_length=min(context, LONGEST) if limit == "auto" else min(context, limit),
         context=context,
         layers=int(config.num_hidden_layers),
         data=read_data(recipe.data, base, recipe.seed),
         notes=tuple(notes),
     )
+
+
+def _pad_id(tokenizer: Any) -> int:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(pad if pad is not None else 0)
 
 
 def facts(parts: Parts, train_tokens: int | None, parameters: int | None, answer_tokens: int | None) -> Facts:

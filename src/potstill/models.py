@@ -137,6 +137,7 @@ def load_config(source: Source) -> Any:
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     with quiet():
         try:
@@ -151,6 +152,12 @@ def load_config(source: Source) -> Any:
     declared = getattr(config, "architectures", None) or []
     if declared and not any("CausalLM" in a or "LMHead" in a for a in declared):
         raise ModelError(f"{name} is a {declared[0]}, not a decoder-only text model.", fix=OUT_OF_SCOPE)
+    # Encoders with a language head attend to what comes later unless their config says otherwise.
+    if hasattr(config, "is_decoder") and config.model_type in ENCODERS and not config.is_decoder:
+        raise ModelError(
+            f"{name} is an encoder ({config.model_type} with is_decoder: false), not a decoder-only text model.",
+            fix=OUT_OF_SCOPE,
+        )
     if config.model_type not in CAUSAL and not source.trust_remote_code:
         raise ModelError(
             f"{name} has the model type {config.model_type}, not a decoder-only text model.", fix=OUT_OF_SCOPE

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill import compose, resolve
+from potstill import compose, feed, resolve
 from potstill.artifacts import Artifact, key_of
 from potstill.compose import DTYPES, Parts
 from potstill.data.examples import Encoded, encode
@@ -37,6 +37,7 @@ class Pipeline:
     untrained: Artifact | None = None
     current: Artifact | None = None
     control: Artifact | None = None
+    trained: dict[str, Artifact] = field(default_factory=dict)
     evaluation: Artifact | None = None
     max_new_tokens: int | None = None
     stages: dict[str, Artifact] = field(default_factory=dict)
@@ -55,6 +56,8 @@ class Pipeline:
                 objective_of(stage, 2)  # refuses what its plug-ins cannot take before anything is written
         for stage in stages[:last]:
             self.folder.update({"stage": stage.name})
+            if isinstance(stage, Training) and any(s.verb == "evaluate" for s in stages[:last]):
+                self._heldout()  # what cannot be measured later is refused before hours of training
             artifact = self._run(stage)
             self.stages[stage.name] = artifact
             self.folder.link(f"stages/{stage.name}", artifact.path)
@@ -68,6 +71,7 @@ class Pipeline:
             untrained=self.untrained,
             student=self.current,
             control=self.control,
+            trained=tuple(self.trained),
             evaluation=self.evaluation,
             answers=self.answers,
             defaults=tuple(self.defaults),
@@ -94,25 +98,10 @@ class Pipeline:
 
     def _generate(self, stage: Generate) -> Artifact:
         stage = self._resolved(stage)
+        rows = self.parts.data.everything
+        prompts, left_out = feed.prompts(self.parts, rows, stage.max_new_tokens, stage.samples)
+        self.funnel |= left_out
         templater = self.parts.teacher_templater
-        room = self.parts.max_length - stage.max_new_tokens
-        # One answer each for rows that are measured on: two answers to one prompt are not two prompts.
-        trained = {row.id for row in self.parts.data.train}
-        prompts, too_long = [], 0
-        for row in self.parts.data.everything:
-            ids = templater.prompt_ids(row.prompt, list(row.tools) or None)
-            if len(ids) > room:
-                too_long += 1
-                continue
-            prompts.append(generate.Prompt(row.id, tuple(ids), stage.samples if row.id in trained else 1))
-        self.funnel["prompt too long"] = too_long
-        if not prompts:
-            raise DataError(
-                f"all {too_long} prompts are longer than {room} tokens, which max_length {self.parts.max_length} "
-                f"leaves beside {stage.max_new_tokens} new ones.",
-                path="data.max_length",
-                fix="Raise max_length, or shorten the prompts.",
-            )
         self.answers = generate.run(
             self.world,
             stage.name,
@@ -121,7 +110,7 @@ class Pipeline:
             Sampling(stage.max_new_tokens, stage.sampling_temperature, stage.top_p, stage.top_k),
             batch_rows=settled(stage.batch_rows),
             stop_ids=tuple(templater.stop_ids),
-            pad_id=self.parts.pad_id,
+            pad_id=self.parts.teacher_pad_id,
         )
         self.max_new_tokens = stage.max_new_tokens
         self._examples.clear()
@@ -134,34 +123,18 @@ class Pipeline:
         """The rows of a split as token ids: with the teacher's answers once they are written."""
         if split not in self._examples:
             rows = self._rows(split)
-            found = self._answered(rows) if self.answers is not None else self._own(rows, split)
+            if self.answers is not None:
+                fed = feed.answered(self.parts, self.answers, rows)
+                found, counts = fed.examples, fed.funnel
+            else:
+                encoded = self._encode(rows) if rows else None
+                found = list(encoded.examples) if encoded else []
+                counts = encoded.funnel if encoded else {}
+            if split == "train":
+                self.funnel |= counts
             self._examples[split] = found
             self.lengths[split] = [len(example.input_ids) for example in found]
         return self._examples[split]
-
-    def _answered(self, rows: Sequence[Row]) -> list[Example]:
-        assert self.answers is not None
-        by_id = {row.id: row for row in rows}
-        templater = self.parts.student_templater
-        found = []
-        for written in generate.read(self.answers):
-            row = by_id.get(written.row_id)
-            if row is None or not written.ids:
-                continue
-            prompt = templater.prompt_ids(row.prompt, list(row.tools) or None)
-            name = row.id if written.sample == 0 else f"{row.id}#{written.sample}"
-            found.append(
-                templater.generated(name, prompt, written.ids, "teacher", end=written.finish == "stop")
-            )
-        return found
-
-    def _own(self, rows: Sequence[Row], split: str) -> list[Example]:
-        if not rows:
-            return []
-        encoded = self._encode(rows)
-        if split == "train":
-            self.funnel |= encoded.funnel
-        return list(encoded.examples)
 
     def _student(self) -> Artifact:
         """The student as it is now; made on first use."""
@@ -223,7 +196,7 @@ class Pipeline:
         if stage.verb == "control":
             self.control = trained
         else:
-            self.current = trained
+            self.current = self.trained[stage.name] = trained
         return trained
 
     def _started(self, metrics: Path, steps: int) -> None:
@@ -250,16 +223,20 @@ class Pipeline:
             on_bad_row=self.parts.recipe.data.on_bad_row,
         )
 
-    def _evaluate(self, stage: Evaluate) -> Artifact:
-        stage = self._resolved(stage)
+    def _evaluate(self, stage_as_written: Evaluate) -> Artifact:
+        stage = self._resolved(stage_as_written)
         current = self._student()
         assert self.untrained is not None
         students = {"before": self.untrained}
+        # With two stages, what lies between them too: each is shown by what was before and after it.
+        students |= {f"after {name}": student for name, student in list(self.trained.items())[:-1]}
         if current is not self.untrained:
             students["after"] = current
         if self.control is not None:
             students["control"] = self.control
-        examples = self.examples("heldout")
+        examples = self._heldout()
+        auto = stage_as_written.max_new_tokens == "auto"
+        questions, new_tokens = self._questions(settled(stage.samples), settled(stage.max_new_tokens), auto)
         self.evaluation = evaluate.run(
             self.world,
             evaluate.Job(
@@ -267,40 +244,53 @@ class Pipeline:
                 teacher=self.parts.teacher,
                 students=students,
                 examples=examples,
-                questions=self._questions(examples, settled(stage.samples)),
+                questions=questions,
                 metrics=tuple(stage.metrics),
-                max_new_tokens=settled(stage.max_new_tokens),
+                max_new_tokens=new_tokens,
                 resamples=stage.resamples,
                 vocabulary=self.parts.vocabulary.size,
                 pad_id=self.parts.pad_id,
                 stop_ids=tuple(self.parts.student_templater.stop_ids),
+                own=evaluate.Reader(
+                    self.parts.teacher_vocabulary.size,
+                    self.parts.teacher_pad_id,
+                    tuple(self.parts.teacher_templater.stop_ids),
+                ),
+                foreign=""
+                if self.parts.shared_vocabulary
+                else "teacher and student have different vocabularies",
                 forward_kl=resolve.load("divergences", "forward_kl").value,
                 reverse_kl=resolve.load("divergences", "reverse_kl").value,
             ),
         )
         return self.evaluation
 
-    def _questions(self, examples: Sequence[Example], most: int) -> list[evaluate.Question]:
-        """The first held-out rows with one answer each, as prompt and reference."""
-        rows = {row.id: row for row in self.parts.data.heldout}
-        tokenizer = self.parts.tokenizer
-        questions: list[evaluate.Question] = []
-        for example in examples:
-            row = rows.get(example.id)
-            if row is None or len(questions) >= most:
-                continue
-            first = example.scored.index(True)
-            answer = [t for t, scored in zip(example.input_ids, example.scored, strict=True) if scored]
-            text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            questions.append(
-                evaluate.Question(
-                    row_id=row.id,
-                    prompt_ids=example.input_ids[:first],
-                    prompt=row.prompt_text,
-                    reference=text,
-                    reference_tokens=len(answer),
-                    family=str(row.extra.get("family") or ""),
-                    unseen=bool(row.extra.get("unseen")),
-                )
+    def _heldout(self) -> list[Example]:
+        """The held-out rows as examples.
+
+        Raises:
+            DataError: none can be measured.
+        """
+        examples = self.examples("heldout")
+        if not examples:
+            raise DataError(
+                f"none of the {len(self.parts.data.heldout)} held-out rows can be measured.",
+                path="data.heldout",
+                fix="Give them answers, or shorter prompts; data.max_length is the limit.",
             )
-        return questions
+        return examples
+
+    def _questions(self, most: int, new_tokens: int, auto: bool) -> tuple[list[evaluate.Question], int]:
+        """Questions that leave room for an answer in both models' context, and the answers' length."""
+        found = feed.questions(self.parts, self._heldout(), most)
+        longest = max((max(len(q.prompt_ids), len(q.teacher_prompt_ids)) for q in found), default=0)
+        if auto:
+            new_tokens = max(1, min(new_tokens, self.parts.context - longest))
+        room = self.parts.context - new_tokens
+        fit = [q for q in found if max(len(q.prompt_ids), len(q.teacher_prompt_ids)) <= room]
+        if len(fit) < len(found):
+            self.world.console.warn(
+                f"{len(found) - len(fit)} of {len(found)} held-out prompts leave no room for {new_tokens} new "
+                f"tokens in a context of {self.parts.context}; they are not answered in text."
+            )
+        return fit, new_tokens

@@ -101,6 +101,8 @@ class Training(StageSpec):
     """Number format of the forward pass; master weights stay float32."""
     validate_every: Count | Auto = "auto"
     """Steps between two validations on held-out rows."""
+    best_by: Literal["loss", "cross_entropy"] = "loss"
+    """Which validation figure decides what the best weights are: the stage's own loss, or another."""
     patience: Count | None = None
     """Stop after so many validations without a better one."""
     checkpoint_every: Count | Auto = "auto"
@@ -125,6 +127,8 @@ class Distill(Training):
 
     verb: Literal["distill"] = "distill"
     name: StageName = "distill"
+    best_by: Literal["loss", "cross_entropy", "forward_kl"] = "loss"  # type: ignore[assignment]
+    """Which validation figure decides what the best weights are: the stage's own loss, or another."""
     divergence: Divergence = Divergence(name="forward_kl")
     """How far the student is from the teacher."""
     strategy: Strategy = Strategy(name="offline")

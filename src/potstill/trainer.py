@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill import parallel
 from potstill.data.mix import plan_steps, shard
-from potstill.errors import TrainingStopped
+from potstill.errors import Interrupted, TrainingStopped
 from potstill.objectives.token import TokenLoss
 from potstill.step import StepResult, accumulate, each_row_once
 from potstill.types import Example, Sampler, Strategy, Teacher
@@ -35,6 +35,7 @@ class Settings:
         warmup: share of the steps in which the learning rate rises from 0.
         validate_every, checkpoint_every: in steps.
         patience: validations without a better one before the run ends early.
+        best_by: which figure of a validation decides what the best weights are; less is better.
         packing: rows of a micro-batch stand end to end instead of side by side.
         normalize: every scored token counts the same, or every row (1/L of each, GKD's paper).
     """
@@ -53,6 +54,7 @@ class Settings:
     patience: int | None = None
     seed: int = 0
     grad_scaler: bool = False
+    best_by: str = "loss"
     packing: bool = False
     normalize: Literal["tokens", "sequence_mean"] = "tokens"
 
@@ -69,6 +71,7 @@ class Progress:
     best: float = math.inf
     best_step: int = 0
     worse_in_a_row: int = 0
+    validation_due: bool = False
     strategy: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,7 +81,7 @@ class Hooks:
 
     Args:
         event: receives one flat dict a step and a validation; rank 0 writes it.
-        validate: held-out metrics of the student; "loss" decides which weights are best.
+        validate: metrics of the student on validation rows; `best_by` decides which weights are best.
         save: writes a checkpoint; `best` says that the weights are the best so far.
         should_stop: polled every step; True saves and ends.
     """
@@ -130,6 +133,10 @@ def train(
     scaler = torch.amp.GradScaler() if settings.grad_scaler else None
     device = next(module.parameters()).device
     trained = [p for group in optimizer.param_groups for p in group["params"]]
+    if progress.validation_due and hooks.validate and _validate(hooks, progress, optimizer, settings.best_by):
+        hooks.save(progress, optimizer, True)
+    if _tired(progress, settings):
+        return progress
     for rows in _steps(examples, settings, progress):
         started = time.monotonic()
         module.train()
@@ -168,12 +175,13 @@ def train(
         last = progress.step >= settings.steps
         better = False
         if hooks.validate and (last or _due(progress.step, settings.validate_every)):
-            better = _validate(hooks, progress)
+            better = _validate(hooks, progress, optimizer, settings.best_by)
         stop = parallel.anyone(hooks.should_stop(), device)
-        if better or last or stop or _due(progress.step, settings.checkpoint_every):
+        # The first one too: a folder that cannot be written to is found before hours are spent.
+        first = progress.step == 1 and settings.checkpoint_every > 0
+        if better or first or last or stop or _due(progress.step, settings.checkpoint_every):
             hooks.save(progress, optimizer, better)
-        tired = settings.patience is not None and progress.worse_in_a_row > settings.patience
-        if last or stop or tired:
+        if last or stop or _tired(progress, settings):
             break
     return progress
 
@@ -182,13 +190,23 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _validate(hooks: Hooks, progress: Progress) -> bool:
-    """Measure, report, and say whether this is the best so far."""
+def _tired(progress: Progress, settings: Settings) -> bool:
+    return settings.patience is not None and progress.worse_in_a_row > settings.patience
+
+
+def _validate(hooks: Hooks, progress: Progress, optimizer: torch.optim.Optimizer, best_by: str) -> bool:
+    """Measure, report, and say whether this is the best so far. A stop saves, and measures after a resume."""
     assert hooks.validate is not None
-    measured = dict(hooks.validate())
-    better = measured["loss"] < progress.best
+    progress.validation_due = True
+    try:
+        measured = dict(hooks.validate())
+    except Interrupted:
+        hooks.save(progress, optimizer, False)
+        raise
+    progress.validation_due = False
+    better = measured[best_by] < progress.best
     if better:
-        progress.best, progress.best_step, progress.worse_in_a_row = measured["loss"], progress.step, 0
+        progress.best, progress.best_step, progress.worse_in_a_row = measured[best_by], progress.step, 0
     else:
         progress.worse_in_a_row += 1
     hooks.event({"event": "validation", "step": progress.step, "best": better, **measured})

@@ -55,6 +55,7 @@ def settings_of(stage: Training, examples: Sequence[Example], seed: int) -> Sett
         patience=stage.patience,
         seed=seed,
         grad_scaler=stage.precision == "float16",
+        best_by=stage.best_by,
         packing=stage.packing,
         normalize=stage.normalize,
     )

@@ -285,3 +285,21 @@ def test_the_schema_is_printed():
         [sys.executable, "-m", "potstill", "schema"], capture_output=True, text=True, timeout=60
     )
     assert "stages" in json.loads(done.stdout)["properties"]
+
+
+def test_two_stages_are_measured_before_and_after_each(finished, place):
+    """Held-out KL and the task metric of distill and of finetune, joined where one ends and the next begins."""
+    run = place / "runs/tiny"
+    summary = json.loads((run / "summary.json").read_text())
+    first, second = summary["by_stage"]
+    assert (first["stage"], second["stage"]) == ("distill", "finetune")
+    for name in ("forward_kl", "agreement", "ppl", "rouge_l"):
+        values = [stage[side][name]["value"] for stage in (first, second) for side in ("before", "after")]
+        assert values[1] == values[2]
+        assert (values[0], values[3]) == (
+            summary["before"][name]["value"],
+            summary["after"][name]["value"],
+        )
+    assert first["after"]["forward_kl"]["value"] != second["after"]["forward_kl"]["value"]
+    page = (run / "report.html").read_text()
+    assert "Stage by stage" in page

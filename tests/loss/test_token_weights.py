@@ -27,7 +27,9 @@ SURE = torch.tensor([[1.0] + [0.0] * 7]).log()
 def test_entropy_weighs_from_the_floor_to_one():
     lp, place = torch.cat([EVEN, SURE]), torch.zeros(2)
     assert entropy.weights(lp, lp, place).tolist() == pytest.approx([1.0, 0.1])
-    assert entropy.weights(lp, lp, place, floor=0.0, certain=True).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert entropy.weights(lp, lp, place, floor=0.0, certain=True).tolist() == pytest.approx(
+        [0.0, 1.0], abs=1e-6
+    )
     assert entropy.weights(EVEN, SURE, place[:1], of="student").item() == pytest.approx(1.0)
     assert entropy.weights(EVEN, SURE, place[:1], of="teacher").item() == pytest.approx(0.1)
 

@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from potstill import anatomy, models
+from potstill import anatomy, models, resolve
 from potstill.check import audit
 from potstill.check.report import Item
 from potstill.compose import Parts
 from potstill.console import Console
 from potstill.data.batch import collate
 from potstill.errors import PotstillError
+from potstill.evaluate.teacher import known
 from potstill.fused import logits_loss
-from potstill.objectives.token import TokenLoss
+from potstill.objectives.token import Divergence, TokenLoss
 from potstill.recipe_stages import Training
 from potstill.step import StudentModule, accumulate
 from potstill.students import depth
@@ -47,6 +48,8 @@ def prove(parts: Parts, rows: Sequence[Example], console: Console) -> Iterator[I
             limit = 1e-4 if half else 1e-6
             law = partial(_self_teacher, parts, teacher.model, few, loss, limit)
             yield _tried(f"self-teacher of {stage.name}", law)
+    if any(stage.verb == "distill" for stage in stages):
+        yield _tried("teacher's loss", partial(_teachers_loss, parts, teacher.model, few))
     console.say("making the student")
     student = _student(parts, teacher.model)
     yield _tried("accumulation", lambda: _accumulation(parts, student, few))
@@ -112,6 +115,16 @@ def _self_teacher(
     return abs(found) <= limit, f"{found:.1e} nats per token, at most {limit:.0e}"
 
 
+def _teachers_loss(parts: Parts, teacher: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
+    """A teacher that knows nothing says so by its entropy; a wrong tokenizer by its loss."""
+    batch = collate(rows, pad_id=parts.pad_id).to(parts.device)
+    own = LocalTeacher(teacher, vocabulary=parts.teacher_vocabulary.size, fingerprint="self")
+    forward = TokenLoss(Divergence.from_module(resolve.load("divergences", "forward_kl")))
+    found = known(own.signal(batch), batch, forward)
+    told = f"{found.loss:.2f} nats per token on the first rows, entropy {found.entropy:.2f}, ln V {found.most:.2f}"
+    return not found.uniform, f"{told}; {found.fault}" if found.fault else told
+
+
 def _student(parts: Parts, teacher: torch.nn.Module) -> torch.nn.Module:
     if parts.student is not None:
         return models.load(parts.student.source, dtype=torch.float32, device=parts.device).model
@@ -144,9 +157,6 @@ def _accumulation(parts: Parts, student: torch.nn.Module, rows: Sequence[Example
 
 def objective_of_text() -> TokenLoss:
     """Cross-entropy on the rows' own tokens: needs no teacher."""
-    from potstill import resolve
-    from potstill.objectives.token import Divergence
-
     return TokenLoss(Divergence.from_module(resolve.load("divergences", "hard_cross_entropy")), ce_weight=1.0)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from potstill import compose
+from collections.abc import Sequence
+
+from potstill import compose, feed
 from potstill.check import audit
 from potstill.check.report import CheckReport, Item, Rendered
 from potstill.compose import Parts
 from potstill.data import split
 from potstill.data.examples import Encoded, encode
+from potstill.data.rows import Row
+from potstill.errors import DataError
 from potstill.presets import METHODS, Default, resolve_auto
 from potstill.recipe import notes
 from potstill.recipe_stages import Generate
@@ -24,10 +28,16 @@ def read(parts: Parts) -> tuple[CheckReport, list[Example]]:
     """
     longest = max((s.max_new_tokens for s in parts.recipe.stages if isinstance(s, Generate)), default=0)
     writes = longest > 0
-    encoded = None if writes else _encoded(parts)
-    examples = list(encoded.examples) if encoded else _asked(parts)
+    encoded = None if writes else _encoded(parts, parts.data.train)
+    examples = list(encoded.examples) if encoded else _asked(parts, longest)
+    measured = _measured(parts, longest)
     sizes = encoded.lengths if encoded else [len(example.input_ids) for example in examples]
-    items = [*_items(parts), audit.stop_tokens(parts, examples), audit.lengths(parts, sizes, longest)]
+    items = [
+        *_items(parts),
+        *measured,
+        audit.stop_tokens(parts, examples),
+        audit.lengths(parts, sizes, longest),
+    ]
     found = CheckReport(
         recipe=parts.recipe.name,
         items=tuple(items),
@@ -73,19 +83,39 @@ def _shared(parts: Parts) -> bool:
     return parts.vocabulary.fingerprint() == parts.teacher_vocabulary.fingerprint()
 
 
-def _encoded(parts: Parts) -> Encoded:
+def _encoded(parts: Parts, rows: Sequence[Row]) -> Encoded:
     policy = parts.recipe.data.on_bad_row
-    return encode(parts.data.train, parts.student_templater, max_length=parts.max_length, on_bad_row=policy)
+    return encode(rows, parts.student_templater, max_length=parts.max_length, on_bad_row=policy)
 
 
-def _asked(parts: Parts) -> list[Example]:
-    """The training prompts as ids; nothing in them is scored."""
-    templater = parts.teacher_templater
+def _asked(parts: Parts, new_tokens: int) -> list[Example]:
+    """The training prompts as ids, too long ones among them; nothing in them is scored."""
+    feed.prompts(parts, parts.data.everything, new_tokens, 1)
     found = []
     for row in parts.data.train:
-        ids = templater.prompt_ids(row.prompt, list(row.tools) or None)
+        try:
+            ids = feed.prompt_ids(parts.teacher_templater, row)
+        except DataError:
+            if parts.recipe.data.on_bad_row == "error":
+                raise
+            continue
         found.append(Example(row.id, tuple(ids), (False,) * len(ids)))
     return found
+
+
+def _measured(parts: Parts, new_tokens: int) -> list[Item]:
+    """Whether the held-out rows can be measured, where the recipe evaluates."""
+    if not any(stage.verb == "evaluate" for stage in parts.recipe.stages):
+        return []
+    rows = parts.data.heldout
+    try:
+        if new_tokens:
+            count = len(feed.prompts(parts, rows, new_tokens, 1)[0])
+        else:
+            count = len(_encoded(parts, rows).examples)
+    except DataError as error:
+        return [Item("held-out rows", False, str(error))]
+    return [Item("held-out rows", count > 0, f"{count} of {len(rows)} can be measured")]
 
 
 def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Default, ...]:
@@ -98,16 +128,21 @@ def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Defa
 
 
 def _prompts(parts: Parts) -> list[Rendered]:
-    rows = parts.data.train[:SHOWN]
-    templater = parts.teacher_templater
-    return [
-        Rendered(
-            row.id,
-            "train",
-            templater.prompt_text(row.prompt, list(row.tools) or None) + "⟦the teacher's answer⟧",
-        )
-        for row in rows
-    ]
+    """Prompts as the teacher reads them, and as the student does where that differs."""
+    sides = [(parts.teacher_templater, "train" if parts.reads_alike else "train, as the teacher reads it")]
+    if not parts.reads_alike:
+        sides.append((parts.student_templater, "train, as the student reads it"))
+    found = []
+    for row in parts.data.train:
+        try:
+            texts = [templater.prompt_text(row.prompt, list(row.tools) or None) for templater, _ in sides]
+        except DataError:
+            continue  # named or skipped where the rows were read
+        shown = zip(texts, sides, strict=True)
+        found += [Rendered(row.id, where, text + "⟦the teacher's answer⟧") for text, (_, where) in shown]
+        if len(found) >= SHOWN * len(sides):
+            break
+    return found
 
 
 def _marked(parts: Parts, example: Example) -> Rendered:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from potstill.data import chat, shapes
+from potstill.data import chat, flaws, shapes
 from potstill.data.files import Record, read_files
 from potstill.data.shapes import BadRow
 from potstill.errors import DataError
@@ -56,7 +56,8 @@ class Rows:
     """Rows and what became of the others.
 
     `funnel`: records read = blank + broken + empty + duplicate + kept. Of the kept ones, `repaired` had
-    characters that cannot be written, and `same_prompt` answer a prompt that an earlier row answers.
+    characters that cannot be written, `same_prompt` answer a prompt that an earlier row answers, `loop` say
+    the same words over and over, and `refusal` begin by refusing.
     `rejected` quotes the first broken and empty rows; `shape` says how rows were understood.
     """
 
@@ -148,12 +149,16 @@ class _Collector:
         prompt = _digest(row.prompt_text)
         self.funnel["same_prompt"] += prompt in self._prompts
         self.funnel["repaired"] += repaired
+        said = [m["content"] for m in row.messages if m["role"] == "assistant"]
+        self.funnel["loop"] += any(flaws.loops(text) for text in said)
+        self.funnel["refusal"] += any(flaws.refuses(text) for text in said)
         self._prompts.add(prompt)
         self.rows.append(row)
 
     def result(self, shape: str, names: str) -> Rows:
         self.funnel["kept"] = len(self.rows)
-        keys = ("read", "blank", "broken", "empty", "duplicate", "kept", "repaired", "same_prompt")
+        dropped = ("read", "blank", "broken", "empty", "duplicate")
+        keys = (*dropped, "kept", "repaired", "same_prompt", "loop", "refusal")
         if not self.rows:
             raise DataError(
                 f"none of the {self.funnel['read']} rows can be used. {' '.join(self.rejected[:1])}".strip(),

@@ -90,6 +90,10 @@ class Templater:
             raise DataError("the prompt is empty.", fix="Check the row and the chat template.")
         return ids
 
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of an answer that came as text, nothing added."""
+        return self._renderer.ids(text)
+
     def append(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], end: bool = True) -> list[int]:
         """Prompt and answer as one row: ids are joined, text is never tokenised again.
 

@@ -47,7 +47,7 @@ class Scores:
 @torch.no_grad()
 def measure(
     student: torch.nn.Module,
-    teacher: torch.nn.Module,
+    teacher: torch.nn.Module | None,
     examples: Sequence[Example],
     *,
     vocabulary: int,
@@ -61,22 +61,27 @@ def measure(
     """Score `examples` (their answers' tokens) under both models.
 
     Args:
+        teacher: None where it shares no vocabulary with the student; only the student's cross-entropy
+            is measured then.
         vocabulary: ids that both models share; padded rows of either head are cut before the softmax.
         forward_kl, reverse_kl: values on aligned log-probabilities [N, V].
         batch_tokens: padded tokens of one forward pass.
     """
     was_training = student.training
     student.eval()
-    teacher.eval()
-    forms = anatomy.head_form(student), anatomy.head_form(teacher)
+    measured = [student]
+    if teacher is not None:
+        measured.append(teacher.eval())
+    forms = [anatomy.head_form(model) for model in measured]
+    names = NAMES if teacher is not None else ("cross_entropy",)
     per_row: dict[str, tuple[float, ...]] = {}
     done = 0
     for rows in _batches(examples, batch_tokens):
         batch = collate([examples[row] for row in rows], pad_id=pad_id)
         batch = batch.to(next(student.parameters()).device)
-        values = _tokens(student, teacher, forms, batch, vocabulary, forward_kl, reverse_kl, chunk_bytes)
+        values = _tokens(measured, forms, batch, vocabulary, forward_kl, reverse_kl, chunk_bytes)
         owner = batch.predicts.nonzero()[:, 0]
-        summed = torch.zeros(len(rows), len(NAMES) + 1, dtype=torch.float64)
+        summed = torch.zeros(len(rows), len(names) + 1, dtype=torch.float64)
         summed.index_add_(0, owner.cpu(), values.cpu())
         for row, line in zip(rows, summed.tolist(), strict=True):
             per_row[examples[row].id] = tuple(line)
@@ -84,31 +89,33 @@ def measure(
         on_progress(done, len(examples))
     student.train(was_training)
     table = [per_row[example.id] for example in examples]
-    sums = {name: tuple(line[index] for line in table) for index, name in enumerate(NAMES)}
+    sums = {name: tuple(line[index] for line in table) for index, name in enumerate(names)}
     return Scores(tuple(e.id for e in examples), tuple(line[-1] for line in table), sums)
 
 
 def _tokens(
-    student: torch.nn.Module,
-    teacher: torch.nn.Module,
-    forms: tuple[anatomy.HeadForm, anatomy.HeadForm],
+    measured: Sequence[torch.nn.Module],
+    forms: Sequence[anatomy.HeadForm],
     batch: Batch,
     vocabulary: int,
     forward_kl: Divergence,
     reverse_kl: Divergence,
     chunk_bytes: int,
 ) -> Tensor:
-    """[N, len(NAMES) + 1] in float64, the last column all ones."""
-    heads = [anatomy.head_of(m, vocabulary, f) for m, f in zip((student, teacher), forms, strict=True)]
-    hidden = [anatomy.states_of(m, batch)[batch.predicts] for m in (student, teacher)]
-    n = batch.count
-    out = torch.ones(n, len(NAMES) + 1, dtype=torch.float64, device=batch.input_ids.device)
+    """[N, names + 1] in float64, the last column all ones."""
+    heads = [anatomy.head_of(m, vocabulary, f) for m, f in zip(measured, forms, strict=True)]
+    hidden = [anatomy.states_of(m, batch)[batch.predicts] for m in measured]
+    n, width = batch.count, 1 if len(measured) == 1 else len(NAMES)
+    out = torch.ones(n, width + 1, dtype=torch.float64, device=batch.input_ids.device)
     step = chunk_rows(vocabulary, wide(hidden[0].dtype), chunk_bytes) // 2
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        z, t = (_logits(head, h[rows]) for head, h in zip(heads, hidden, strict=True))
-        sides = support.dense(z, t, 1.0)
+        logits = [_logits(head, h[rows]) for head, h in zip(heads, hidden, strict=True)]
         target = batch.targets[rows].unsqueeze(-1)
+        if len(logits) == 1:
+            out[rows, :1] = -support.tempered(logits[0], 1.0).gather(1, target).double()
+            continue
+        sides = support.dense(logits[0], logits[1], 1.0)
         favourite = sides.teacher_lp.argmax(-1, keepdim=True)
         columns = (
             forward_kl(sides.student_lp, sides.teacher_lp),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from potstill.data.policies import CLOSE, OPEN
 from potstill.evaluate import stats
 from potstill.types import Metric
 
@@ -53,6 +54,12 @@ def repetition(answers: Sequence[Answer], *, resamples: int = 2000, seed: int = 
     """The share of word 4-grams that occurred before in the same answer."""
     pairs = [_repeated(answer.text.split()) for answer in answers]
     return stats.ratio([p[0] for p in pairs], [p[1] for p in pairs], resamples=resamples, seed=seed)
+
+
+def unfinished_reasoning(answers: Sequence[Answer], *, resamples: int = 2000, seed: int = 0) -> Metric:
+    """The share of answers whose last <think> is never closed: a fault of form, not of content."""
+    left_open = [float(a.text.rfind(OPEN) > a.text.rfind(CLOSE)) for a in answers]
+    return stats.ratio(left_open, [1.0] * len(answers), resamples=resamples, seed=seed)
 
 
 def _repeated(words: list[str]) -> tuple[float, float]:

@@ -173,24 +173,13 @@ class TokenLoss:
         if value.is_cuda or value.isfinite().all():
             return
         row = int((~value.isfinite()).nonzero()[0])
-        reason = ""
-        if against is not None and bool(
-            (
-                forbidden := (against.student_lp[row] == -torch.inf) & (against.teacher_lp[row] > -torch.inf)
-            ).any()
-        ):
-            column = int(forbidden.nonzero()[0])
-            tail = against.tail and column == forbidden.shape[0] - 1
-            known = column if against.ids is None or tail else int(against.ids[row, column])
-            which = "every id that was not stored" if tail else f"id {known}"
-            reason = f": the student gives no mass to {which}, where the teacher has some"
-        position = block.start + row
+        reason = "" if against is None else _impossible(against, row)
         raise NotFinite(
-            f"the {self.divergence.name} loss is {float(value[row])} at scored position {position}{reason}.",
-            position=position,
-            fix="Cut or mask the same ids on both sides, or take a divergence that is bounded (jsd, tvd)."
+            f"the {self.divergence.name} loss is {float(value[row])} at scored position {block.start + row}{reason}.",
+            position=block.start + row,
+            fix="Forbid the same ids on both sides, or take a divergence that is bounded (jsd, tvd)."
             if reason
-            else "Check the logits of both models there.",
+            else "Look at the logits of both models there.",
         )
 
     def _weighed(self, block: _Block, against: support.Support, sums: dict[str, Tensor]) -> Tensor:
@@ -226,6 +215,21 @@ class _Block:
     weights: Tensor | None
     place: Tensor | None
     start: int
+
+
+def _impossible(against: support.Support, row: int) -> str:
+    """The outcome that one side forbids and the other uses, in words; nothing if there is none."""
+    student, teacher = against.student_lp[row], against.teacher_lp[row]
+    sides = (("student", "teacher", student, teacher), ("teacher", "student", teacher, student))
+    for one, other, forbids, uses in sides:
+        places = ((forbids == -torch.inf) & (uses > -torch.inf)).nonzero()
+        if len(places):
+            column = int(places[0])
+            tail = against.tail and column == student.shape[0] - 1
+            known = column if against.ids is None or tail else int(against.ids[row, column])
+            what = "the ids that were not stored" if tail else f"id {known}"
+            return f": the {one} gives no mass to {what}, the {other} does"
+    return ""
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, values: Tensor) -> None:

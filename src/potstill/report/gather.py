@@ -32,6 +32,7 @@ from potstill.report.numbers import read
 from potstill.rundir import RECIPE, RunDir
 
 PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+_BEHAVIOUR = ("stop_rate", "length_ratio", "repetition", "unfinished_reasoning")
 ROLES: tuple[Role, ...] = ("teacher", "before", "after", "control")
 
 
@@ -46,6 +47,7 @@ class Outcome:
     untrained: Artifact | None
     student: Artifact | None
     control: Artifact | None
+    trained: tuple[str, ...]
     evaluation: Artifact | None
     answers: Artifact | None
     defaults: tuple[Default, ...]
@@ -103,6 +105,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "before": _block(tables.get("before"), "the untrained student was not evaluated"),
         "after": _block(tables.get("after"), "no student was trained and evaluated"),
         "reference": tables.get("teacher", {}),
+        "by_stage": _by_stage(outcome.trained, tables),
         "retention": found.get("retention", {}),
         "train": _train(trained),
         "scored_tokens": found.get("scored_tokens"),
@@ -222,7 +225,18 @@ def _block(table: Mapping[str, Any] | None, reason: str) -> dict[str, Any]:
     if table is None:
         keys = ("forward_kl", "reverse_kl", "agreement", "ppl")
         return dict.fromkeys(keys) | {f"{key}_reason": reason for key in keys} | {"n": 0}
-    return {**table, "n": max((value["n"] for value in table.values()), default=0)}
+    return {**table, "n": max((v["n"] for v in table.values() if isinstance(v, Mapping)), default=0)}
+
+
+def _by_stage(trained: Sequence[str], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each training stage found and left, where there is more than one."""
+    roles = ["before", *(f"after {name}" for name in trained[:-1]), "after"]
+    if len(trained) < 2 or any(role not in tables for role in roles):
+        return []
+    return [
+        {"stage": name, "before": _block(tables[roles[i]], ""), "after": _block(tables[roles[i + 1]], "")}
+        for i, name in enumerate(trained)
+    ]
 
 
 def _teacher_size(outcome: Outcome) -> dict[str, Any]:
@@ -287,9 +301,7 @@ def _behaviour(evaluation: Artifact | None) -> tuple[Behaviour, ...] | Absent:
     if not found:
         return Absent("Behaviour of free-running text was not measured: evaluate rouge_l or speed.")
     return tuple(
-        Behaviour(role, *(read(found[role], name) for name in ("stop_rate", "length_ratio", "repetition")))
-        for role in ROLES
-        if role in found
+        Behaviour(role, *(read(found[role], name) for name in _BEHAVIOUR)) for role in ROLES if role in found
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill.report import verdict as judge
 from potstill.report.metrics import ROLES, Metric, Role, by_key, present
-from potstill.report.numbers import Measured, read, ticks
+from potstill.report.numbers import UNKNOWN, Measured, read, ticks
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Behaviour:
     stop_rate: Measured  # share of answers that ended by themselves
     length_ratio: Measured  # tokens over the teacher's tokens
     repetition: Measured  # share of 4-grams that are repeats
+    unfinished_reasoning: Measured = UNKNOWN  # share of answers whose reasoning is left open
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class Report:
     recipe_hash: str = ""
     finished: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    by_stage: tuple[Mapping[str, Any], ...] = ()  # {stage, before, after}, as in summary.json
 
 
 TRAIN_KEYS = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
@@ -231,6 +233,7 @@ def from_run(
         recipe_hash=str(summary.get("recipe_hash") or ""),
         finished=str(summary.get("finished") or ""),
         versions={str(name): str(value) for name, value in (summary.get("versions") or {}).items()},
+        by_stage=tuple(summary.get("by_stage") or ()),
     )
 
 

@@ -26,6 +26,9 @@ class Measured:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
+UNKNOWN = Measured(None, reason=NOT_MEASURED)
+
+
 def read(block: Mapping[str, Any] | None, key: str) -> Measured:
     """`block[key]` as a Measured: `{value, low, high, n}`, a bare number, or null with `<key>_reason`."""
     raw = (block or {}).get(key)

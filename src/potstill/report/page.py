@@ -95,6 +95,7 @@ def _context(report: Report) -> dict[str, object]:
         "sections": sections,
         "highlights": views.highlights(report),
         "distances": views.distances(report),
+        "by_stage": views.by_stage(report),
         "retention": views.retention(report),
         "curves": views.curves(report),
         "training": views.training(report),

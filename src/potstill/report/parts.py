@@ -71,13 +71,16 @@ def _length_figure(ident: str, data: Histogram) -> Figure:
 
 def behaviour(found: Sequence[Behaviour]) -> Table:
     """How free-running text looks, a row a model."""
+    reasons = any(row.unfinished_reasoning.value for row in found)
     rows = tuple(
         (ROLES[row.role], shown(row.stop_rate, True), shown(row.length_ratio), shown(row.repetition, True))
+        + ((shown(row.unfinished_reasoning, True),) if reasons else ())
         for row in found
     )
     return Table(
         "Free-running answers",
-        ("Model", "Stops by itself", "Length, teacher = 1", "Repeated 4-grams"),
+        ("Model", "Stops by itself", "Length, teacher = 1", "Repeated 4-grams")
+        + (("Reasoning left open",) if reasons else ()),
         rows,
         "A student that never stops, runs long or loops shows it here before any score does.",
     )

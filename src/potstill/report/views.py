@@ -18,6 +18,7 @@ from potstill.report.numbers import (
     number,
     pair,
     percent,
+    read,
     short,
     size,
     whole,
@@ -110,6 +111,26 @@ def distances(report: Report) -> list[Figure]:
         if any(spot.measured.value is not None for spot in spots):
             figures.append(_interval_figure(result.metric.key, spots))
     return figures
+
+
+def by_stage(report: Report) -> Table | None:
+    """Every measured quantity before and after each training stage, where there is more than one."""
+    if not report.by_stage:
+        return None
+    rows = [
+        (
+            stage["stage"],
+            result.metric.label,
+            *(
+                shown(read(stage[side], result.metric.key), result.metric.percent)
+                for side in ("before", "after")
+            ),
+        )
+        for stage in report.by_stage
+        for result in report.results
+    ]
+    note = "On the same held-out prompts, with 95 % intervals."
+    return Table("Stage by stage", ("Stage", "Metric", "Before it", "After it"), tuple(rows), note)
 
 
 def _interval_figure(key: str, spots: Sequence[Spot]) -> Figure:

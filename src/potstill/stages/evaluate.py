@@ -29,6 +29,7 @@ class Question:
 
     row_id: str
     prompt_ids: tuple[int, ...]
+    teacher_prompt_ids: tuple[int, ...]
     prompt: str
     reference: str
     reference_tokens: int
@@ -37,8 +38,18 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """How a model's text begins and ends."""
+
+    vocabulary: int
+    pad_id: int
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Job:
-    """What is measured. `students` maps a role (before, after, control) to its artifact."""
+    """What is measured. `students` maps a role (before, after, control) to its artifact; `own` is how the
+    teacher reads and writes."""
 
     name: str
     teacher: ModelRef
@@ -51,6 +62,8 @@ class Job:
     vocabulary: int
     pad_id: int
     stop_ids: tuple[int, ...]
+    own: Reader
+    foreign: str  # why the teacher's distribution cannot be compared; empty if it can
     forward_kl: likelihood.Divergence
     reverse_kl: likelihood.Divergence
     batch_rows: int = 32
@@ -62,7 +75,7 @@ def run(world: World, job: Job) -> Artifact:
         "teacher": [job.teacher.fingerprint, str(job.teacher.dtype)],
         "students": {role: artifact.key for role, artifact in job.students.items()},
         "examples": [[e.id, e.input_ids, e.scored] for e in job.examples],
-        "questions": [[q.row_id, q.prompt_ids, q.reference] for q in job.questions],
+        "questions": [[q.row_id, q.prompt_ids, q.teacher_prompt_ids, q.reference] for q in job.questions],
         "metrics": job.metrics,
         "max_new_tokens": job.max_new_tokens,
         "resamples": job.resamples,
@@ -76,6 +89,7 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     tables: dict[str, dict[str, Metric]] = {}
     answers: dict[str, list[text.Answer]] = {}
     speeds: dict[str, float] = {}
+    how: dict[str, Any] = {"resamples": job.resamples, "seed": world.seed}
     if job.questions and _wants_text(job):
         answers["teacher"], speeds["teacher"] = _answers(
             world, job, teacher.model, teacher.tokenizer, "teacher"
@@ -88,27 +102,29 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
         if {"likelihood", "agreement"} & set(job.metrics):
             scores = _likelihood(world, job, student.model, teacher.model, role)
             tables[role] |= _figures(scores, job, world.seed)
-            reference = {
-                "ppl": scores.perplexity("teacher_cross_entropy", resamples=job.resamples, seed=world.seed)
-            }
+            if not job.foreign:
+                reference = {"ppl": scores.perplexity("teacher_cross_entropy", **how)}
         if job.questions and _wants_text(job):
             answers[role], speeds[role] = _answers(world, job, student.model, student.tokenizer, role)
         del student
     tables["teacher"] = reference
     behaviour: dict[str, dict[str, Metric]] = {}
     for role, written in answers.items():
-        how: dict[str, Any] = {"resamples": job.resamples, "seed": world.seed}
         if "rouge_l" in job.metrics:
             tables[role]["rouge_l"] = text.rouge_l(written, [q.reference for q in job.questions], **how)
         behaviour[role] = {
             "stop_rate": text.stop_rate(written, **how),
             "length_ratio": text.length_ratio(written, [q.reference_tokens for q in job.questions], **how),
             "repetition": text.repetition(written, **how),
+            "unfinished_reasoning": text.unfinished_reasoning(written, **how),
         }
     write_json(
         folder / RESULT,
         {
-            "models": {role: {k: as_json(m) for k, m in table.items()} for role, table in tables.items()},
+            "models": {
+                role: {k: as_json(m) for k, m in table.items()} | (_absent(job) if role != "teacher" else {})
+                for role, table in tables.items()
+            },
             "behaviour": {r: {k: as_json(m) for k, m in table.items()} for r, table in behaviour.items()},
             "retention": _retention(tables, job, world.seed),
             "speed": speeds if "speed" in job.metrics else {},
@@ -121,8 +137,17 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
 
 
 def as_json(metric: Metric) -> dict[str, Any]:
-    """{value, low, high, n}."""
+    """{value, low, high, n}; null with a reason where no prompt could be measured."""
+    if metric.n == 0:
+        return {"value": None, "low": None, "high": None, "n": 0, "reason": "no prompt could be measured"}
     return {"value": metric.value, "low": metric.low, "high": metric.high, "n": metric.n}
+
+
+def _absent(job: Job) -> dict[str, Any]:
+    """Null with a reason for what needs one vocabulary."""
+    wanted = {"likelihood": ("forward_kl", "reverse_kl"), "agreement": ("agreement", "agreement_top5")}
+    names = [name for metric in job.metrics for name in wanted.get(metric, ())]
+    return {k: v for n in names for k, v in ((n, None), (f"{n}_reason", job.foreign))} if job.foreign else {}
 
 
 def _wants_text(job: Job) -> bool:
@@ -140,7 +165,7 @@ def _likelihood(
 
         return likelihood.measure(
             student,
-            teacher,
+            None if job.foreign else teacher,
             job.examples,
             vocabulary=job.vocabulary,
             pad_id=job.pad_id,
@@ -154,12 +179,9 @@ def _figures(scores: likelihood.Scores, job: Job, seed: int) -> dict[str, Metric
     how: dict[str, Any] = {"resamples": job.resamples, "seed": seed}
     figures = {}
     if "likelihood" in job.metrics:
-        figures = {
-            "forward_kl": scores.metric("forward_kl", **how),
-            "reverse_kl": scores.metric("reverse_kl", **how),
-            "ppl": scores.perplexity(**how),
-        }
-    if "agreement" in job.metrics:
+        named = () if job.foreign else ("forward_kl", "reverse_kl")
+        figures = {name: scores.metric(name, **how) for name in named} | {"ppl": scores.perplexity(**how)}
+    if "agreement" in job.metrics and not job.foreign:
         figures["agreement"] = scores.metric("agreement", **how)
         figures["agreement_top5"] = scores.metric("agreement_top5", **how)
     return figures
@@ -169,18 +191,20 @@ def _answers(
     world: World, job: Job, model: torch.nn.Module, tokenizer: Any, role: str
 ) -> tuple[list[text.Answer], float]:
     """Greedy answers in the questions' order, and tokens per second."""
+    as_teacher = role == "teacher"
+    reader = job.own if as_teacher else Reader(job.vocabulary, job.pad_id, job.stop_ids)
     written: dict[int, text.Answer] = {}
     started, tokens = time.monotonic(), 0
     with world.console.bar(f"{job.name}: answers, {role}", len(job.questions)) as bar:
         for completion in local.generate(
             model,
-            [question.prompt_ids for question in job.questions],
+            [q.teacher_prompt_ids if as_teacher else q.prompt_ids for q in job.questions],
             Sampling(max_new_tokens=job.max_new_tokens, temperature=0.0),
-            stop_ids=job.stop_ids,
-            pad_id=job.pad_id,
+            stop_ids=reader.stop_ids,
+            pad_id=reader.pad_id,
             seed=world.seed,
             batch_rows=job.batch_rows,
-            vocabulary=job.vocabulary,
+            vocabulary=reader.vocabulary,
             on_progress=lambda progress: bar.update(progress.done),
             should_stop=lambda: bool(world.stop_signal()),
         ):

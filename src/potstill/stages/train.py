@@ -18,6 +18,7 @@ from potstill import checkpoint, models, packing, parallel
 from potstill.artifacts import Artifact
 from potstill.data.batch import collate
 from potstill.errors import Interrupted
+from potstill.evaluate.teacher import known
 from potstill.objectives.token import TokenLoss
 from potstill.stages.common import ModelRef, World, append_line, peak_rss, produce, read_lines, write_lines
 from potstill.stages.student import facts_of
@@ -80,6 +81,8 @@ def run(world: World, job: Job) -> Artifact:
         "student": job.student.key,
         "teacher": None if job.teacher is None else [job.teacher.fingerprint, str(job.teacher.dtype)],
         "data": job.data_key,
+        # They choose which weights are kept.
+        "validation": [[e.id, e.input_ids, e.scored] for e in job.validation],
         "loss": job.loss_facts,
         "settings": asdict(job.settings),
         "autocast": str(job.autocast),
@@ -96,17 +99,21 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     if job.activation_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module = StudentModule(student, job.vocabulary, autocast=job.autocast, chunk_bytes=job.chunk_bytes)
-    teacher: Teacher | None = None
+    teacher: local.LocalTeacher | None = None
     if job.teacher is not None:
         own = job.teacher.load(world.device)
         teacher = local.build(model=own.model, vocabulary=job.vocabulary, fingerprint=job.teacher.fingerprint)
+        if job.yardstick is not None and job.examples:
+            first = collate(job.examples[:4], pad_id=job.pad_id, device=world.device)
+            if fault := known(teacher.signal(first), first, job.yardstick).fault:
+                world.console.warn(f"{fault}.")
     if job.settings.packing:
         for model in (student, *(() if job.teacher is None else (own.model,))):
             packing.prove(model, job.examples, job.pad_id)
     optimizer = make_optimizer(module, job.settings)
     checkpoints, events = folder / "checkpoints", folder / METRICS
     progress = _resume(world, checkpoints, events, module, optimizer, job.name)
-    validate = _validator(job, module, teacher)
+    validate = _validator(world, job, module, teacher)
     job.on_start(events, job.settings.steps)
     if progress.step == 0 and job.validation:
         append_line(events, {"event": "validation", "step": 0, "best": False, **validate()})
@@ -154,7 +161,8 @@ def _resume(
 ) -> Progress:
     found = checkpoint.newest(checkpoints)
     if found is None:
-        events.unlink(missing_ok=True)
+        for left in (events, checkpoints.parent / "best.safetensors"):
+            left.unlink(missing_ok=True)
         return Progress()
     checkpoint.restore(found, module, optimizer)
     names = {field.name for field in fields(Progress)}
@@ -185,7 +193,9 @@ def _saver(folder: Path, module: nn.Module) -> Callable[[Progress, torch.optim.O
     return save
 
 
-def _validator(job: Job, module: nn.Module, teacher: Teacher | None) -> Callable[[], Mapping[str, float]]:
+def _validator(
+    world: World, job: Job, module: nn.Module, teacher: Teacher | None
+) -> Callable[[], Mapping[str, float]]:
     """Token means on the validation rows: the objective, cross-entropy, and forward KL at T = 1."""
 
     def batches() -> list[Batch]:
@@ -201,6 +211,7 @@ def _validator(job: Job, module: nn.Module, teacher: Teacher | None) -> Callable
         tokens = 0
         device = next(module.parameters()).device
         for batch in batches():
+            world.stop_if_asked()
             batch = batch.to(device)
             signal = teacher.signal(batch) if teacher is not None else Text()
             total, _, metrics = module(batch, signal, objective, metrics=True)

@@ -1,0 +1,95 @@
+"""What an earlier result may be reused for: everything that changes ids changes the key, no path does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cases import places
+from e2e.cli import potstill
+from potstill import models
+from tiny import save_tiny, tiny_tokenizer
+
+STAGES = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+
+
+def kept(place: Path, name: str) -> set[str]:
+    """What the run of this name is made of."""
+    assert potstill("run", "r.yaml", f"name={name}", cwd=place).returncode == 0
+    links = (place / "runs" / name / "stages").iterdir()
+    return {link.resolve().name for link in links}
+
+
+def edit_tokenizer(place: Path) -> None:
+    core = json.loads((place / "teacher/tokenizer.json").read_text())
+    words = core["model"]["vocab"]
+    words["w20"], words["w21"] = words["w21"], words["w20"]
+    (place / "teacher/tokenizer.json").write_text(json.dumps(core))
+
+
+def edit_template(place: Path) -> None:
+    file = place / "teacher/chat_template.jinja"
+    file.write_text(file.read_text().replace("{{ bos_token }}", "{{ bos_token }}w99 "))
+
+
+def edit_rows(place: Path) -> None:
+    rows = places.answered()
+    places.write(place, [row | {"prompt": f"{row['prompt']} w50"} for row in rows], stages=STAGES)
+
+
+def edit_weights(place: Path) -> None:
+    file = place / "teacher/model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"][20] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("edit", [edit_tokenizer, edit_template, edit_rows, edit_weights])
+def test_ids_of_an_earlier_tokenizer_template_or_file_are_trained_on(tmp_path, edit):
+    """Each edited alone: neither the teacher's answers nor the student of the first run comes back."""
+    places.write(tmp_path, stages=STAGES)
+    before = kept(tmp_path, "a")
+    assert kept(tmp_path, "same") == before
+    edit(tmp_path)
+    assert not kept(tmp_path, "b") & before
+
+
+def test_a_moved_project_starts_from_nothing(tmp_path):
+    """The same models, rows and recipe in another folder have the same keys."""
+    found = []
+    for name in ("one", "another/place"):
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        places.write(place, stages=STAGES)
+        found.append(kept(place, name.replace("/", "-")))
+    assert found[0] == found[1]
+
+
+def test_a_read_me_beside_the_weights_makes_another_model(tmp_path):
+    """A fingerprint covers what is loaded: weights, config, tokenizer, template; not text about them."""
+    source = models.find_source(str(save_tiny(tmp_path / "m")))
+    first = models.fingerprint(source)
+    (source.path / "README.md").write_text("changed")
+    assert models.fingerprint(source) == first
+    found = [first]
+    for name in ("tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json"):
+        file = source.path / name
+        file.write_text(file.read_text() + " ")
+        found.append(models.fingerprint(source))
+    assert len(set(found)) == 5
+
+
+def test_a_tokenizer_of_the_same_size_is_taken_for_the_same(tmp_path):
+    """Two folders that differ in one pair of words have different fingerprints."""
+    one, other = (save_tiny(tmp_path / name) for name in "ab")
+    core = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    words = core["model"]["vocab"]
+    words["w20"], words["w21"] = words["w21"], words["w20"]
+    (other / "tokenizer.json").write_text(json.dumps(core))
+    assert torch.equal(*(load_file(f / "model.safetensors")["lm_head.weight"] for f in (one, other)))
+    prints = [models.fingerprint(models.find_source(str(folder))) for folder in (one, other)]
+    assert prints[0] != prints[1]
