@@ -6,8 +6,10 @@ is refused by name, and a weight that is missing on load is an error, never rand
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -291,7 +293,8 @@ def _converted(source: Source) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     try:
-        with quiet():
+        # Its bar writes carriage returns to standard error and knows no switch.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
             try:
                 model, info = auto.from_pretrained(
                     **_where(source),
