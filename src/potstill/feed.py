@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from potstill.artifacts import Artifact
 from potstill.compose import Parts
@@ -112,6 +113,34 @@ def answered(parts: Parts, answers: Artifact, rows: Sequence[Row]) -> Fed:
     if empty:
         log.warning("%d of %d answers are empty and left out", empty, len(written))
     return Fed(found, {"empty answer": empty})
+
+
+def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
+    """The examples with the weights that their rows name in the column `data.weight`.
+
+    Raises:
+        DataError: names a row whose weight is missing or is no number from 0 up.
+    """
+    column = parts.recipe.data.weight
+    if column is None:
+        return list(examples)
+    weights = {}
+    for row in rows:
+        value = row.extra.get(column)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise DataError(
+                f"the weight in the column {column!r} is {value!r}, not a number from 0 up.",
+                path=row.source or row.id,
+                fix="Repair the row, or leave data.weight out.",
+            )
+        weights[row.id] = float(value)
+    found = []
+    for example in examples:
+        name = example.id if example.id in weights else example.id.rpartition("#")[0]
+        found.append(replace(example, weight=weights[name]))
+    if examples and not any(example.weight for example in found):
+        raise DataError(f"every weight in the column {column!r} is 0.", path="data.weight")
+    return found
 
 
 def _student_ids(parts: Parts, answer: Written) -> list[int]:

@@ -132,7 +132,7 @@ class Pipeline:
                 counts = encoded.funnel if encoded else {}
             if split == "train":
                 self.funnel |= counts
-            self._examples[split] = found
+            self._examples[split] = found if split == "heldout" else feed.weighed(self.parts, found, rows)
             self.lengths[split] = [len(example.input_ids) for example in found]
         return self._examples[split]
 
@@ -189,7 +189,9 @@ class Pipeline:
             chunk_bytes=getattr(stage, "chunk_bytes", DEFAULT_CHUNK_BYTES),
             activation_checkpointing=stage.activation_checkpointing,
             on_start=self._started,
-            data_key=key_of("examples", {"rows": [[e.id, e.input_ids, e.scored] for e in examples]}),
+            data_key=key_of(
+                "examples", {"rows": [[e.id, e.input_ids, e.scored, e.weight] for e in examples]}
+            ),
         )
         trained = train.run(self.world, job)
         self.folder.update({"training": None})
@@ -213,7 +215,7 @@ class Pipeline:
             }
         )
         rows = compose.read_files(spec, spec.train, self.parts.opened.base).rows
-        return list(self._encode(rows).examples)
+        return feed.weighed(self.parts, self._encode(rows).examples, rows)
 
     def _encode(self, rows: Sequence[Row]) -> Encoded:
         return encode(

@@ -121,6 +121,8 @@ class DataSpec(Spec):
     """How a row is written."""
     columns: dict[str, Text] = Field(default_factory=dict)
     """Own column name: the name that the format wants."""
+    weight: Text | None = None
+    """Column whose number weighs every token of its row; a step divides by the weights' sum."""
     template: Template | None = None
     """The chat template, when it is not the tokenizer's own."""
     on_bad_row: Literal["error", "skip"] = "error"

@@ -62,8 +62,9 @@ def denominator(batch: Batch) -> Tensor:
 
 
 def each_row_once(batch: Batch) -> Batch:
-    """The batch with each token weighted by one over its row's count, so that every row counts the same."""
-    return replace(batch, weights=1.0 / batch.places()[1])
+    """The batch with each token's weight divided by its row's count, so that rows count by weight alone."""
+    shares = 1.0 / batch.places()[1]
+    return replace(batch, weights=shares if batch.weights is None else shares * batch.weights)
 
 
 @dataclass(frozen=True)

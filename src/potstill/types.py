@@ -24,6 +24,7 @@ class Example:
     input_ids: tuple[int, ...]
     scored: tuple[bool, ...]
     origin: Origin = "data"
+    weight: float = 1.0  # of each of its tokens' loss
 
     @property
     def count(self) -> int:

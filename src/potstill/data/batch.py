@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ def collate(
     if not examples:
         raise ValueError("a batch needs at least one example")
     batch = _pack(examples) if packed else _pad(examples, pad_id, multiple_of)
+    if any(example.weight != 1.0 for example in examples):
+        each = [example.weight for example in examples for mark in example.scored[1:] if mark]
+        batch = replace(batch, weights=torch.tensor(each, dtype=torch.float32))
     return batch if device is None else batch.to(device)
 
 

@@ -238,7 +238,8 @@ def _accumulate(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
 
 
 def _free_metrics(against: support.Support, sums: dict[str, Tensor]) -> None:
-    """Entropies, top-1 agreement and acceptance sum(min(p, q)) on the support, in nats and shares."""
+    """Entropies, top-1 agreement and acceptance sum(min(p, q)) on the support, in nats and shares; with a
+    bucket, also how much mass the stored ids hold on either side."""
     student, teacher = against.student_lp, against.teacher_lp
     q, p = student.exp(), teacher.exp()
     zero = torch.zeros((), dtype=q.dtype, device=q.device)
@@ -246,6 +247,9 @@ def _free_metrics(against: support.Support, sums: dict[str, Tensor]) -> None:
     _accumulate(sums, "teacher_entropy", -torch.where(p > 0, p * teacher, zero).sum(-1))
     _accumulate(sums, "agreement", (student.argmax(-1) == teacher.argmax(-1)).double())
     _accumulate(sums, "acceptance", torch.minimum(p, q).sum(-1))
+    if against.tail:
+        _accumulate(sums, "student_mass_on_ids", q[:, :-1].sum(-1))
+        _accumulate(sums, "teacher_mass_on_ids", p[:, :-1].sum(-1))
 
 
 def require_possible(divergence: float, tokens: int, loss: TokenLoss) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def run(world: World, job: Job) -> Artifact:
         "teacher": None if job.teacher is None else [job.teacher.fingerprint, str(job.teacher.dtype)],
         "data": job.data_key,
         # They choose which weights are kept.
-        "validation": [[e.id, e.input_ids, e.scored] for e in job.validation],
+        "validation": [[e.id, e.input_ids, e.scored, e.weight] for e in job.validation],
         "loss": job.loss_facts,
         "settings": asdict(job.settings),
         "autocast": str(job.autocast),
@@ -208,20 +208,21 @@ def _validator(
         module.eval()
         objective = job.loss_at(job.settings.steps - 1)
         sums: dict[str, float] = {}
-        tokens = 0
+        tokens, weight = 0, 0.0
         device = next(module.parameters()).device
         for batch in batches():
             world.stop_if_asked()
             batch = batch.to(device)
             signal = teacher.signal(batch) if teacher is not None else Text()
-            total, _, metrics = module(batch, signal, objective, metrics=True)
+            total, weights, metrics = module(batch, signal, objective, metrics=True)
+            weight += float(weights)
             measured = {"loss": total, **metrics}
             if job.yardstick is not None:
-                measured["forward_kl"] = module(batch, signal, job.yardstick)[0]
+                measured["forward_kl"] = module(replace(batch, weights=None), signal, job.yardstick)[0]
             for name, value in measured.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             tokens += batch.count
-        weight = sums.pop("weight", tokens)
+        weight = sums.pop("weight", weight)
         return {name: value / (weight if name == "loss" else tokens) for name, value in sums.items()}
 
     return validate

@@ -1,0 +1,76 @@
+"""Weights of rows, from a named column to the gradient."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from cases import places
+from e2e.cli import potstill
+from potstill.data.batch import collate
+from potstill.divergences import forward_kl
+from potstill.objectives.token import Divergence, TokenLoss
+from potstill.step import StudentModule, accumulate, each_row_once
+from potstill.teachers.local import LocalTeacher
+from potstill.types import Example
+from tiny import tiny_model
+
+LOSS = TokenLoss(Divergence.from_module(forward_kl))
+
+
+def row(name: str, first: int, answer: int, weight: float = 1.0) -> Example:
+    ids = tuple(range(first, first + 3 + answer))
+    return Example(name, ids, (False,) * 3 + (True,) * answer, weight=weight)
+
+
+def gradient(batches, by_row: bool = False) -> list[torch.Tensor]:
+    module = StudentModule(tiny_model(seed=0), 128)
+    teacher = LocalTeacher(tiny_model(seed=1), vocabulary=128, fingerprint="t")
+    accumulate(module, teacher, [each_row_once(b) for b in batches] if by_row else batches, LOSS)
+    return [p.grad for p in module.parameters()]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_weight_of_two_is_the_row_given_twice(packed, by_row):
+    twice = [row("a", 10, 4), row("a'", 10, 4), row("b", 40, 7)]
+    weighed = [row("a", 10, 4, 2.0), row("b", 40, 7)]
+    one, other = (gradient([collate(rows, pad_id=0, packed=packed)], by_row) for rows in (twice, weighed))
+    for got, wanted in zip(other, one, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_do_not_depend_on_the_split_into_micro_batches():
+    rows = [row("a", 10, 4, 3.0), row("b", 40, 7), row("c", 60, 2, 0.5)]
+    whole = gradient([collate(rows, pad_id=0)])
+    cut = gradient([collate([r], pad_id=0) for r in rows])
+    for got, wanted in zip(cut, whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_recipe_names_the_column(tmp_path):
+    """Rows of weight 0 teach nothing: the student is the one of the other rows alone."""
+    rows = [r | {"importance": i % 2} for i, r in enumerate(places.answered(80))]
+    stages = "[{finetune: {steps: 3, tokens_per_step: 100000, best_by: cross_entropy}}]"
+    places.write(tmp_path, rows, data="{train: rows.jsonl, weight: importance}", stages=stages)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = (tmp_path / "runs/r/stages/finetune/metrics.jsonl").read_text().splitlines()
+    weighed = [e["loss"] for e in map(json.loads, events) if e["event"] == "step"]
+    assert weighed[0] != weighed[-1]
+    places.write(tmp_path, rows, stages=stages)
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    events = (tmp_path / "runs/r/stages/finetune/metrics.jsonl").read_text().splitlines()
+    assert [e["loss"] for e in map(json.loads, events) if e["event"] == "step"] != weighed
+
+
+@pytest.mark.parametrize("value", [-1, "much", None, True])
+def test_a_weight_that_is_no_number_from_zero_up_is_refused_with_its_line(tmp_path, value):
+    rows = [r | {"importance": value} for r in places.answered()]
+    places.write(tmp_path, rows, data="{train: rows.jsonl, weight: importance}")
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "rows.jsonl:" in done.stderr
+    assert "importance" in done.stderr
