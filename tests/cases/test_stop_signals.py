@@ -20,7 +20,9 @@ LONG = [Example(f"r{i}", tuple(range(4, 104)), (False,) * 60 + (True,) * 40) for
 
 def measure(folder, teacher: Any, stop, metrics: tuple[str, ...]):
     questions = [
-        evaluate.Question(row.id, row.input_ids[:60], "p", "w64", 40) for row in LONG if "rouge_l" in metrics
+        evaluate.Question(row.id, row.input_ids[:60], row.input_ids[:60], "p", "w64", 40)
+        for row in LONG
+        if "rouge_l" in metrics
     ]
     job = evaluate.Job(
         name="evaluate",
@@ -34,6 +36,8 @@ def measure(folder, teacher: Any, stop, metrics: tuple[str, ...]):
         vocabulary=128,
         pad_id=PAD,
         stop_ids=(EOS,),
+        own=evaluate.Reader(128, PAD, (EOS,)),
+        foreign="",
         forward_kl=forward_kl.value,
         reverse_kl=reverse_kl.value,
     )
