@@ -155,6 +155,15 @@ def compose(opened: Opened) -> Parts:
                 f"{owner} chat template adds a system prompt of its own to rows without one: {added!r}."
             )
     limit = recipe.data.max_length
+    if limit != "auto" and limit > context:
+        notes.append(f"data.max_length is {limit}, the models read {context} tokens; that is the limit.")
+    data = read_data(recipe.data, base, recipe.seed)
+    seen = {row.prompt_text for row in data.train + data.validation}
+    if both := sum(row.prompt_text in seen for row in data.heldout):
+        notes.append(
+            f"{both} of {len(data.heldout)} held-out prompts are training prompts too; figures on them "
+            "measure memory. Take them out of one of the two."
+        )
     return Parts(
         opened=opened,
         device=device,
@@ -170,7 +179,7 @@ def compose(opened: Opened) -> Parts:
         max_length=min(context, LONGEST) if limit == "auto" else min(context, limit),
         context=context,
         layers=int(config.num_hidden_layers),
-        data=read_data(recipe.data, base, recipe.seed),
+        data=data,
         notes=tuple(notes),
     )
 

