@@ -1,0 +1,86 @@
+"""The loss and the step on a CUDA device against float64 and against the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from invariance.steps import ragged_rows
+from potstill import divergences, resolve
+from potstill.data.batch import collate
+from potstill.fused import DEFAULT_CHUNK_BYTES, linear_loss
+from potstill.objectives.token import Divergence, TokenLoss
+from potstill.step import StudentModule, accumulate
+from potstill.teachers.local import LocalTeacher
+from potstill.types import Head, Hidden
+from tiny import tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def value_and_gradients(name: str, place: str, dtype: torch.dtype, temperature: float) -> list[Tensor]:
+    """Sum, dh and dW in float64 on the CPU; inputs are rounded to bf16 first, so that all see the same."""
+    tensors = [
+        (scale * normal(*shape, seed=seed)).bfloat16().to(place, dtype)
+        for seed, shape, scale in (
+            (1, (67, 64), 1.0),
+            (2, (520, 64), 0.2),
+            (3, (67, 32), 1.0),
+            (4, (515, 32), 0.2),
+        )
+    ]
+    hidden, weight = (t.requires_grad_() for t in tensors[:2])
+    signal = Hidden(tensors[2], Head(tensors[3], 509))
+    divergence = Divergence.from_module(resolve.load("divergences", name, {}))
+    loss = TokenLoss(divergence, temperature)
+    out = linear_loss(hidden, Head(weight, 509), loss.rowwise(signal), chunk_bytes=2 * 16 * 509 * 8)
+    found = torch.autograd.grad(out.sum, [hidden, weight])
+    return [t.detach().double().cpu() for t in (out.sum, *found)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", [n for n in divergences.names() if n != "hard_cross_entropy"])
+def test_the_fused_loss_equals_float64_on_the_device(name, temperature, dtype):
+    right = value_and_gradients(name, "cpu", torch.float64, temperature)
+    found = value_and_gradients(name, "cuda", dtype, temperature)
+    for ours, theirs in zip(found, right, strict=True):
+        assert (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()
+
+
+def test_a_step_gives_the_gradient_of_the_cpu():
+    def gradient(place: str) -> list[Tensor]:
+        student, teacher = tiny_model(seed=0).to(place), tiny_model(seed=1).to(place)
+        module = StudentModule(student, 128)
+        loss = TokenLoss(Divergence.from_module(resolve.load("divergences", "jsd", {})))
+        batch = collate(ragged_rows(), pad_id=0)
+        accumulate(module, LocalTeacher(teacher, vocabulary=128, fingerprint="t"), [batch], loss)
+        return [p.grad.double().cpu() for p in module.parameters()]
+
+    for ours, theirs in zip(gradient("cuda"), gradient("cpu"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1024, 8192])
+def test_logits_of_a_whole_batch_never_exist(n):
+    """Over its inputs the loss needs its chunk, dh and dW, whatever N is; whole logits are 4 N V bytes twice."""
+    vocabulary, width = 32768, 256
+    hidden = torch.randn(n, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(vocabulary, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    signal = Hidden(hidden.detach().clone(), Head(weight.detach().clone(), vocabulary))
+    loss = TokenLoss(Divergence.from_module(resolve.load("divergences", "forward_kl", {})))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    linear_loss(hidden, Head(weight, vocabulary), loss.rowwise(signal)).sum.backward()
+    used = torch.cuda.max_memory_allocated() - before
+    kept = 4 * width * (n + vocabulary)
+    assert used <= 4 * DEFAULT_CHUNK_BYTES + 3 * kept
