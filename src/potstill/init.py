@@ -34,7 +34,7 @@ stages:
   - generate: {{max_new_tokens: 256, sampling_temperature: 0.7}}
   # The student learns the teacher's distribution on those answers. forward_kl covers all that the teacher
   # does; reverse_kl keeps to what it does most. `auto` settings suit machine, student and data.
-  # Options move as schedules do: {taid: {t: {linear: {from: 0.4, to: 1}}}}. `potstill schema` lists the rest,
+  # Options move as schedules do: {{taid: {{t: {{linear: {{from: 0.4, to: 1}}}}}}}}. `potstill schema` lists the rest,
   # among them packing, token_weights, best_by and patience.
   - distill: {{divergence: forward_kl, learning_rate: auto}}
   # The same student, rows and budget without the teacher's distribution: what distillation adds.
