@@ -28,6 +28,11 @@ class TrainerLoss:
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, loss: DistillationLoss) -> None:
+        if loss.token_loss.weigh is not None:
+            raise SignalError(
+                "the Trainer divides by tokens, and named token weights need their own sum.",
+                fix="Use a loop of your own, or leave token_weights out.",
+            )
         self._teacher = teacher.eval().requires_grad_(False)
         self._loss = loss
         self._inputs: dict[str, Tensor] = {}

@@ -117,6 +117,15 @@ def head_form(model: Any) -> HeadForm:
     Raises:
         ModelError: the model's own logits follow none of the known forms.
     """
+    training = model.training
+    model.eval()  # dropout would make every pass another
+    try:
+        return _probed(model)
+    finally:
+        model.train(training)
+
+
+def _probed(model: Any) -> HeadForm:
     config = model.config.get_text_config()
     scales = [1.0]
     for name in ("logit_scale", "lm_head_multiplier", "logits_scaling", "output_multiplier"):

@@ -64,7 +64,10 @@ def save(
     for file in temporary.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(target, ignore_errors=True)
+    # A later step belongs to a future that was given up: a damaged checkpoint that was passed over, say.
+    for other in _complete(folder):
+        if other.name >= target.name:
+            shutil.rmtree(other)
     temporary.rename(target)
     artifacts.sync_folder(folder)
     for old in _complete(folder)[:-keep]:
@@ -78,7 +81,7 @@ def newest(folder: Path) -> Checkpoint | None:
         try:
             state = json.loads((path / STATE).read_text())
             damaged = [name for name in FILES if _sha256(path / name) != state["sha256"][name]]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             damaged = [STATE]
         if not damaged:
             return Checkpoint(path, state)

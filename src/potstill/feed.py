@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from potstill.artifacts import Artifact
 from potstill.compose import Parts
+from potstill.data import chat
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
@@ -49,7 +50,8 @@ def prompt_ids(templater: Templater, row: Row) -> list[int]:
 def prompts(
     parts: Parts, rows: Sequence[Row], new_tokens: int, samples: int
 ) -> tuple[list[Prompt], Counter[str]]:
-    """The rows as the teacher reads them, with room for `new_tokens`; one sample each of rows not trained on.
+    """The rows as the teacher reads them, with room for `new_tokens` in both models; one sample each of rows
+    that are not trained on.
 
     Raises:
         DataError: a row cannot be asked and `on_bad_row` is error, or no prompt is left.
@@ -62,12 +64,13 @@ def prompts(
     for row in rows:
         try:
             ids = prompt_ids(parts.teacher_templater, row)
+            own = ids if parts.reads_alike else prompt_ids(parts.student_templater, row)
         except DataError:
             if parts.recipe.data.on_bad_row == "error" or row.text is not None:
                 raise
             left_out["prompt refused by the template"] += 1
             continue
-        if len(ids) > room:
+        if max(len(ids), len(own)) > room:
             left_out["prompt too long"] += 1
             continue
         found.append(Prompt(row.id, tuple(ids), samples if row.id in trained else 1))
@@ -89,33 +92,39 @@ def answered(parts: Parts, answers: Artifact, rows: Sequence[Row]) -> Fed:
     no end token. An answer without a word is left out.
 
     Raises:
-        DataError: every answer is empty.
+        DataError: no answer is left.
     """
     by_id = {row.id: row for row in rows}
     templater = parts.student_templater
     found = []
     written = [answer for answer in read(answers) if answer.row_id in by_id]
-    empty = 0
+    left_out: Counter[str] = Counter()
     for answer in written:
         ids = _student_ids(parts, answer)
         if not answer.text.strip():
-            empty += 1
+            left_out["empty answer"] += 1
             continue
         prompt = prompt_ids(templater, by_id[answer.row_id])
         name = answer.row_id if answer.sample == 0 else f"{answer.row_id}#{answer.sample}"
-        found.append(templater.generated(name, prompt, ids, "teacher", end=answer.finish == "stop"))
+        example = templater.generated(name, prompt, ids, "teacher", end=answer.finish == "stop")
+        if len(example.input_ids) > parts.max_length:
+            # The same words can be more tokens to the student than to the teacher.
+            left_out["answer too long for the student"] += 1
+            continue
+        found.append(example)
     if written and not found:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise DataError(
-            f"all {len(written)} answers of the teacher are empty.",
+            f"none of the teacher's {len(written)} answers can be used: {reasons}.",
             path="generate",
             fix="Look at the rendered prompts (potstill check): the template may end the answer at once.",
         )
-    if empty:
+    if empty := left_out["empty answer"]:
         log.warning("%d of %d answers are empty and left out", empty, len(written))
-    return Fed(found, {"empty answer": empty})
+    return Fed(found, left_out)
 
 
-def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
+def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row], split: str) -> list[Example]:
     """The examples with the weights that their rows name in the column `data.weight`.
 
     Raises:
@@ -126,7 +135,7 @@ def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row]) -> l
         return list(examples)
     weights = {}
     for row in rows:
-        value = row.extra.get(column)
+        value = _number(row.extra.get(column))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise DataError(
                 f"the weight in the column {column!r} is {value!r}, not a number from 0 up.",
@@ -139,8 +148,20 @@ def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row]) -> l
         name = example.id if example.id in weights else example.id.rpartition("#")[0]
         found.append(replace(example, weight=weights[name]))
     if examples and not any(example.weight for example in found):
-        raise DataError(f"every weight in the column {column!r} is 0.", path="data.weight")
+        if split != "train":
+            return list(examples)  # nothing to weigh by
+        raise DataError(
+            f"the weight in the column {column!r} is 0 in every training row.", path="data.weight"
+        )
     return found
+
+
+def _number(value: object) -> object:
+    """Tables of text (csv) write numbers as words."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _student_ids(parts: Parts, answer: Written) -> list[int]:
@@ -151,8 +172,14 @@ def _student_ids(parts: Parts, answer: Written) -> list[int]:
     return ids[:-1] if ids and answer.finish == "stop" and ids[-1] in foreign else ids
 
 
-def questions(parts: Parts, examples: Sequence[Example], most: int) -> list[Question]:
-    """The first held-out rows, each once, as prompt and first answer."""
+def questions(parts: Parts, examples: Sequence[Example], most: int, *, generated: bool) -> list[Question]:
+    """The first held-out rows, each once, as prompt and first answer.
+
+    Where the teacher answered, the whole conversation was asked; in a row of data, its first question is.
+
+    Raises:
+        DataError: the teacher's template refuses a question that the student's takes; names the row.
+    """
     rows = {row.id: row for row in parts.data.heldout}
     found: dict[str, Question] = {}
     for example in examples:
@@ -169,22 +196,18 @@ def questions(parts: Parts, examples: Sequence[Example], most: int) -> list[Ques
             list(answer), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         asked = example.input_ids[:first]
-        teacher = asked if parts.reads_alike else tuple(_teacher_prompt(parts, row))
+        turns = row.prompt if generated else chat.opening(row.messages)
+        teacher = asked
+        if not parts.reads_alike:
+            teacher = tuple(prompt_ids(parts.teacher_templater, replace(row, messages=turns)))
         found[row.id] = Question(
             row_id=row.id,
             prompt_ids=asked,
             teacher_prompt_ids=teacher,
-            prompt=row.prompt_text,
+            prompt="\n".join(message["content"] for message in turns),
             reference=text,
             reference_tokens=length,
             family=str(row.extra.get("family") or ""),
             unseen=bool(row.extra.get("unseen")),
         )
     return list(found.values())
-
-
-def _teacher_prompt(parts: Parts, row: Row) -> list[int]:
-    """The row's first question as the teacher reads it."""
-    from potstill.data import chat
-
-    return parts.teacher_templater.prompt_ids(chat.opening(row.messages), list(row.tools) or None)

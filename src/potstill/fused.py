@@ -256,6 +256,8 @@ def _through_module(
         return _LogitLoss.apply(logits, rowwise, rows, sums)
 
     total = hidden.new_zeros((), dtype=wide(hidden.dtype)) + 0.0 * hidden[:0].sum()
+    if not hidden.shape[0]:  # gradients of 0, as from a known head: other ranks wait for them
+        total = total + sum((0.0 * p.sum() for p in module.parameters() if p.requires_grad), torch.zeros(()))
     for start in range(0, hidden.shape[0], step):
         rows = slice(start, min(start + step, hidden.shape[0]))
         sums: dict[str, Tensor] = {}

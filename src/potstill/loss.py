@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from potstill import anatomy, resolve, streaming
 from potstill.errors import SignalError
 from potstill.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
-from potstill.objectives.token import Divergence, TokenLoss, Weigh, require_possible
+from potstill.objectives.token import Divergence, TokenLoss, Weigh, require_possible, weigh_by
 from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK
 
 IGNORE = -100
@@ -112,8 +111,10 @@ class DistillationLoss:
         head, hidden = _as_head(student_head, vocabulary), student_hidden[predicts]
         if self._mode == "eval" and not streaming.unable(head, signal, self.token_loss):
             picked = None if weights is None else weights[predicts]
-            return streaming.streamed_loss(
-                hidden, head, signal, self.token_loss, targets, weights=picked, metrics=metrics
+            return self._checked(
+                streaming.streamed_loss(
+                    hidden, head, signal, self.token_loss, targets, weights=picked, metrics=metrics
+                )
             )
         rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
@@ -146,7 +147,8 @@ class DistillationLoss:
             width = self._shared(student_logits.shape[-1], self._vocabulary or student_logits.shape[-1])
             signal = teacher
         rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
-        out = logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
+            out = logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
         return out if isinstance(signal, Sampled) else self._checked(out)
 
     def _checked(self, out: Loss) -> Loss:
@@ -206,8 +208,13 @@ class DistillationLoss:
 def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> Weigh | None:
     if named is None:
         return None
-    ((name, options),) = ({named: {}} if isinstance(named, str) else named).items()
-    return functools.partial(resolve.load("token_weights", name, options).weights, **options)
+    chosen = {named: {}} if isinstance(named, str) else dict(named)
+    if len(chosen) != 1:
+        raise SignalError(
+            f"token_weights names {len(chosen)} ways.", fix="Give one name, or {name: options}."
+        )
+    ((name, options),) = chosen.items()
+    return weigh_by(resolve.load("token_weights", name, options or {}).weights, options or {})
 
 
 def _rows(head: nn.Module | Tensor | Head) -> int:

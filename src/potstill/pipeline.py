@@ -57,7 +57,8 @@ class Pipeline:
         for stage in stages[:last]:
             self.folder.update({"stage": stage.name})
             if isinstance(stage, Training) and any(s.verb == "evaluate" for s in stages[:last]):
-                self._heldout()  # what cannot be measured later is refused before hours of training
+                # What cannot be measured later is refused before hours of training.
+                feed.questions(self.parts, self._heldout(), 10**9, generated=self.answers is not None)
             artifact = self._run(stage)
             self.stages[stage.name] = artifact
             self.folder.link(f"stages/{stage.name}", artifact.path)
@@ -132,7 +133,9 @@ class Pipeline:
                 counts = encoded.funnel if encoded else {}
             if split == "train":
                 self.funnel |= counts
-            self._examples[split] = found if split == "heldout" else feed.weighed(self.parts, found, rows)
+            self._examples[split] = (
+                found if split == "heldout" else feed.weighed(self.parts, found, rows, split)
+            )
             self.lengths[split] = [len(example.input_ids) for example in found]
         return self._examples[split]
 
@@ -215,7 +218,7 @@ class Pipeline:
             }
         )
         rows = compose.read_files(spec, spec.train, self.parts.opened.base).rows
-        return feed.weighed(self.parts, self._encode(rows).examples, rows)
+        return feed.weighed(self.parts, self._encode(rows).examples, rows, "train")
 
     def _encode(self, rows: Sequence[Row]) -> Encoded:
         return encode(
@@ -284,7 +287,7 @@ class Pipeline:
 
     def _questions(self, most: int, new_tokens: int, auto: bool) -> tuple[list[evaluate.Question], int]:
         """Questions that leave room for an answer in both models' context, and the answers' length."""
-        found = feed.questions(self.parts, self._heldout(), most)
+        found = feed.questions(self.parts, self._heldout(), most, generated=self.answers is not None)
         longest = max((max(len(q.prompt_ids), len(q.teacher_prompt_ids)) for q in found), default=0)
         if auto:
             new_tokens = max(1, min(new_tokens, self.parts.context - longest))

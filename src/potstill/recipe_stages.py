@@ -148,11 +148,11 @@ class Distill(Training):
             yield Conflict("temperature", "must stay above 0 at both ends.", "1 changes nothing.")
         if not all(0 <= end <= 1 for end in ends(self.ce_weight)):
             yield Conflict("ce_weight", "must stay between 0 and 1 at both ends.", "It is a share.")
-        if self.token_weights is not None and min(ends(self.ce_weight)) == 1:
+        if self.token_weights is not None and max(ends(self.ce_weight)) == 1:
             yield Conflict(
                 "token_weights",
-                "has no effect with ce_weight 1: weights come from the teacher's distribution.",
-                "Lower ce_weight, or leave this out.",
+                "cannot work where ce_weight reaches 1: weights come from the teacher's distribution.",
+                "Keep ce_weight below 1, or leave this out.",
             )
         if self.strategy.name != "on_policy":
             return

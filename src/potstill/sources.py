@@ -56,7 +56,10 @@ def find_source(
 
 def _package_file(model: str) -> Path:
     package, _, inside = model.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
     if found is None or found.origin is None:
         raise ModelError(
             f"the package {package} is not installed.",

@@ -89,16 +89,23 @@ def accumulate(
     *,
     scaler: torch.amp.GradScaler | None = None,
 ) -> StepResult | None:
-    """Add the gradient of one optimizer step; None when no rank scores a token.
+    """Add the gradient of one optimizer step; None when no rank scores a token of any weight.
+
+    With named token weights gradients must be empty before: the whole of them is divided at the end.
 
     Raises:
+        ValueError: named token weights, and gradients of an earlier call.
         TrainingStopped: a loss is not finite, or a divergence that cannot be negative is.
     """
+    if loss.weigh is not None and any(p.grad is not None for p in module.parameters()):
+        raise ValueError("named token weights need empty gradients: call zero_grad(set_to_none=True) first")
     device = next(module.parameters()).device
     local = sum((denominator(b) for b in batches), torch.zeros(()))
-    counts = torch.stack([local, torch.tensor(float(sum(b.count for b in batches)))]).double().to(device)
+    counts = (
+        torch.stack([local.cpu(), torch.tensor(float(sum(b.count for b in batches)))]).double().to(device)
+    )
     weight, tokens = parallel.total(counts).tolist()
-    if tokens == 0:
+    if tokens == 0 or weight == 0:
         return None
     total = torch.zeros((), dtype=torch.float64, device=device)
     # A rank without scored tokens sums as many numbers as the others.
@@ -128,7 +135,9 @@ def accumulate(
     found = dict(zip(names, values[1:], strict=True))
     if "weight" in found:
         # Weights that come from the distributions are known only now; no token's gradient is kept apart.
-        _rescale(module, weight / max(found["weight"], 1e-30))
+        if found["weight"] == 0:
+            return None
+        _rescale(module, weight / found["weight"])
         weight = found.pop("weight")
     result = StepResult(values[0], weight, int(tokens), found)
     if not exempt:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from potstill.errors import SignalError
+from potstill.errors import NotFinite, SignalError
+from potstill.objectives import stored
 from potstill.objectives.token import TokenLoss
 from potstill.projection import Projection, wide
 from potstill.types import Head, Hidden, Loss
@@ -45,28 +46,31 @@ def streamed_loss(
     Raises:
         SignalError: the divergence is no sum over outcomes, a head's form is unknown, or the vocabularies
             differ.
+        NotFinite: a target is impossible, or something is NaN.
     """
     if reason := unable(head, signal, loss):
         raise SignalError(reason, fix="Use mode 'store', which goes over rows instead.")
     if loss.ce_weight and targets is None:
         raise SignalError("a hard-label term needs target ids.", fix="Pass targets, or ce_weight 0.")
+    if targets is not None:
+        stored.within(targets, head.vocabulary)
     n, device = hidden.shape[0], hidden.device
     dtype = wide(torch.promote_types(hidden.dtype, head.weight.dtype))  # type: ignore[union-attr]
     at = loss.temperature
     student, teacher = _Normaliser.empty(n, dtype, device), _Normaliser.empty(n, dtype, device)
     plain = student if at == 1.0 else _Normaliser.empty(n, dtype, device)
     target_logit = torch.zeros(n, dtype=dtype, device=device)
-    wants_ce = targets is not None and (metrics or loss.ce_weight > 0)
+    compares = loss.ce_weight < 1
     for rows, ids, z, t in _tiles(hidden, head, signal, dtype):
         student.see(rows, ids, z / at)
         teacher.see(rows, ids, t / at)
-        if wants_ce:
+        if targets is not None:
             if plain is not student:
                 plain.see(rows, ids, z)
-            _pick(target_logit, rows, ids, z, targets)  # type: ignore[arg-type]
+            _pick(target_logit, rows, ids, z, targets)
     student_lse, teacher_lse = student.lse(), teacher.lse()
     sums = torch.zeros(4, n, dtype=torch.float64, device=device)
-    for rows, _, z, t in _tiles(hidden, head, signal, dtype):
+    for rows, _, z, t in _tiles(hidden, head, signal, dtype) if compares else ():
         student_lp = (z / at).sub_(student_lse[rows, None])
         teacher_lp = (t / at).sub_(teacher_lse[rows, None])
         sums[0, rows] += loss.divergence.value(student_lp, teacher_lp, **loss.divergence.options)
@@ -75,21 +79,29 @@ def streamed_loss(
             sums[1, rows] -= torch.where(q > 0, q * student_lp, 0.0).sum(-1)
             sums[2, rows] -= torch.where(p > 0, p * teacher_lp, 0.0).sum(-1)
             sums[3, rows] += torch.minimum(p, q).sum(-1)
-    found = {"divergence": sums[0].sum()} if loss.ce_weight < 1 else {}
-    if metrics:
+    found = {"divergence": sums[0].sum()} if compares else {}
+    if metrics and compares:
         found |= {
             "student_entropy": sums[1].sum(),
             "teacher_entropy": sums[2].sum(),
             "agreement": (student.best == teacher.best).double().sum(),
             "acceptance": sums[3].sum(),
         }
-    value = sums[0] * (loss.scale * (1 - loss.ce_weight))
-    if wants_ce:
+    value = sums[0] * (loss.scale * (1 - loss.ce_weight)) if compares else sums[0]
+    if targets is not None and (metrics or loss.ce_weight > 0):
         ce = (plain.lse() - target_logit).double()
         found["cross_entropy"] = ce.sum()
-        value = value + loss.ce_weight * (ce if hard is None else torch.where(hard, ce, 0.0))
+        if loss.ce_weight > 0:
+            value = value + loss.ce_weight * (ce if hard is None else torch.where(hard, ce, 0.0))
     if weights is not None:
         value = value * weights
+    if not value.isfinite().all():
+        position = int((~value.isfinite()).nonzero()[0])
+        raise NotFinite(
+            f"the {loss.divergence.name} loss is {float(value[position])} at scored position {position}.",
+            position=position,
+            fix="Mode 'store' names the id that one side forbids and the other uses.",
+        )
     return Loss(value.sum().to(dtype), torch.tensor(n, device=device), found)
 
 
@@ -142,7 +154,7 @@ def _tiles(
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """(rows, ids, student logits, teacher logits); both live until the next tile only."""
     n = hidden.shape[0]
-    buffers = torch.empty(2, min(ROWS, n), TILE, dtype=dtype, device=hidden.device)
+    buffers = torch.empty(2, min(ROWS, n) * TILE, dtype=dtype, device=hidden.device)
     for start in range(0, head.vocabulary, TILE):
         ids = slice(start, min(start + TILE, head.vocabulary))
         student = Projection(_part(head, ids), hidden.dtype)
@@ -151,7 +163,9 @@ def _tiles(
             rows = slice(first, min(first + ROWS, n))
             size = (rows.stop - rows.start, ids.stop - ids.start)
             z, t = (
-                projection.logits(states[rows], buffer[: size[0], : size[1]].to(projection.dtype)).to(dtype)
+                projection.logits(
+                    states[rows], buffer[: size[0] * size[1]].view(size).to(projection.dtype)
+                ).to(dtype)
                 for projection, states, buffer in (
                     (student, hidden, buffers[0]),
                     (teacher, signal.hidden, buffers[1]),

@@ -130,7 +130,7 @@ def top_k(student_logits: Tensor, signal: TopK, temperature: float, tail: Tail =
     others = _complement(full, signal.ids)
     return Support(
         torch.cat([on_ids, others], -1),
-        torch.cat([teacher_lp, _rest(teacher_lp, others, torch.finfo(signal.lp.dtype).eps)], -1),
+        torch.cat([teacher_lp, _rest(teacher_lp, others, signal.lp.dtype)], -1),
         full,
         signal.ids,
         tail=True,
@@ -170,12 +170,13 @@ def _gather(full_lp: Tensor, ids: Tensor) -> Tensor:
     return full_lp.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, NEG_INF)
 
 
-def _rest(teacher_lp: Tensor, others: Tensor, eps: float) -> Tensor:
+def _rest(teacher_lp: Tensor, others: Tensor, stored: torch.dtype) -> Tensor:
     """Log of the teacher's mass outside the stored ids, [N, 1]: 1 minus their mass, in float64.
 
     Where that is less than the rounding of the stored values, only its upper end is known: the student's
     own mass there is taken up to that end, so an exact copy is at 0 and no target is called impossible.
     """
+    eps = max(torch.finfo(stored).eps, torch.finfo(teacher_lp.dtype).eps)
     lp = teacher_lp.double()
     p = lp.exp()
     mass = 1.0 - p.sum(-1, keepdim=True)

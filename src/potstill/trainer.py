@@ -72,6 +72,7 @@ class Progress:
     best_step: int = 0
     worse_in_a_row: int = 0
     validation_due: bool = False
+    loss_scale: float = 65536.0
     strategy: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -130,7 +131,7 @@ def train(
     optimizer = optimizer or make_optimizer(module, settings)
     progress = progress or Progress()
     strategy.restore(progress.strategy)
-    scaler = torch.amp.GradScaler() if settings.grad_scaler else None
+    scaler = torch.amp.GradScaler(init_scale=progress.loss_scale) if settings.grad_scaler else None
     device = next(module.parameters()).device
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if progress.validation_due and hooks.validate and _validate(hooks, progress, optimizer, settings.best_by):
@@ -150,15 +151,17 @@ def train(
         result = accumulate(module, teacher, batches, loss_at(progress.step), scaler=scaler)
         progress.step_in_epoch += 1
         if result is None:
-            log.warning("step %d scores no token and is skipped", progress.step + 1)
+            log.warning("step %d scores no token of any weight and is skipped", progress.step + 1)
             continue
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf))
-        _look_at_first(progress, result, norm)
+        if scaler is None or math.isfinite(norm):  # a scaler skips what overflowed
+            _look_at_first(progress, result, norm)
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
+            progress.loss_scale = scaler.get_scale()
         else:
             optimizer.step()
         progress.step += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ import torch
 
 from potstill import resolve
 from potstill.data.mix import plan_steps
-from potstill.objectives.token import Divergence, TokenLoss
+from potstill.objectives.token import Divergence, TokenLoss, weigh_by
 from potstill.recipe_specs import Schedule, ends, value_at
 from potstill.recipe_stages import Distill, Training
 from potstill.trainer import Settings
@@ -78,7 +77,7 @@ def objective_of(
     if stage.token_weights is not None:
         chosen = stage.token_weights
         named = resolve.load("token_weights", chosen.name, chosen.options)
-        weigh = functools.partial(named.weights, **chosen.options)
+        weigh = weigh_by(named.weights, chosen.options)
     identity = {
         "divergence": [stage.divergence.name, stage.divergence.options],
         "temperature": stage.model_dump(mode="json")["temperature"],

@@ -159,7 +159,9 @@ class Loss:
 
     @property
     def mean(self) -> Tensor:
-        """sum / count, the token mean of this batch alone."""
+        """sum / count, the token mean of this batch alone; with named token weights, sum / their sum."""
+        if "weight" in self.metrics:
+            return self.sum / self.metrics["weight"].to(self.sum.dtype)
         return self.sum / self.count.clamp(min=1)
 
 

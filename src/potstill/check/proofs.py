@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from potstill import anatomy, models, resolve
+from potstill import anatomy, feed, models, resolve
 from potstill.check import audit
 from potstill.check.report import Item
 from potstill.compose import Parts
@@ -36,11 +37,13 @@ def prove(parts: Parts, rows: Sequence[Example], console: Console) -> Iterator[I
     """One item a law. A law that cannot be tried is a failure with its reason."""
     stages = [stage for stage in parts.recipe.stages if isinstance(stage, Training)]
     for stage in stages:
-        loss = objective_of(stage, 2)[1](0)
+        # Named token weights are constants of the gradient, which no finite difference can hold still.
+        loss = replace(objective_of(stage, 2)[1](0), weigh=None)
         yield _tried(f"gradient of {stage.name}", partial(_finite_differences, loss))
     console.say("loading the teacher")
     teacher = parts.teacher.load(parts.device)
     few = [_short(row) for row in rows[:ROWS]]
+    own = few if parts.reads_alike else [_short(row) for row in _as_student(parts)]
     half = parts.teacher.dtype != torch.float32
     for stage in stages:
         if stage.verb == "distill":
@@ -52,10 +55,22 @@ def prove(parts: Parts, rows: Sequence[Example], console: Console) -> Iterator[I
         yield _tried("teacher's loss", partial(_teachers_loss, parts, teacher.model, few))
     console.say("making the student")
     student = _student(parts, teacher.model)
-    yield _tried("accumulation", lambda: _accumulation(parts, student, few))
-    yield _tried("save and load", lambda: _save_and_load(parts, student, few))
+    yield _tried("accumulation", lambda: _accumulation(parts, student, own))
+    yield _tried("save and load", lambda: _save_and_load(parts, student, own))
     yield _padding(parts, teacher.model, student)
     yield audit.memory(parts, anatomy.parameter_count(teacher.model), anatomy.parameter_count(student))
+
+
+def _as_student(parts: Parts) -> list[Example]:
+    """The first rows as the student reads them."""
+    found: list[Example] = []
+    for row in parts.data.train[:ROWS]:
+        if row.text is None:
+            ids = feed.prompt_ids(parts.student_templater, row)
+            found.append(Example(row.id, tuple(ids), (False,) * len(ids)))
+        else:
+            found += parts.student_templater.encode_row(row)
+    return found
 
 
 def _tried(name: str, law: Callable[[], tuple[bool, str]]) -> Item:
@@ -70,7 +85,7 @@ def _short(row: Example) -> Example:
     """A row that a proof can afford, with its last scored tokens in it."""
     ids, scored = row.input_ids[:LONGEST_ROW], row.scored[:LONGEST_ROW]
     if not any(scored):
-        scored = tuple(index > len(ids) // 2 for index in range(len(ids)))
+        scored = tuple(index >= max(1, len(ids) // 2) for index in range(len(ids)))
     return Example(row.id, ids, scored, row.origin)
 
 

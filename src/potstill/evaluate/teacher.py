@@ -45,6 +45,8 @@ class Known:
 @torch.no_grad()
 def known(signal: Hidden, batch: Batch, divergence: TokenLoss) -> Known:
     """Entropy of the teacher and its cross-entropy on the batch's targets. `divergence`: any dense one."""
+    if not batch.count:
+        return Known(0.0, 0.0, math.log(signal.head.vocabulary))
     rowwise = divergence.rowwise(signal, batch.targets, metrics=True)
     found = linear_loss(signal.hidden, signal.head, rowwise).metrics
     entropy, loss = (float(found[name]) / batch.count for name in ("teacher_entropy", "cross_entropy"))

@@ -57,11 +57,15 @@ def _refuse(ids: Tensor, values: Tensor, log_probabilities: bool) -> None:
     in_order = ids.sort(-1).values
     twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
     empty = ~used.any(-1) if ids.shape[1] else torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
-    slack = 4 * torch.finfo(values.dtype).eps * ids.shape[1] if values.is_floating_point() else 0.0
     if log_probabilities:
-        mass = torch.where(used, values.double(), -torch.inf).exp().sum(-1)
-        wrong = used & ~(values <= slack)
-        heavy = mass > 1 + slack + 1e-6
+        eps = torch.finfo(values.dtype).eps
+        lp = torch.where(used, values.double(), -torch.inf)
+        p = lp.exp()
+        mass = p.sum(-1)
+        # A rounded log-probability lp moves its p by p |lp| eps.
+        rounding = 2 * eps * torch.where(p > 0, p * (1 - lp), 0.0).sum(-1)
+        wrong = used & ~(values <= 4 * eps)
+        heavy = mass > 1 + rounding + 1e-5
     else:
         wrong, heavy = used & ~(values > 0), torch.zeros_like(empty)
     # One question to the device for all of them.

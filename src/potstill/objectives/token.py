@@ -7,8 +7,10 @@ one the raw divergence is minimised.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +18,12 @@ from torch import Tensor
 from potstill import support
 from potstill.errors import NotFinite, SignalError, TrainingStopped
 from potstill.fused import Rows, Rowwise
+from potstill.objectives import stored
 from potstill.objectives.divergence import Divergence
 from potstill.objectives.target import target_of
 from potstill.types import Signal
 
-__all__ = ["Divergence", "TokenLoss", "Weigh", "require_finite", "require_possible"]
+__all__ = ["Divergence", "TokenLoss", "Weigh", "require_finite", "require_possible", "weigh_by"]
 
 BLOCK_BYTES = 2**19
 
@@ -96,6 +99,8 @@ class TokenLoss:
 
         def rowwise(logits: Tensor, rows: slice, want_grad: bool) -> tuple[Tensor, dict[str, Tensor]]:
             n, width = logits.shape
+            if targets is not None and not logits.is_cuda:
+                stored.within(targets[rows], width)
             losses = logits.new_empty(n)
             sums: dict[str, Tensor] = {}
             blocks = n if logits.is_cuda else max(1, BLOCK_BYTES // (width * logits.element_size()))
@@ -218,9 +223,10 @@ class _Block:
 
 
 def _impossible(against: support.Support, row: int) -> str:
-    """The outcome that one side forbids and the other uses, in words; nothing if there is none."""
+    """The outcomes that one side forbids and the other uses, in words; nothing if there are none."""
     student, teacher = against.student_lp[row], against.teacher_lp[row]
     sides = (("student", "teacher", student, teacher), ("teacher", "student", teacher, student))
+    told = []
     for one, other, forbids, uses in sides:
         places = ((forbids == -torch.inf) & (uses > -torch.inf)).nonzero()
         if len(places):
@@ -228,8 +234,8 @@ def _impossible(against: support.Support, row: int) -> str:
             tail = against.tail and column == student.shape[0] - 1
             known = column if against.ids is None or tail else int(against.ids[row, column])
             what = "the ids that were not stored" if tail else f"id {known}"
-            return f": the {one} gives no mass to {what}, the {other} does"
-    return ""
+            told.append(f"the {one} gives no mass to {what}, the {other} does")
+    return f": {'; '.join(told)}" if told else ""
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
@@ -250,6 +256,17 @@ def _free_metrics(against: support.Support, sums: dict[str, Tensor]) -> None:
     if against.tail:
         _accumulate(sums, "student_mass_on_ids", q[:, :-1].sum(-1))
         _accumulate(sums, "teacher_mass_on_ids", p[:, :-1].sum(-1))
+
+
+def weigh_by(weights: Callable[..., Tensor], options: Mapping[str, Any]) -> Weigh:
+    """A named token weight with its options, tried once, so that it refuses them now.
+
+    Raises:
+        RecipeError: an option is out of range.
+    """
+    even = torch.full((1, 2), 0.5).log()
+    weights(even, even, torch.zeros(1), **options)
+    return functools.partial(weights, **options)
 
 
 def require_possible(divergence: float, tokens: int, loss: TokenLoss) -> None:

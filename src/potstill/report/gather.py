@@ -230,10 +230,10 @@ def _block(table: Mapping[str, Any] | None, reason: str) -> dict[str, Any]:
 
 
 def _speed(measured: Mapping[str, float] | None) -> dict[str, Any]:
-    """Greedy tokens a second of each model, all prompts in one batch."""
+    """Greedy tokens a second of each model, prompts side by side."""
     if measured:
         return {"generation_tokens_per_second": dict(measured)}
-    reason = "no evaluate stage lists the metric speed"
+    reason = "no evaluate stage measured the speed of writing"
     return {"generation_tokens_per_second": None, "generation_tokens_per_second_reason": reason}
 
 

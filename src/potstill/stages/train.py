@@ -104,7 +104,8 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
         own = job.teacher.load(world.device)
         teacher = local.build(model=own.model, vocabulary=job.vocabulary, fingerprint=job.teacher.fingerprint)
         if job.yardstick is not None and job.examples:
-            first = collate(job.examples[:4], pad_id=job.pad_id, device=world.device)
+            few = sorted(job.examples[:16], key=lambda example: len(example.input_ids))[:4]
+            first = collate(few, pad_id=job.pad_id, device=world.device)
             if fault := known(teacher.signal(first), first, job.yardstick).fault:
                 world.console.warn(f"{fault}.")
     if job.settings.packing:
@@ -169,6 +170,8 @@ def _resume(
     progress = Progress(**{k: v for k, v in found.state.items() if k in names})
     progress.best = math.inf if progress.best is None else progress.best
     kept = [line for line in read_lines(events) if line["step"] <= progress.step]
+    if progress.validation_due:
+        kept = [line for line in kept if (line["event"], line["step"]) != ("validation", progress.step)]
     write_lines(events, [*kept, {"event": "resumed", "step": progress.step}])
     world.console.say(f"{name}: continues after step {progress.step}")
     if found.state["threads"] != torch.get_num_threads():
@@ -222,7 +225,7 @@ def _validator(
             for name, value in measured.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             tokens += batch.count
-        weight = sums.pop("weight", weight)
+        weight = sums.pop("weight", weight) or math.inf
         return {name: value / (weight if name == "loss" else tokens) for name, value in sums.items()}
 
     return validate
