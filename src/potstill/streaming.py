@@ -52,6 +52,8 @@ def streamed_loss(
         raise SignalError(reason, fix="Use mode 'store', which goes over rows instead.")
     if loss.ce_weight and targets is None:
         raise SignalError("a hard-label term needs target ids.", fix="Pass targets, or ce_weight 0.")
+    if not (metrics or loss.ce_weight):
+        targets = None  # nothing here looks at them
     if targets is not None:
         stored.within(targets, head.vocabulary)
     n, device = hidden.shape[0], hidden.device
@@ -88,7 +90,7 @@ def streamed_loss(
             "acceptance": sums[3].sum(),
         }
     value = sums[0] * (loss.scale * (1 - loss.ce_weight)) if compares else sums[0]
-    if targets is not None and (metrics or loss.ce_weight > 0):
+    if targets is not None:
         ce = (plain.lse() - target_logit).double()
         found["cross_entropy"] = ce.sum()
         if loss.ce_weight > 0:

@@ -99,7 +99,7 @@ class TokenLoss:
 
         def rowwise(logits: Tensor, rows: slice, want_grad: bool) -> tuple[Tensor, dict[str, Tensor]]:
             n, width = logits.shape
-            if targets is not None and not logits.is_cuda:
+            if targets is not None and (metrics or self.ce_weight) and not logits.is_cuda:
                 stored.within(targets[rows], width)
             losses = logits.new_empty(n)
             sums: dict[str, Tensor] = {}
