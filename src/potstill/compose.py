@@ -85,7 +85,7 @@ class Parts:
         """Whether an id means the same to teacher and student."""
         return vocab.first_conflict(self.teacher_vocabulary, self.vocabulary) is None
 
-    @property
+    @cached_property
     def reads_alike(self) -> bool:
         """Whether teacher and student read the same row as the same ids."""
         same = self.teacher_templater.fingerprint == self.student_templater.fingerprint

@@ -99,11 +99,12 @@ def answered(parts: Parts, answers: Artifact, rows: Sequence[Row]) -> Fed:
     found = []
     written = [answer for answer in read(answers) if answer.row_id in by_id]
     left_out: Counter[str] = Counter()
+    foreign = frozenset(parts.teacher_templater.stop_ids) - frozenset(templater.stop_ids)
     for answer in written:
-        ids = _student_ids(parts, answer)
         if not answer.text.strip():
             left_out["empty answer"] += 1
             continue
+        ids = _student_ids(parts, answer, foreign)
         prompt = prompt_ids(templater, by_id[answer.row_id])
         name = answer.row_id if answer.sample == 0 else f"{answer.row_id}#{answer.sample}"
         example = templater.generated(name, prompt, ids, "teacher", end=answer.finish == "stop")
@@ -164,11 +165,11 @@ def _number(value: object) -> object:
         return value
 
 
-def _student_ids(parts: Parts, answer: Written) -> list[int]:
+def _student_ids(parts: Parts, answer: Written, foreign: frozenset[int]) -> list[int]:
+    """The answer to the student, without an end token of the teacher's that the student does not end with."""
     if not parts.shared_vocabulary:
         return parts.student_templater.text_ids(answer.text)
     ids = list(answer.ids)
-    foreign = set(parts.teacher_templater.stop_ids) - set(parts.student_templater.stop_ids)
     return ids[:-1] if ids and answer.finish == "stop" and ids[-1] in foreign else ids
 
 

@@ -59,17 +59,11 @@ def _top_k(signal: TopK, divergence: Divergence, temperature: float, tail: suppo
             fix="Use the tail bucket.",
         )
 
-    def load(rows: slice, width: int, like: Tensor) -> Against:
-        stored.within(signal.ids[rows], width)
+    def lay(z: Tensor, at: slice) -> support.Support:
+        part = TopK(signal.ids[at], signal.lp[at], {t: v[at] for t, v in signal.lse.items()})
+        return support.top_k(z, part, temperature, tail)
 
-        def beside(z: Tensor, r: slice) -> support.Support:
-            at = slice(rows.start + r.start, rows.start + r.stop)
-            part = TopK(signal.ids[at], signal.lp[at], {t: v[at] for t, v in signal.lse.items()})
-            return support.top_k(z, part, temperature, tail)
-
-        return beside
-
-    return Target(signal.ids.shape[0], load)
+    return _on_ids(signal.ids, lay)
 
 
 def _sampled(signal: Sampled, divergence: Divergence, temperature: float) -> Target:
@@ -80,19 +74,24 @@ def _sampled(signal: Sampled, divergence: Divergence, temperature: float) -> Tar
             fix="Store the entropy beside the ids, or use soft_cross_entropy: the gradient is the same.",
         )
 
+    reported = entropy if divergence.vanishes else None
+
+    def lay(z: Tensor, at: slice) -> support.Support:
+        own = None if reported is None else reported[at]
+        part = Sampled(signal.ids[at], signal.counts[at], own, signal.temperature)
+        return support.sampled(z, part, temperature)
+
+    return _on_ids(signal.ids, lay)
+
+
+def _on_ids(ids: Tensor, lay: Against) -> Target:
+    """A target of stored ids; `lay` takes rows of the whole signal, not of a chunk."""
+
     def load(rows: slice, width: int, like: Tensor) -> Against:
-        stored.within(signal.ids[rows], width)
+        stored.within(ids[rows], width)
+        return lambda z, r: lay(z, slice(rows.start + r.start, rows.start + r.stop))
 
-        def beside(z: Tensor, r: slice) -> support.Support:
-            at = slice(rows.start + r.start, rows.start + r.stop)
-            own = None if entropy is None or not divergence.vanishes else entropy[at]
-            return support.sampled(
-                z, Sampled(signal.ids[at], signal.counts[at], own, signal.temperature), temperature
-            )
-
-        return beside
-
-    return Target(signal.ids.shape[0], load)
+    return Target(ids.shape[0], load)
 
 
 def _dense(signal: Dense | Hidden, temperature: float) -> Target:
