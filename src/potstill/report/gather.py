@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from potstill import artifacts
 from potstill.artifacts import Artifact
 from potstill.data import split
-from potstill.presets import Default
 from potstill.report import model as page_model
 from potstill.report import page
 from potstill.report.metrics import Role
@@ -29,33 +26,12 @@ from potstill.report.model import (
     StageCost,
 )
 from potstill.report.numbers import read
+from potstill.report.summary import Outcome as Outcome
+from potstill.report.summary import evaluation_of, summarise
 from potstill.rundir import RECIPE, RunDir
 
-PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 _BEHAVIOUR = ("stop_rate", "length_ratio", "repetition", "unfinished_reasoning")
 ROLES: tuple[Role, ...] = ("teacher", "before", "after", "control")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run left: its parts and the artifact of every stage, None for what did not run."""
-
-    recipe: Any
-    data: Any
-    teacher: Any
-    stages: Mapping[str, Artifact]
-    untrained: Artifact | None
-    student: Artifact | None
-    control: Artifact | None
-    trained: tuple[str, ...]
-    evaluation: Artifact | None
-    answers: Artifact | None
-    defaults: tuple[Default, ...]
-    funnel: Mapping[str, int]
-    lengths: Mapping[str, Sequence[int]]
-    reused: tuple[str, ...] = ()
-    started: float = 0.0
-    finished: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,48 +62,6 @@ def publish(folder: RunDir, outcome: Outcome) -> Published:
         outputs["report"] = page.write(report, folder.path / "report.html")
         verdict = report.verdict
     return Published(summary, verdict, outputs)
-
-
-def summarise(outcome: Outcome) -> dict[str, Any]:
-    """summary.json: a value that does not apply is null with a reason beside it."""
-    found = _evaluation(outcome.evaluation)
-    tables = found.get("models", {})
-    trained = _last_training(outcome.stages)
-    summary: dict[str, Any] = {
-        "name": outcome.recipe.name,
-        "teacher": {"name": Path(outcome.teacher.source.location).name, **_teacher_size(outcome)},
-        "student": {
-            "name": outcome.recipe.name,
-            "params": None if outcome.student is None else outcome.student.facts["params"],
-            "bytes": None if outcome.student is None else outcome.student.facts["bytes"],
-            "source": _student_source(outcome),
-        },
-        "before": _block(tables.get("before"), "the untrained student was not evaluated"),
-        "after": _block(tables.get("after"), "no student was trained and evaluated"),
-        "reference": tables.get("teacher", {}),
-        "by_stage": _by_stage(outcome.trained, tables),
-        "retention": found.get("retention", {}),
-        "train": _train(trained),
-        **_speed(found.get("speed")),
-        "scored_tokens": found.get("scored_tokens"),
-        "recipe_hash": outcome.recipe.hash(),
-        "seed": outcome.recipe.seed,
-        "versions": versions(),
-    }
-    if "control" in tables:
-        summary["control"] = _block(tables["control"], "")
-    return summary
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that figures depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def curves(stages: Mapping[str, Artifact]) -> list[Curve]:
@@ -214,75 +148,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _evaluation(artifact: Artifact | None) -> dict[str, Any]:
-    return (
-        {}
-        if artifact is None
-        else json.loads((artifact.path / "evaluation.json").read_text(encoding="utf-8"))
-    )
-
-
-def _block(table: Mapping[str, Any] | None, reason: str) -> dict[str, Any]:
-    if table is None:
-        keys = ("forward_kl", "reverse_kl", "agreement", "ppl")
-        return dict.fromkeys(keys) | {f"{key}_reason": reason for key in keys} | {"n": 0}
-    return {**table, "n": max((v["n"] for v in table.values() if isinstance(v, Mapping)), default=0)}
-
-
-def _speed(measured: Mapping[str, float] | None) -> dict[str, Any]:
-    """Greedy tokens a second of each model, prompts side by side."""
-    if measured:
-        return {"generation_tokens_per_second": dict(measured)}
-    reason = "no evaluate stage measured the speed of writing"
-    return {"generation_tokens_per_second": None, "generation_tokens_per_second_reason": reason}
-
-
-def _by_stage(trained: Sequence[str], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What each training stage found and left, where there is more than one."""
-    roles = ["before", *(f"after {name}" for name in trained[:-1]), "after"]
-    if len(trained) < 2 or any(role not in tables for role in roles):
-        return []
-    return [
-        {"stage": name, "before": _block(tables[roles[i]], ""), "after": _block(tables[roles[i + 1]], "")}
-        for i, name in enumerate(trained)
-    ]
-
-
-def _teacher_size(outcome: Outcome) -> dict[str, Any]:
-    for artifact in (outcome.untrained, *outcome.stages.values()):
-        if artifact is not None and "teacher_params" in artifact.facts:
-            return {"params": artifact.facts["teacher_params"], "bytes": artifact.facts["teacher_bytes"]}
-    return {"params": None, "bytes": None, "params_reason": "the teacher was not loaded"}
-
-
-def _student_source(outcome: Outcome) -> str:
-    if outcome.untrained is None:
-        return ""
-    facts = outcome.untrained.facts
-    if "kept_layers" not in facts:
-        return "its own weights"
-    return f"{len(facts['kept_layers'])} of the teacher's {facts['of']} layers: {', '.join(map(str, facts['kept_layers']))}"
-
-
-def _last_training(stages: Mapping[str, Artifact]) -> Artifact | None:
-    trained = [a for a in stages.values() if a.manifest["stage"] == "train"]
-    return trained[-1] if trained else None
-
-
-def _train(artifact: Artifact | None) -> dict[str, Any]:
-    if artifact is None:
-        names = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
-        return dict.fromkeys(names) | {f"{n}_reason": "nothing was trained" for n in names}
-    facts = artifact.facts
-    return {
-        "steps": facts["steps"],
-        "tokens": facts["tokens"],
-        "tokens_per_second": facts["tokens_per_second"],
-        "seconds": facts["train_seconds"],
-        "peak_rss_bytes": facts["peak_rss_bytes"],
-    }
-
-
 def _funnel(outcome: Outcome) -> tuple[FunnelStep, ...]:
     read_counts = outcome.data.funnel
     dropped = tuple(
@@ -306,7 +171,7 @@ def _funnel(outcome: Outcome) -> tuple[FunnelStep, ...]:
 
 
 def _behaviour(evaluation: Artifact | None) -> tuple[Behaviour, ...] | Absent:
-    found = _evaluation(evaluation).get("behaviour", {})
+    found = evaluation_of(evaluation).get("behaviour", {})
     if not found:
         return Absent("Behaviour of free-running text was not measured: evaluate rouge_l or speed.")
     return tuple(
