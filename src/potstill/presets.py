@@ -128,7 +128,7 @@ def _training(stage: Training, facts: Facts) -> dict[str, Choice]:
     steps = stage.steps or (None if total is None else max(1, math.ceil(total / per_step)))
     settle(
         "micro_batch_tokens",
-        (16384 if facts.accelerated else 512, f"chosen for {_machine(facts)}; does not change the result"),
+        (16384 if facts.accelerated else 384, f"chosen for {_machine(facts)}; does not change the result"),
     )
     settle("precision", _precision(facts))
     settle("validate_every", _every(steps, 6, "validations"))

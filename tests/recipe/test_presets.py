@@ -149,6 +149,6 @@ def test_precision_follows_what_is_fast_and_safe(facts: Facts, precision: str) -
 
 def test_micro_batches_and_texts_follow_the_device() -> None:
     assert resolved(GPU)["micro_batch_tokens"].value == 16384
-    assert resolved(CPU)["micro_batch_tokens"].value == 512
+    assert resolved(CPU)["micro_batch_tokens"].value == 384
     assert resolve_auto(Generate(), Facts("cpu", rows=5))[0].batch_rows == 5
     assert resolve_auto(Evaluate(), Facts("cpu", context=64))[0].max_new_tokens == 32
