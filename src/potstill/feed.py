@@ -106,12 +106,13 @@ def answered(parts: Parts, answers: Artifact, rows: Sequence[Row]) -> Fed:
             continue
         ids = _student_ids(parts, answer, foreign)
         prompt = prompt_ids(templater, by_id[answer.row_id])
-        name = answer.row_id if answer.sample == 0 else f"{answer.row_id}#{answer.sample}"
-        example = templater.generated(name, prompt, ids, "teacher", end=answer.finish == "stop")
+        example = templater.generated(answer.row_id, prompt, ids, "teacher", end=answer.finish == "stop")
         if len(example.input_ids) > parts.max_length:
             # The same words can be more tokens to the student than to the teacher.
             left_out["answer too long for the student"] += 1
             continue
+        if answer.sample:
+            example = replace(example, id=f"{example.id}#{answer.sample}", part_of=example.id)
         found.append(example)
     if written and not found:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
@@ -144,10 +145,7 @@ def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row], spli
                 fix="Repair the row, or leave data.weight out.",
             )
         weights[row.id] = float(value)
-    found = []
-    for example in examples:
-        name = example.id if example.id in weights else example.id.rpartition("#")[0]
-        found.append(replace(example, weight=weights[name]))
+    found = [replace(example, weight=weights[example.row_id]) for example in examples]
     if examples and not any(example.weight for example in found):
         if split != "train":
             return list(examples)  # nothing to weigh by
@@ -184,7 +182,7 @@ def questions(parts: Parts, examples: Sequence[Example], most: int, *, generated
     rows = {row.id: row for row in parts.data.heldout}
     found: dict[str, Question] = {}
     for example in examples:
-        row = rows.get(example.id) or rows.get(example.id.rpartition("#")[0])
+        row = rows.get(example.row_id)
         if row is None or row.id in found or row.text is not None:
             continue
         if len(found) >= most:

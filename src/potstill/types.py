@@ -25,6 +25,12 @@ class Example:
     scored: tuple[bool, ...]
     origin: Origin = "data"
     weight: float = 1.0  # of each of its tokens' loss
+    part_of: str | None = None  # the row it is a part of, where a row gives several examples
+
+    @property
+    def row_id(self) -> str:
+        """The row it was made of: `id` alone cannot tell sample 1 of row "a" from a row named "a#1"."""
+        return self.id if self.part_of is None else self.part_of
 
     @property
     def count(self) -> int:

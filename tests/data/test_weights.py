@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cases import places
 from e2e.cli import potstill
+from potstill import feed
 from potstill.data.batch import collate
+from potstill.data.rows import Row
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.step import StudentModule, accumulate, each_row_once
@@ -64,6 +68,14 @@ def test_a_recipe_names_the_column(tmp_path):
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     events = (tmp_path / "runs/r/stages/finetune/metrics.jsonl").read_text().splitlines()
     assert [e["loss"] for e in map(json.loads, events) if e["event"] == "step"] != weighed
+
+
+def test_a_second_answer_is_not_taken_for_a_row_of_that_name():
+    """Answer 1 to row "a" and a row named "a#1" may meet in one run."""
+    rows = [Row("a", (), extra={"importance": 3}), Row("a#1", (), extra={"importance": 5})]
+    parts = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(weight="importance")))
+    examples = [row("a", 10, 4), replace(row("a#1", 10, 4), part_of="a"), row("a#1", 40, 7)]
+    assert [e.weight for e in feed.weighed(parts, examples, rows, "train")] == [3, 3, 5]
 
 
 @pytest.mark.parametrize("value", [-1, "much", None, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -24,9 +26,9 @@ def rows() -> list[Example]:
     ]
 
 
-def measure(student, teacher, **changes):
+def measure(student, teacher, examples=None, **changes):
     base = {"vocabulary": 128, "pad_id": 0, "forward_kl": forward_kl.value, "reverse_kl": reverse_kl.value}
-    return likelihood.measure(student, teacher, rows(), **(base | changes))
+    return likelihood.measure(student, teacher, examples or rows(), **(base | changes))
 
 
 def test_every_figure_equals_the_dense_formula():
@@ -58,6 +60,20 @@ def test_batching_and_chunks_change_nothing(changes):
     one, other = measure(student, teacher), measure(student, teacher, **changes)
     for name in likelihood.NAMES:
         assert one.sums[name] == pytest.approx(other.sums[name], abs=1e-4)
+
+
+def test_turns_of_one_conversation_are_one_prompt_of_the_interval():
+    """Drawn one by one they would pass for independent prompts, and the interval would be too narrow."""
+    student, teacher = tiny_model(seed=0), tiny_model(seed=1)
+    first, *rest = rows()
+    turns = [first, *(replace(turn, id=f"talk#{n}", part_of="talk") for n, turn in enumerate(rest, 1))]
+    apart, together = measure(student, teacher), measure(student, teacher, turns, batch_tokens=20)
+    assert together.row_ids == (first.id, "talk")
+    assert together.tokens == (first.count, sum(turn.count for turn in rest))
+    for name in likelihood.NAMES:
+        want = apart.sums[name]
+        assert together.sums[name] == pytest.approx((want[0], sum(want[1:])), abs=1e-4), name
+        assert together.metric(name).n == 2
 
 
 def test_a_model_against_itself_is_perfect_and_stays_in_its_mode():

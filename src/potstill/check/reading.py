@@ -62,7 +62,7 @@ def _items(parts: Parts) -> list[Item]:
         ),
         Item("student", True, student),
         Item("device", True, parts.device.type),
-        Item("vocabulary", True, f"{parts.vocabulary.size} ids, shared" if _shared(parts) else "not shared"),
+        Item("vocabulary", True, f"{parts.vocabulary.size} ids, shared" if parts.shared_vocabulary else "not shared"),
         Item("rows", True, f"{data.shape}; {reads}"),
         Item(
             "split",
@@ -77,10 +77,6 @@ def _items(parts: Parts) -> list[Item]:
         ),
         Item("longest row", True, f"{parts.max_length} tokens may stand in a row"),
     ]
-
-
-def _shared(parts: Parts) -> bool:
-    return parts.vocabulary.fingerprint() == parts.teacher_vocabulary.fingerprint()
 
 
 def _encoded(parts: Parts, rows: Sequence[Row]) -> Encoded:

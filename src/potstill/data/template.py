@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from potstill.data import chat, policies
@@ -133,11 +134,10 @@ class Templater:
             if whole:
                 return [_example(row.id, *whole, origin)]
             turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            names = [row.id] if len(turns) == 1 else [f"{row.id}#{n}" for n in range(1, len(turns) + 1)]
-            return [
-                _example(name, *self._turn(messages, row.tools, turn), origin)
-                for name, turn in zip(names, turns, strict=True)
-            ]
+            found = [_example(row.id, *self._turn(messages, row.tools, turn), origin) for turn in turns]
+            if len(found) == 1:
+                return found
+            return [replace(part, id=f"{row.id}#{n}", part_of=row.id) for n, part in enumerate(found, 1)]
         except DataError as error:
             raise DataError(error.message, fix=error.fix, path=error.path or row.source or row.id) from error
 

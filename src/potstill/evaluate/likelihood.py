@@ -27,7 +27,11 @@ NAMES = ("forward_kl", "reverse_kl", "cross_entropy", "teacher_cross_entropy", "
 
 @dataclass(frozen=True)
 class Scores:
-    """Sums over each row's scored tokens: one row a prompt, in the examples' order."""
+    """Sums over each row's scored tokens, in the order in which the examples name their rows.
+
+    A conversation whose turns are examples of their own is one row: its turns are not independent, and an
+    interval that drew them one by one would be too narrow.
+    """
 
     row_ids: tuple[str, ...]
     tokens: tuple[float, ...]
@@ -74,7 +78,7 @@ def measure(
         measured.append(teacher.eval())
     forms = [anatomy.head_form(model) for model in measured]
     names = NAMES if teacher is not None else ("cross_entropy",)
-    per_row: dict[str, tuple[float, ...]] = {}
+    per_row = {e.row_id: torch.zeros(len(names) + 1, dtype=torch.float64) for e in examples}
     done = 0
     for rows in _batches(examples, batch_tokens):
         batch = collate([examples[row] for row in rows], pad_id=pad_id)
@@ -83,14 +87,14 @@ def measure(
         owner = batch.predicts.nonzero()[:, 0]
         summed = torch.zeros(len(rows), len(names) + 1, dtype=torch.float64)
         summed.index_add_(0, owner.cpu(), values.cpu())
-        for row, line in zip(rows, summed.tolist(), strict=True):
-            per_row[examples[row].id] = tuple(line)
+        for row, line in zip(rows, summed, strict=True):
+            per_row[examples[row].row_id] += line
         done += len(rows)
         on_progress(done, len(examples))
     student.train(was_training)
-    table = [per_row[example.id] for example in examples]
+    table = [line.tolist() for line in per_row.values()]
     sums = {name: tuple(line[index] for line in table) for index, name in enumerate(names)}
-    return Scores(tuple(e.id for e in examples), tuple(line[-1] for line in table), sums)
+    return Scores(tuple(per_row), tuple(line[-1] for line in table), sums)
 
 
 def _tokens(

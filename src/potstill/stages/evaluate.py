@@ -74,7 +74,7 @@ def run(world: World, job: Job) -> Artifact:
     inputs = {
         "teacher": [job.teacher.fingerprint, str(job.teacher.dtype)],
         "students": {role: artifact.key for role, artifact in job.students.items()},
-        "examples": [[e.id, e.input_ids, e.scored] for e in job.examples],
+        "examples": [[e.row_id, e.input_ids, e.scored] for e in job.examples],
         "questions": [[q.row_id, q.prompt_ids, q.teacher_prompt_ids, q.reference] for q in job.questions],
         "metrics": job.metrics,
         "max_new_tokens": job.max_new_tokens,
@@ -133,7 +133,7 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     )
     write_lines(folder / SAMPLES, _samples(job, answers))
     sizes = {f"teacher_{name}": value for name, value in facts_of(teacher.model).items()}
-    return {"prompts": len(job.examples), "questions": len(job.questions), **sizes}
+    return {"prompts": len({e.row_id for e in job.examples}), "questions": len(job.questions), **sizes}
 
 
 def as_json(metric: Metric) -> dict[str, Any]:
