@@ -62,7 +62,11 @@ def _items(parts: Parts) -> list[Item]:
         ),
         Item("student", True, student),
         Item("device", True, parts.device.type),
-        Item("vocabulary", True, f"{parts.vocabulary.size} ids, shared" if parts.shared_vocabulary else "not shared"),
+        Item(
+            "vocabulary",
+            True,
+            f"{parts.vocabulary.size} ids, shared" if parts.shared_vocabulary else "not shared",
+        ),
         Item("rows", True, f"{data.shape}; {reads}"),
         Item(
             "split",
