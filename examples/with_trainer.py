@@ -48,6 +48,7 @@ def main(teacher, student, rows, out):
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         compute_loss_func=TrainerLoss(student, teacher, DistillationLoss("forward_kl")),
     )
+    teacher.to(arguments.device)
     trainer.train()
     trainer.save_model(out)
     return trainer

@@ -52,8 +52,16 @@ class TrainerLoss:
             )
         if not self._inputs:
             raise SignalError("the student has not run, so its inputs are unknown.", fix="Call it first.")
+        if self._inputs["input_ids"].shape != outputs.logits.shape[:-1]:
+            raise SignalError(
+                f"the student ran on {tuple(self._inputs['input_ids'].shape)} tokens and gave logits of "
+                f"{tuple(outputs.logits.shape[:-1])}: several devices in one process share its inputs.",
+                fix="Start one process a device: torchrun --nproc-per-node=N, or accelerate launch.",
+            )
         self._teacher.eval()
+        device = next(self._teacher.parameters()).device
         with torch.no_grad():
-            target = self._teacher(**self._inputs, use_cache=False).logits
+            inputs = {name: value.to(device) for name, value in self._inputs.items()}
+            target = self._teacher(**inputs, use_cache=False).logits
         out = self._loss.from_logits(outputs.logits, target.to(outputs.logits.device), labels=labels)
         return out.mean if num_items_in_batch is None else out.sum / num_items_in_batch

@@ -55,7 +55,8 @@ class _Needs:
 _NOTHING = _Needs(False, False, False, False)
 _TWICE = (
     "the loss was backpropagated twice; its gradients live only once. "
-    "Call it again instead of retain_graph=True, or use DistillationLoss(mode='recompute') on hidden states."
+    "Call it again instead of retain_graph=True. From hidden states and a linear head, "
+    "DistillationLoss(mode='recompute') computes them anew each time."
 )
 _Gradients = tuple[Tensor | None, ...]
 
@@ -137,7 +138,9 @@ class _LinearLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         if ctx.again is not None:
             head, rowwise, chunk_rows, needs = ctx.again
-            _, ctx.gradients = _sweep(ctx.saved_tensors[0], head, rowwise, chunk_rows, needs, {})
+            hidden = ctx.saved_tensors[0]
+            with torch.autocast(hidden.device.type, enabled=False):
+                _, ctx.gradients = _sweep(hidden, head, rowwise, chunk_rows, needs, {})
         if ctx.gradients is None:
             raise RuntimeError(_TWICE)
         gradients, ctx.gradients = ctx.gradients, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from potstill import anatomy, resolve, streaming
 from potstill.errors import SignalError
 from potstill.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss, Weigh, require_possible, weigh_by
-from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK
+from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK, places_in_answers
 
 IGNORE = -100
 
@@ -33,8 +33,8 @@ class DistillationLoss:
             backward pass instead, for heads whose gradient would not fit beside the activations; "eval"
             has no gradient and goes over tiles of the vocabulary, so memory does not depend on its size
             (divergences that are no sum over outcomes go over rows).
-        token_weights: a weight of each token by name, "entropy" or "position", or {name: options}; divide
-            by `metrics["weight"]`, their sum, instead of the count then.
+        token_weights: a weight of each token by name, "entropy" or "position", or {name: options}. With
+            weights of any kind divide by `metrics["weight"]`, their sum, instead of the count.
         **options: the divergence's own, `beta=0.1` for jsd.
 
     Who shifts: logits at position i predict token i + 1. Give either `mask` [B, S], true where the
@@ -72,9 +72,18 @@ class DistillationLoss:
                     f"{name} is a schedule.",
                     fix="In a loop of your own, make the loss of each step with its value.",
                 )
+        if vocabulary is not None and vocabulary < 1:
+            raise SignalError(f"vocabulary is {vocabulary}.", fix="It counts ids: len(tokenizer).")
         module = resolve.load("divergences", divergence, options)
         compared = Divergence.from_module(module, options)
+        even = torch.full((1, 2), 0.5).log()
+        compared.value(even, even, **options)  # refuses options out of range now
         weigh = _weigh(token_weights)
+        if weigh is not None and ce_weight == 1.0:
+            raise SignalError(
+                "token_weights need the teacher's distribution, and ce_weight 1 leaves it out.",
+                fix="Lower ce_weight, or pass weights=.",
+            )
         self.token_loss = TokenLoss(compared, temperature, ce_weight, weigh=weigh)
         self._vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
@@ -98,29 +107,32 @@ class DistillationLoss:
             student_hidden, teacher_hidden: [B, S, H], or [N, H] with a mask [N].
             student_head, teacher_head: the output layers; a `Head` where logits are scaled or capped.
             mask, labels: which positions are scored, see above.
-            weights: [B, S] of each position's loss.
+            weights: [B, S] of each position's loss; `out.mean` divides by their sum.
+
+        Neighbouring scored positions are one answer, to token weights that go by the place in it.
 
         Raises:
-            SignalError: shapes disagree, or padded widths differ and no vocabulary was given.
+            SignalError: shapes disagree, labels or weights are none, or padded widths differ and no vocabulary was given.
             NotFinite: a target is impossible for the student, or something is NaN (not seen on a GPU).
             TrainingStopped: a divergence that cannot be negative is.
         """
         predicts, targets = self._select(student_hidden, teacher_hidden, mask, labels, weights)
         vocabulary = self._shared(_rows(student_head), _rows(teacher_head))
+        picked = _picked(weights, predicts)
         signal = Hidden(teacher_hidden[predicts].detach(), _as_head(teacher_head, vocabulary))
         head, hidden = _as_head(student_head, vocabulary), student_hidden[predicts]
         if self._mode == "eval" and not streaming.unable(head, signal, self.token_loss):
-            picked = None if weights is None else weights[predicts]
             return self._checked(
                 streaming.streamed_loss(
                     hidden, head, signal, self.token_loss, targets, weights=picked, metrics=metrics
-                )
+                ),
+                picked,
             )
-        rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
+        rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
             mode: Mode = "recompute" if self._mode == "recompute" else "store"
             out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
-        return self._checked(out)
+        return self._checked(out, picked)
 
     def from_logits(
         self,
@@ -140,28 +152,30 @@ class DistillationLoss:
         """
         other = teacher if isinstance(teacher, Tensor) else None
         predicts, targets = self._select(student_logits, other, mask, labels, weights)
+        picked = _picked(weights, predicts)
         if isinstance(teacher, Tensor):
             width = self._shared(student_logits.shape[-1], teacher.shape[-1])
             signal: Signal = Dense(teacher[predicts].detach()[:, :width])
         else:
             width = self._shared(student_logits.shape[-1], self._vocabulary or student_logits.shape[-1])
             signal = teacher
-        rowwise = self._rowwise(signal, targets, weights, predicts, metrics)
+        rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
             out = logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
-        return out if isinstance(signal, Sampled) else self._checked(out)
+        return self._checked(out, picked, drawn=isinstance(signal, Sampled))
 
-    def _checked(self, out: Loss) -> Loss:
-        if "divergence" in out.metrics:
+    def _checked(self, out: Loss, weights: Tensor | None, drawn: bool = False) -> Loss:
+        if "divergence" in out.metrics and not drawn:
             require_possible(float(out.metrics["divergence"]), int(out.count), self.token_loss)
-        return out
+        if weights is None or "weight" in out.metrics:
+            return out
+        return replace(out, metrics={**out.metrics, "weight": weights.sum(dtype=torch.float64)})
 
     def _rowwise(
         self, signal: Signal, targets: Tensor | None, weights: Tensor | None, predicts: Tensor, metrics: bool
     ) -> Rowwise:
-        picked = None if weights is None else weights[predicts]
-        place = None if self.token_loss.weigh is None else (predicts.cumsum(-1) - 1)[predicts]
-        return self.token_loss.rowwise(signal, targets, weights=picked, place=place, metrics=metrics)
+        place = None if self.token_loss.weigh is None else places_in_answers(predicts)
+        return self.token_loss.rowwise(signal, targets, weights=weights, place=place, metrics=metrics)
 
     def _select(
         self,
@@ -184,11 +198,18 @@ class DistillationLoss:
         if labels is None:
             if self.token_loss.ce_weight:
                 raise SignalError("ce_weight needs labels, a mask has no targets.", fix="Pass labels=.")
+            if given.dtype != torch.bool and not ((given == 0) | (given == 1)).all():
+                raise SignalError("mask holds more than 0 and 1.", fix="Labels go by name: labels=.")
             return given.bool(), None
         following = torch.full_like(labels, IGNORE)
         following[..., :-1] = labels[..., 1:]
         predicts = following != IGNORE
-        return predicts, following[predicts]
+        targets = following[predicts]
+        if targets.numel() and int(targets.min()) < 0:
+            raise SignalError(
+                f"labels hold {int(targets.min())}.", fix=f"An id, or {IGNORE} where nothing is scored."
+            )
+        return predicts, targets
 
     def _shared(self, student: int, teacher: int) -> int:
         if self._vocabulary is not None:
@@ -205,6 +226,15 @@ class DistillationLoss:
         return student
 
 
+def _picked(weights: Tensor | None, predicts: Tensor) -> Tensor | None:
+    if weights is None:
+        return None
+    picked = weights[predicts]
+    if not bool(((picked >= 0) & (picked < torch.inf)).all()):
+        raise SignalError("a weight is negative or not finite.", fix="Weights are numbers from 0 up.")
+    return picked
+
+
 def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> Weigh | None:
     if named is None:
         return None
@@ -214,13 +244,25 @@ def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> Weigh | None:
             f"token_weights names {len(chosen)} ways.", fix="Give one name, or {name: options}."
         )
     ((name, options),) = chosen.items()
-    return weigh_by(resolve.load("token_weights", name, options or {}).weights, options or {})
+    return weigh_by(resolve.load("token_weights", name, options or {}), name, options or {})
 
 
 def _rows(head: nn.Module | Tensor | Head) -> int:
     if isinstance(head, Head):
         return head.vocabulary
-    return (head if isinstance(head, Tensor) else cast(Tensor, head.weight)).shape[0]
+    if isinstance(head, Tensor):
+        return head.shape[0]
+    # The weight of a quantised layer may be packed, and then its shape says nothing.
+    rows = getattr(head, "out_features", None)
+    if rows is None:
+        weight = getattr(head, "weight", None)
+        rows = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
+    if rows is None:
+        raise SignalError(
+            f"a {type(head).__name__} does not say how many ids it knows.",
+            fix="Pass a Head(None, vocabulary, module=layer).",
+        )
+    return int(rows)
 
 
 def _as_head(head: nn.Module | Tensor | Head, vocabulary: int) -> Head:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -131,6 +131,8 @@ def train(
     optimizer = optimizer or make_optimizer(module, settings)
     progress = progress or Progress()
     strategy.restore(progress.strategy)
+    if settings.normalize == "sequence_mean":
+        examples = [replace(example, weight=example.weight * example.share) for example in examples]
     scaler = torch.amp.GradScaler(init_scale=progress.loss_scale) if settings.grad_scaler else None
     device = next(module.parameters()).device
     trained = [p for group in optimizer.param_groups for p in group["params"]]

@@ -77,7 +77,7 @@ def objective_of(
     if stage.token_weights is not None:
         chosen = stage.token_weights
         named = resolve.load("token_weights", chosen.name, chosen.options)
-        weigh = weigh_by(named.weights, chosen.options)
+        weigh = weigh_by(named, chosen.name, chosen.options)
     identity = {
         "divergence": [stage.divergence.name, stage.divergence.options],
         "temperature": stage.model_dump(mode="json")["temperature"],

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from potstill.errors import SignalError
+
 Origin = Literal["data", "teacher", "student"]
 
 
@@ -26,6 +28,7 @@ class Example:
     origin: Origin = "data"
     weight: float = 1.0  # of each of its tokens' loss
     part_of: str | None = None  # the row it is a part of, where a row gives several examples
+    share: float = 1.0  # of its conversation's scored tokens, where a template makes turns examples
 
     @property
     def row_id(self) -> str:
@@ -62,13 +65,12 @@ class Batch:
         return int(self.targets.numel())
 
     def places(self) -> tuple[Tensor, Tensor]:
-        """Of each scored token [N]: its place among those of its own example, and how many these are."""
+        """Of each scored token [N]: its place in its answer, and how many are scored in its example."""
         begins = (self.position_ids == 0).flatten().cumsum(0).view_as(self.position_ids)
         _, owner, counts = torch.unique_consecutive(
             begins[self.predicts], return_inverse=True, return_counts=True
         )
-        first = counts.cumsum(0) - counts
-        return torch.arange(owner.numel(), device=owner.device) - first[owner], counts[owner]
+        return places_in_answers(self.predicts), counts[owner]
 
     def row_of(self, position: int) -> str:
         """The id of the row that scored position 0 .. N-1 belongs to."""
@@ -87,6 +89,18 @@ class Batch:
         return Batch(**(self.__dict__ | moved))
 
 
+def places_in_answers(predicts: Tensor) -> Tensor:
+    """Of each true position of `predicts` [N]: its place, from 0, in its run of neighbours.
+
+    An answer is such a run: the last token of a row predicts nothing, so no run crosses rows.
+    """
+    flat = predicts.flatten()
+    index = torch.arange(flat.numel(), device=flat.device)
+    begins = flat.clone()
+    begins[1:] &= ~flat[:-1]
+    return (index - torch.where(begins, index, 0).cummax(0).values)[flat]
+
+
 @dataclass(frozen=True)
 class Head:
     """What turns hidden states into logits: softcap(scale * (h W' + b)).
@@ -103,6 +117,18 @@ class Head:
     softcap: float | None = None
     lora: tuple[Tensor, Tensor, float] | None = None
     module: torch.nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        for what, part in (
+            ("weight", self.weight),
+            ("bias", self.bias),
+            ("LoRA", self.lora and self.lora[1]),
+        ):
+            if part is not None and part.shape[0] < self.vocabulary:
+                raise SignalError(
+                    f"the head's {what} has {part.shape[0]} rows, fewer than its vocabulary of {self.vocabulary}.",
+                    fix="Count the ids that the head knows; resize the model's embeddings for added tokens.",
+                )
 
 
 @dataclass(frozen=True)
@@ -165,9 +191,10 @@ class Loss:
 
     @property
     def mean(self) -> Tensor:
-        """sum / count, the token mean of this batch alone; with named token weights, sum / their sum."""
+        """sum / count, the token mean of this batch alone; with weights, sum / their sum; 0 if nothing counts."""
         if "weight" in self.metrics:
-            return self.sum / self.metrics["weight"].to(self.sum.dtype)
+            weight = self.metrics["weight"].to(self.sum.dtype)
+            return self.sum / torch.where(weight > 0, weight, 1.0)
         return self.sum / self.count.clamp(min=1)
 
 

@@ -62,4 +62,4 @@ def _head(p: Tensor, tail: bool, head_mass: float) -> Tensor:
         p = torch.cat([p[:, :-1], torch.full_like(p[:, -1:], -1.0)], -1)
     ranked = p.sort(-1, descending=True).values
     count = (ranked.clamp(min=0).cumsum(-1) <= head_mass).sum(-1, keepdim=True).clamp(min=1)
-    return p >= ranked.gather(-1, count - 1)
+    return (p >= ranked.gather(-1, count - 1)) & (p >= 0)

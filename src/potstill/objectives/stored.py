@@ -17,7 +17,7 @@ def ready(signal: Stored) -> Stored:
     """The same targets with -1 in unused places, and these behind the used ones.
 
     Raises:
-        SignalError: a position has no id or one twice, log-probabilities lie above 0 or hold more mass
+        SignalError: shapes disagree, a position has no id or one twice, log-probabilities lie above 0 or hold more mass
             than 1, a count is negative.
     """
     values = signal.lp if isinstance(signal, TopK) else signal.counts
@@ -25,6 +25,13 @@ def ready(signal: Stored) -> Stored:
         raise SignalError(
             f"there are {tuple(signal.ids.shape)} ids and {tuple(values.shape)} values for them."
         )
+    besides = signal.lse if isinstance(signal, TopK) else {"entropy": signal.entropy}
+    for what, row in besides.items():
+        if row is not None and row.shape != signal.ids.shape[:1]:
+            raise SignalError(
+                f"the targets have {signal.ids.shape[0]} rows, {tuple(row.shape)} values of "
+                f"{what if isinstance(signal, Sampled) else f'log-sum-exp at T = {what}'} lie beside them."
+            )
     used = signal.ids >= 0 if isinstance(signal, TopK) else (signal.ids >= 0) & (signal.counts != 0)
     order = torch.argsort((~used).to(torch.uint8), dim=-1, stable=True)
     ids = torch.where(used, signal.ids, -1).gather(-1, order)

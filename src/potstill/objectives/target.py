@@ -16,7 +16,12 @@ from potstill.projection import Projection
 from potstill.types import Dense, Head, Hidden, Sampled, Signal, Text, TopK
 
 Against = Callable[[Tensor, slice], support.Support]
-_KINDS = {Dense: "dense", Hidden: "dense", TopK: "topk", Sampled: "sampled"}
+KINDS = {Dense: "dense", Hidden: "dense", TopK: "topk", Sampled: "sampled"}
+
+
+def kind_of(signal: Signal) -> str:
+    """What plug-ins call the signal in SUPPORTS; "text" has no distribution."""
+    return KINDS.get(type(signal), "text")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def target_of(signal: Signal, divergence: Divergence, temperature: float, tail: 
             "the teacher gave only text, which has no distribution to compare.",
             fix="Use the stage finetune, or ce_weight: 1.0.",
         )
-    kind = _KINDS[type(signal)]
+    kind = kind_of(signal)
     if kind not in divergence.supports:
         able = ", ".join(sorted(divergence.supports))
         raise SignalError(
@@ -132,8 +137,8 @@ def _dense_rows(
     if projection is None:
         return module_logits(signal.head, hidden).to(like.dtype)
     if not buffers:
-        buffers.append(torch.empty(hidden.shape[0], width, dtype=like.dtype, device=like.device))
-    return projection.logits(hidden, buffers[0][: hidden.shape[0]])
+        buffers.append(torch.empty(hidden.shape[0], width, dtype=projection.dtype, device=like.device))
+    return projection.logits(hidden, buffers[0][: hidden.shape[0]]).to(like.dtype)
 
 
 def module_logits(head: Head, hidden: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ one the raw divergence is minimised.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from potstill.errors import NotFinite, SignalError, TrainingStopped
 from potstill.fused import Rows, Rowwise
 from potstill.objectives import stored
 from potstill.objectives.divergence import Divergence
-from potstill.objectives.target import target_of
+from potstill.objectives.target import KINDS, kind_of, target_of
 from potstill.types import Signal
 
 __all__ = ["Divergence", "TokenLoss", "Weigh", "require_finite", "require_possible", "weigh_by"]
@@ -28,6 +27,19 @@ __all__ = ["Divergence", "TokenLoss", "Weigh", "require_finite", "require_possib
 BLOCK_BYTES = 2**19
 
 Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A token weight from a plug-in file, with its options."""
+
+    name: str
+    weights: Callable[..., Tensor]
+    supports: frozenset[str]
+    options: Mapping[str, Any]
+
+    def __call__(self, student_lp: Tensor, teacher_lp: Tensor, place: Tensor) -> Tensor:
+        return self.weights(student_lp, teacher_lp, place, **self.options)
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,11 @@ class TokenLoss:
         )
         if self.ce_weight and targets is None:
             raise SignalError("a hard-label term needs target ids.", fix="Pass targets, or ce_weight 0.")
+        if isinstance(self.weigh, Named) and (kind := kind_of(signal)) not in self.weigh.supports:
+            raise SignalError(
+                f"the token weight {self.weigh.name} cannot be read from {kind} signals.",
+                fix="Choose another token weight, or a signal with the teacher's own probabilities.",
+            )
         if self.weigh is not None and (teacher is None or place is None):
             raise SignalError(
                 "token weights need the teacher's distribution and each token's place.",
@@ -258,15 +275,16 @@ def _free_metrics(against: support.Support, sums: dict[str, Tensor]) -> None:
         _accumulate(sums, "teacher_mass_on_ids", p[:, :-1].sum(-1))
 
 
-def weigh_by(weights: Callable[..., Tensor], options: Mapping[str, Any]) -> Weigh:
-    """A named token weight with its options, tried once, so that it refuses them now.
+def weigh_by(module: Any, name: str, options: Mapping[str, Any]) -> Weigh:
+    """A token weight's plug-in with its options, tried once, so that it refuses them now.
 
     Raises:
         RecipeError: an option is out of range.
     """
+    named = Named(name, module.weights, frozenset(getattr(module, "SUPPORTS", KINDS.values())), options)
     even = torch.full((1, 2), 0.5).log()
-    weights(even, even, torch.zeros(1), **options)
-    return functools.partial(weights, **options)
+    named(even, even, torch.zeros(1))
+    return named
 
 
 def require_possible(divergence: float, tokens: int, loss: TokenLoss) -> None:

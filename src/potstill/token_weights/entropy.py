@@ -1,5 +1,7 @@
 """Tokens weigh by how uncertain one side is: the entropy as a share of its highest, log K.
 
+K counts the outcomes that either side gives mass; places of stored ids that hold none are no outcomes.
+
 At full spread 1 and at certainty `floor`; `certain` turns it round. Uncertain tokens are where answers
 fork and where most of the teacher's knowledge beyond the text is; a `floor` keeps the easy ones learnt.
 With stored ids the bucket counts as one outcome, so the entropy is a lower bound.
@@ -7,12 +9,13 @@ With stored ids the bucket counts as one outcome, so the entropy is a lower boun
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, inf
 
 from potstill.divergences._math import product, require
+
+SUPPORTS = frozenset({"dense", "topk"})  # draws tell of their own spread, not of the teacher's
 
 
 def weights(
@@ -31,6 +34,6 @@ def weights(
     """
     require(0 <= floor <= 1, "entropy.floor", floor, "in [0, 1]: the weight of the least important token")
     lp = teacher_lp if of == "teacher" else student_lp
-    share = -product(lp.exp(), lp).sum(-1) / math.log(max(2, lp.shape[-1]))
-    share = share.clamp(0, 1)
+    outcomes = (student_lp > -inf).logical_or_(teacher_lp > -inf).sum(-1).clamp(min=2)
+    share = (-product(lp.exp(), lp).sum(-1) / outcomes.to(lp.dtype).log()).clamp(0, 1)
     return floor + (1 - floor) * (1 - share if certain else share)

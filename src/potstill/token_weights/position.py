@@ -10,6 +10,8 @@ from torch import Tensor
 
 from potstill.divergences._math import require
 
+SUPPORTS = frozenset({"dense", "topk", "sampled"})
+
 
 def weights(
     student_lp: Tensor, teacher_lp: Tensor, place: Tensor, *, half_life: float = 64.0, floor: float = 0.0
