@@ -6,11 +6,13 @@ renamed into it, with a manifest that says what it is; readers refuse what is in
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +61,22 @@ class Store:
         folder = self.root / f".building-{stage}-{key[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @contextmanager
+    def alone(self, stage: str, key: str) -> Iterator[bool]:
+        """Hold the right to build this artifact; false while another process holds it.
+
+        The right falls with the process, however it ends.
+        """
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{stage}-{key[:16]}").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The finished artifact of this key, if there is one."""

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,16 @@ from typing import Any
 import torch
 
 from potstill import models, vocab
-from potstill.data import split
-from potstill.data.rows import Row, Rows, read_rows
+from potstill.corpus import Data, finetuning, read_data, weights_of
 from potstill.data.template import Templater
-from potstill.errors import DataError, RecipeError
+from potstill.errors import RecipeError
 from potstill.presets import Facts, expand
 from potstill.recipe import Recipe, read_recipe, resolve_path
-from potstill.recipe_inputs import DataSpec, ModelSpec
+from potstill.recipe_inputs import Cut, DataSpec, ModelSpec
 from potstill.rundir import RECIPE, RunDir
 from potstill.stages.common import ModelRef
 
 LONGEST = 4096
-VALIDATION_SHARE, VALIDATION_LEAST, VALIDATION_MOST = 0.05, 16, 200
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -36,23 +34,6 @@ class Opened:
     recipe: Recipe
     base: Path
     method: str | None = None  # the preset that the stages came from
-
-
-@dataclass(frozen=True)
-class Data:
-    """The rows by what they are for. Validation rows choose the best weights; held-out rows are only
-    ever measured on."""
-
-    train: tuple[Row, ...]
-    validation: tuple[Row, ...]
-    heldout: tuple[Row, ...]
-    shape: str
-    funnel: Mapping[str, int]
-    source: str
-
-    @property
-    def everything(self) -> tuple[Row, ...]:
-        return self.train + self.validation + self.heldout
 
 
 @dataclass(frozen=True)
@@ -70,6 +51,7 @@ class Parts:
     tokenizer: Any  # the student's
     pad_id: int
     teacher_pad_id: int
+    template: str | None  # the chat template, where it is not the student's own
     max_length: int
     context: int
     layers: int
@@ -158,6 +140,11 @@ def compose(opened: Opened) -> Parts:
     if limit != "auto" and limit > context:
         notes.append(f"data.max_length is {limit}, the models read {context} tokens; that is the limit.")
     data = read_data(recipe.data, base, recipe.seed)
+    data = replace(data, finetune=finetuning(recipe, base, data.heldout, notes))
+    if recipe.data.weight is not None:
+        weights_of(data.trained_on, recipe.data.weight)
+    layers = int(config.num_hidden_layers)
+    _require_layers(recipe.student.from_teacher, layers)
     seen = {row.prompt_text for row in data.train + data.validation}
     if both := sum(row.prompt_text in seen for row in data.heldout):
         notes.append(
@@ -176,12 +163,25 @@ def compose(opened: Opened) -> Parts:
         tokenizer=tokenizer,
         pad_id=_pad_id(tokenizer),
         teacher_pad_id=_pad_id(teacher_tokenizer),
+        template=template,
         max_length=min(context, LONGEST) if limit == "auto" else min(context, limit),
         context=context,
-        layers=int(config.num_hidden_layers),
+        layers=layers,
         data=data,
         notes=tuple(notes),
     )
+
+
+def _require_layers(cut: Cut | None, layers: int) -> None:
+    if cut is None:
+        return
+    most = cut.count if isinstance(cut.by, str) else max(cut.by) + 1
+    if most > layers:
+        raise RecipeError(
+            f"needs {most} layers, the teacher has {layers}.",
+            path="student.from_teacher",
+            fix=f"Keep 1 to {layers} layers, counted from 0.",
+        )
 
 
 def _pad_id(tokenizer: Any) -> int:
@@ -189,65 +189,25 @@ def _pad_id(tokenizer: Any) -> int:
     return int(pad if pad is not None else 0)
 
 
-def facts(parts: Parts, train_tokens: int | None, parameters: int | None, answer_tokens: int | None) -> Facts:
-    """What `auto` values may depend on."""
+def facts(
+    parts: Parts,
+    train_tokens: int | None,
+    parameters: int | None,
+    answer_tokens: int | None,
+    untrained: bool = True,
+) -> Facts:
+    """What `auto` values may depend on; `untrained` says that no stage has trained the student yet."""
     kind = parts.device.type
     return Facts(
         device=kind if kind in ("cuda", "mps") else "cpu",  # type: ignore[arg-type]
         bf16=models.fast_bf16(parts.device),
         fp16=kind == "cuda",
-        student_kind="full" if parts.student is not None else "cut",
+        student_kind="cut" if parts.student is None and untrained else "full",
         parameters=parameters,
         train_tokens=train_tokens,
         answer_tokens=answer_tokens,
         context=parts.context,
     )
-
-
-def read_data(spec: DataSpec, base: Path, seed: int) -> Data:
-    """Read and split the rows: held out by prompt before anything is generated, then a few for validation."""
-    found = read_files(spec, spec.train, base)
-    if spec.heldout is not None:
-        train = found.rows
-        heldout = read_files(spec.model_copy(update={"limit": None}), spec.heldout, base).rows
-        taken = {row.id for row in train}
-        if shared := [row.id for row in heldout if row.id in taken]:
-            raise DataError(
-                f"{len(shared)} held-out rows are training rows too, first {shared[0]!r}.",
-                path="data.heldout",
-                fix="Take them out of one of the two files.",
-            )
-        source = f"{len(heldout)} rows from {', '.join(spec.heldout)}"
-    else:
-        fraction = None if spec.heldout_fraction == "auto" else float(spec.heldout_fraction)
-        train, heldout = split.split_heldout(found.rows, fraction=fraction, seed=seed)
-        source = f"{len(heldout)} of {len(found.rows)} rows, split off by prompt"
-    wanted = max(VALIDATION_LEAST, round(VALIDATION_SHARE * len(train)))
-    wanted = min(wanted, VALIDATION_MOST, len(train) // 4)
-    validation: tuple[Row, ...] = ()
-    if wanted and len({row.prompt_text for row in train}) > 1:
-        train, validation = split.split_heldout(train, fraction=wanted / len(train), seed=seed + 1)
-    return Data(tuple(train), tuple(validation), tuple(heldout), found.shape, found.funnel, source)
-
-
-def read_files(spec: DataSpec, names: Sequence[str], base: Path) -> Rows:
-    """The rows of these files, read as the recipe's data section says."""
-    return read_rows(
-        _places(names, base),
-        format=spec.format,
-        columns=spec.columns,
-        on_bad_row=spec.on_bad_row,
-        limit=spec.limit,
-    )
-
-
-def _places(names: Sequence[str], base: Path) -> list[str]:
-    """Files from the recipe's folder; a name that is no file stays as it is, for a hub data set."""
-    places = []
-    for name in names:
-        path = resolve_path(base, name)
-        places.append(str(path) if path.exists() or Path(name).suffix else name)
-    return places
 
 
 def _reference(spec: ModelSpec, base: Path, device: torch.device) -> ModelRef:

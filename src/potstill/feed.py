@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from potstill import corpus
 from potstill.artifacts import Artifact
 from potstill.compose import Parts
-from potstill.data import chat
+from potstill.data import chat, split
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
@@ -126,6 +126,13 @@ def answered(parts: Parts, answers: Artifact, rows: Sequence[Row]) -> Fed:
     return Fed(found, left_out)
 
 
+def by_prompt(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
+    """The examples as parts of the first row with their prompt: answers to one prompt are not independent."""
+    first: dict[str, str] = {}
+    owner = {row.id: first.setdefault(split.normal(row.prompt_text), row.id) for row in rows}
+    return [replace(example, part_of=owner[example.row_id]) for example in examples]
+
+
 def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row], split: str) -> list[Example]:
     """The examples with the weights that their rows name in the column `data.weight`.
 
@@ -135,16 +142,7 @@ def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row], spli
     column = parts.recipe.data.weight
     if column is None:
         return list(examples)
-    weights = {}
-    for row in rows:
-        value = _number(row.extra.get(column))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise DataError(
-                f"the weight in the column {column!r} is {value!r}, not a number from 0 up.",
-                path=row.source or row.id,
-                fix="Repair the row, or leave data.weight out.",
-            )
-        weights[row.id] = float(value)
+    weights = corpus.weights_of(rows, column)
     found = [replace(example, weight=weights[example.row_id]) for example in examples]
     if examples and not any(example.weight for example in found):
         if split != "train":
@@ -153,14 +151,6 @@ def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row], spli
             f"the weight in the column {column!r} is 0 in every training row.", path="data.weight"
         )
     return found
-
-
-def _number(value: object) -> object:
-    """Tables of text (csv) write numbers as words."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _student_ids(parts: Parts, answer: Written, foreign: frozenset[int]) -> list[int]:
@@ -207,6 +197,7 @@ def questions(parts: Parts, examples: Sequence[Example], most: int, *, generated
             reference=text,
             reference_tokens=length,
             family=str(row.extra.get("family") or ""),
-            unseen=bool(row.extra.get("unseen")),
+            unseen=str(row.extra.get("unseen") or "").strip().casefold()
+            not in ("", "0", "0.0", "false", "no"),
         )
     return list(found.values())

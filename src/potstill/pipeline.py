@@ -15,8 +15,8 @@ from potstill.data.rows import Row
 from potstill.errors import DataError
 from potstill.fused import DEFAULT_CHUNK_BYTES
 from potstill.generate.sampling import Sampling
-from potstill.presets import Default, resolve_auto
-from potstill.recipe_stages import Distill, Evaluate, Finetune, Generate, StageSpec, Training
+from potstill.presets import Default, resolve_auto, twin_of
+from potstill.recipe_stages import Control, Distill, Evaluate, Finetune, Generate, StageSpec, Training
 from potstill.report.gather import Outcome
 from potstill.rundir import RunDir
 from potstill.stages import evaluate, generate, student, train
@@ -41,6 +41,7 @@ class Pipeline:
     evaluation: Artifact | None = None
     max_new_tokens: int | None = None
     stages: dict[str, Artifact] = field(default_factory=dict)
+    settled: dict[str, Training] = field(default_factory=dict)
     defaults: list[Default] = field(default_factory=list)
     funnel: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, list[int]] = field(default_factory=dict)
@@ -92,7 +93,10 @@ class Pipeline:
     def _resolved(self, stage: Any, train_tokens: int | None = None) -> Any:
         parameters = None if self.untrained is None else self.untrained.facts["params"]
         settled, chosen = resolve_auto(
-            stage, compose.facts(self.parts, train_tokens, parameters, self.max_new_tokens)
+            stage,
+            compose.facts(
+                self.parts, train_tokens, parameters, self.max_new_tokens, self.current is self.untrained
+            ),
         )
         self.defaults += chosen
         return settled
@@ -134,7 +138,9 @@ class Pipeline:
             if split == "train":
                 self.funnel |= counts
             self._examples[split] = (
-                found if split == "heldout" else feed.weighed(self.parts, found, rows, split)
+                feed.by_prompt(found, rows)
+                if split == "heldout"
+                else feed.weighed(self.parts, found, rows, split)
             )
             self.lengths[split] = [len(example.input_ids) for example in found]
         return self._examples[split]
@@ -143,7 +149,7 @@ class Pipeline:
         """The student as it is now; made on first use."""
         if self.current is None:
             if self.parts.student is not None:
-                self.untrained = student.from_model(self.world, self.parts.student)
+                self.untrained = student.from_model(self.world, self.parts.student, self.parts.template)
             else:
                 self.untrained = self._cut()
             self.current = self.untrained
@@ -155,7 +161,12 @@ class Pipeline:
         listed = () if isinstance(cut.by, str) else tuple(cut.by)
         plan = student.CutPlan(cut.count, cut.by if isinstance(cut.by, str) else "list", listed)
         return student.cut_from_teacher(
-            self.world, self.parts.teacher, plan, self.examples("train"), self.parts.pad_id
+            self.world,
+            self.parts.teacher,
+            plan,
+            self.examples("train"),
+            self.parts.pad_id,
+            self.parts.template,
         )
 
     def _train(self, stage: Training) -> Artifact:
@@ -163,10 +174,14 @@ class Pipeline:
         if stage.verb == "control":
             assert self.untrained is not None
             before = self.untrained
-        examples = self.examples("train")
+        examples, validation = self.examples("train"), self.examples("validation")
         if isinstance(stage, Finetune) and stage.data is not None:
-            examples = self._finetune_rows(stage)
+            examples, validation = self._finetune_rows(stage)
+        if isinstance(stage, Control):
+            stage, shared = twin_of(stage, self.parts.recipe.stages, self.settled)
+            self.defaults += shared
         stage = self._resolved(stage, sum(example.count for example in examples))
+        self.settled[stage.name] = stage
         settings = settings_of(stage, examples, self.parts.recipe.seed)
         loss_facts, loss_at, yardstick = objective_of(stage, settings.steps)
         strategy = resolve.load("strategies", "offline").build()
@@ -179,7 +194,7 @@ class Pipeline:
             student=before,
             teacher=self.parts.teacher if isinstance(stage, Distill) else None,
             examples=examples,
-            validation=self.examples("validation"),
+            validation=validation,
             vocabulary=self.parts.vocabulary.size,
             pad_id=self.parts.pad_id,
             stop_ids=tuple(self.parts.student_templater.stop_ids),
@@ -207,18 +222,15 @@ class Pipeline:
     def _started(self, metrics: Path, steps: int) -> None:
         self.folder.update({"training": {"metrics": str(metrics.resolve()), "steps": steps}})
 
-    def _finetune_rows(self, stage: Finetune) -> list[Example]:
-        assert stage.data is not None
-        spec = self.parts.recipe.data.model_copy(
-            update={
-                "train": stage.data,
-                "format": stage.format,
-                "columns": stage.columns,
-                "limit": stage.limit,
-            }
+    def _finetune_rows(self, stage: Finetune) -> tuple[list[Example], list[Example]]:
+        """The stage's own rows to train on and to choose by, without any that is measured on."""
+        train, validation = self.parts.data.finetune[stage.name]
+        return (
+            feed.weighed(self.parts, self._encode(train).examples, train, "train"),
+            feed.weighed(self.parts, self._encode(validation).examples, validation, "validation")
+            if validation
+            else [],
         )
-        rows = compose.read_files(spec, spec.train, self.parts.opened.base).rows
-        return feed.weighed(self.parts, self._encode(rows).examples, rows, "train")
 
     def _encode(self, rows: Sequence[Row]) -> Encoded:
         return encode(

@@ -6,12 +6,12 @@ Pure functions of the recipe and of what is known about machine, data and studen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from potstill.recipe_specs import Divergence
-from potstill.recipe_stages import Distill, Evaluate, Finetune, Generate, StageSpec, Training
+from potstill.recipe_stages import Control, Distill, Evaluate, Finetune, Generate, StageSpec, Training
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
@@ -107,6 +107,17 @@ def resolve_auto(stage: AnyStage, facts: Facts) -> tuple[AnyStage, tuple[Default
         Default(f"stages.{stage.name}.{key}", value, source) for key, (value, source) in chosen.items()
     )
     return stage.model_copy(update={key: value for key, (value, _) in chosen.items()}), defaults
+
+
+def twin_of(
+    control: Control, stages: Sequence[StageSpec], settled: Mapping[str, Training]
+) -> tuple[Control, tuple[Default, ...]]:
+    """A control with what it leaves open as its twin has it; `settled` holds the stages before it."""
+    name = control.of(stages)
+    if name not in settled:
+        return control, ()
+    why = "what a control leaves open is as its twin has it, so that both have one budget"
+    return control.like(settled[name]), (Default(f"stages.{control.name}", f"as {name}", why),)
 
 
 def _training(stage: Training, facts: Facts) -> dict[str, Choice]:

@@ -19,8 +19,6 @@ class Loading(Spec):
 
     revision: Text | None = None
     """Branch, tag or commit of a hub model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the loaded weights."""
     trust_remote_code: bool = False
     """Run Python code that the model brings along; needs a pinned commit."""
 
@@ -30,6 +28,8 @@ class ModelSpec(Loading):
 
     model: Text
     """Hub id, local folder, *.gguf file, or package:PACKAGE/FILE.gguf inside an installed package."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the loaded weights; a student is trained in float32."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from _model_conflicts(self.model, self.revision, self.trust_remote_code)

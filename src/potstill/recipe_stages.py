@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
@@ -201,6 +201,19 @@ class Control(Training):
     name: StageName = "control"
     method: Literal["sft"] = "sft"
     """How the twin is trained."""
+
+    def of(self, stages: Sequence[StageSpec]) -> str:
+        """The stage that it is a twin of: the last distill stage before it, else the last training."""
+        before = [s for s in stages[: stages.index(self)] if isinstance(s, Training) and s.verb != "control"]
+        twins = [s for s in before if isinstance(s, Distill)] or before
+        return twins[-1].name if twins else ""
+
+    def like(self, twin: Training) -> Control:
+        """What it leaves open as its twin has it."""
+        taken = set(Training.model_fields) - set(StageSpec.model_fields) - {"best_by"}
+        if self.steps is not None or self.epochs is not None:
+            taken -= {"steps", "epochs"}
+        return self.model_copy(update={key: getattr(twin, key) for key in taken if not self.changed(key)})
 
 
 class Evaluate(StageSpec):

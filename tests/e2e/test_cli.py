@@ -115,7 +115,7 @@ def test_a_finished_run_is_taken_from_the_store(finished, place):
 
 
 def test_changing_one_stage_keeps_the_stages_before_it(finished, place):
-    again = potstill("run", "tiny.yaml", "name=other", "distill.learning_rate=0.02", cwd=place)
+    again = potstill("run", "tiny.yaml", "name=other", "distill.temperature=2.0", cwd=place)
     assert again.returncode == 0, again.stderr
     kept = [line.split(":")[0] for line in again.stderr.splitlines() if "unchanged" in line]
     assert kept == ["generate", "student", "control"]

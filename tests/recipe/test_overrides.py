@@ -33,7 +33,7 @@ def test_stages_and_sections_are_reached_by_name() -> None:
             "distill.epochs=2",
             "polish.steps=400",
             "stages.generate.samples=3",
-            "student.dtype=float32",
+            "teacher.dtype=float32",
             "data.template.kwargs.enable_thinking=false",
             "polish.temperature={linear: {from: 2, to: 1}}",
             "polish.name=finish",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from potstill import compose, feed
+from potstill import compose, feed, models
 from potstill.check import audit
 from potstill.check.report import CheckReport, Item, Rendered
 from potstill.compose import Parts
@@ -12,9 +12,9 @@ from potstill.data import split
 from potstill.data.examples import Encoded, encode
 from potstill.data.rows import Row
 from potstill.errors import DataError
-from potstill.presets import METHODS, Default, resolve_auto
+from potstill.presets import METHODS, Default, resolve_auto, twin_of
 from potstill.recipe import notes
-from potstill.recipe_stages import Generate
+from potstill.recipe_stages import Control, Generate, Training
 from potstill.types import Example
 
 SHOWN = 3
@@ -51,7 +51,7 @@ def read(parts: Parts) -> tuple[CheckReport, list[Example]]:
 
 def _items(parts: Parts) -> list[Item]:
     data = parts.data
-    seen = split.overlap(data.train + data.validation, data.heldout)
+    seen = split.overlap(data.trained_on, data.heldout)
     reads = ", ".join(f"{count} {name}" for name, count in data.funnel.items() if count)
     student = "cut from the teacher" if parts.student is None else parts.student.source.location
     return [
@@ -122,8 +122,17 @@ def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Defa
     """What `auto` becomes; before the teacher has written, as if every answer had full length."""
     tokens = len(parts.data.train) * longest or sum(example.count for example in examples)
     found: list[Default] = []
+    settled: dict[str, Training] = {}
+    parameters = None if parts.student is None else models.parameter_count(parts.student.source)
     for stage in parts.recipe.stages:
-        found += resolve_auto(stage, compose.facts(parts, tokens or None, None, longest or None))[1]
+        if isinstance(stage, Control):
+            stage, shared = twin_of(stage, parts.recipe.stages, settled)
+            found += shared
+        facts = compose.facts(parts, tokens or None, parameters, longest or None, untrained=not settled)
+        stage, defaults = resolve_auto(stage, facts)
+        if isinstance(stage, Training):
+            settled[stage.name] = stage
+        found += defaults
     return tuple(found)
 
 

@@ -29,7 +29,7 @@ def split_heldout(
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        groups[_normal(row.prompt_text)].append(index)
+        groups[normal(row.prompt_text)].append(index)
     if len(groups) < 2:
         raise DataError(
             f"{len(rows)} rows with {len(groups)} prompt cannot be split into training and held-out rows.",
@@ -72,8 +72,8 @@ class Overlap:
 
 def overlap(train: Sequence[Row], heldout: Sequence[Row]) -> Overlap:
     """Count the held-out prompts that training has seen, exactly or nearly. Exact, no hashing."""
-    held = [_normal(row.prompt_text) for row in heldout]
-    seen = [_normal(row.prompt_text) for row in train]
+    held = [normal(row.prompt_text) for row in heldout]
+    seen = [normal(row.prompt_text) for row in train]
     known = set(seen)
     grams = {gram for text in held for gram in _grams(text)}
     shared = {gram for text in known for gram in _grams(text) if gram in grams}
@@ -108,7 +108,8 @@ def _near(held: Sequence[str], known: set[str]) -> set[int]:
     return found
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """What makes two prompts one: case and spaces apart, the same words."""
     return " ".join(text.casefold().split())
 
 

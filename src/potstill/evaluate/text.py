@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import regex
+
 from potstill.data.policies import CLOSE, OPEN
 from potstill.evaluate import stats
 from potstill.types import Metric
@@ -20,13 +22,34 @@ class Answer:
     stopped: bool
 
 
+class Words:
+    """Words of any script, for rouge_score, whose own tokenizer knows a to z and digits only.
+
+    Scripts that write no spaces give one word a character. Latin words are cut to their stems, as
+    rouge_score does it, so that English texts score what they always did.
+    """
+
+    _unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+    _word = regex.compile(rf"(?V1)[{_unspaced}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_unspaced}]]+")
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stemmer = PorterStemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words, lower case."""
+        words = self._word.findall(text.lower())
+        return [self._stemmer.stem(w) if len(w) > 3 and w.isascii() else w for w in words]
+
+
 def rouge_l(
     answers: Sequence[Answer], references: Sequence[str], *, resamples: int = 2000, seed: int = 0
 ) -> Metric:
     """Mean ROUGE-L F1 (Lin 2004) with stemming, in [0, 1]; a diagnostic of likeness, not of quality."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], tokenizer=Words())
     scores = [
         scorer.score(reference, answer.text)["rougeL"].fmeasure
         for answer, reference in zip(answers, references, strict=True)

@@ -111,9 +111,9 @@ def sections(folder: RunDir, outcome: Outcome) -> Sections:
     data = outcome.data
     overlap: Overlap | Absent = Absent("There are no held-out rows to compare.")
     if data.heldout:
-        seen = split.overlap(data.train + data.validation, data.heldout)
+        seen = split.overlap(data.trained_on, data.heldout)
         overlap = Overlap(
-            train=len(data.train) + len(data.validation),
+            train=len(data.trained_on),
             heldout=seen.of,
             exact=seen.exact,
             near=seen.near,

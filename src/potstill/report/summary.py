@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,7 +42,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     """summary.json: a value that does not apply is null with a reason beside it."""
     found = evaluation_of(outcome.evaluation)
     tables = found.get("models", {})
-    trained = _last_training(outcome.stages)
+    asked = {metric for stage in outcome.recipe.stages for metric in getattr(stage, "metrics", ())}
     summary: dict[str, Any] = {
         "name": outcome.recipe.name,
         "teacher": {"name": Path(outcome.teacher.source.location).name, **_teacher_size(outcome)},
@@ -52,12 +52,12 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
             "bytes": None if outcome.student is None else outcome.student.facts["bytes"],
             "source": _student_source(outcome),
         },
-        "before": _block(tables.get("before"), "the untrained student was not evaluated"),
-        "after": _block(tables.get("after"), "no student was trained and evaluated"),
+        "before": _block(tables.get("before"), "the untrained student was not evaluated", asked),
+        "after": _block(tables.get("after"), "no student was trained and evaluated", asked),
         "reference": tables.get("teacher", {}),
         "by_stage": _by_stage(outcome.trained, tables),
         "retention": found.get("retention", {}),
-        "train": _train(trained),
+        "train": _train([outcome.stages[name] for name in outcome.trained]),
         **_speed(found.get("speed")),
         "scored_tokens": found.get("scored_tokens"),
         "recipe_hash": outcome.recipe.hash(),
@@ -65,7 +65,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "versions": versions(),
     }
     if "control" in tables:
-        summary["control"] = _block(tables["control"], "")
+        summary["control"] = _block(tables["control"], "", asked)
     return summary
 
 
@@ -89,10 +89,33 @@ def evaluation_of(artifact: Artifact | None) -> dict[str, Any]:
     )
 
 
-def _block(table: Mapping[str, Any] | None, reason: str) -> dict[str, Any]:
-    if table is None:
-        keys = ("forward_kl", "reverse_kl", "agreement", "ppl")
-        return dict.fromkeys(keys) | {f"{key}_reason": reason for key in keys} | {"n": 0}
+_KEYS = {
+    "forward_kl": "likelihood",
+    "reverse_kl": "likelihood",
+    "ppl": "likelihood",
+    "agreement": "agreement",
+    "agreement_top5": "agreement",
+    "rouge_l": "rouge_l",
+}
+"""The figures of a student, and the metric of an evaluate stage that asks for each."""
+
+
+def _block(table: Mapping[str, Any] | None, reason: str, asked: Collection[str]) -> dict[str, Any]:
+    """Every figure; null with its reason where there is none."""
+    block = {} if table is None else dict(table)
+    for key, metric in _KEYS.items():
+        if key in block:
+            continue
+        why = f"the recipe's evaluate stage does not ask for {metric}"
+        if table is None:
+            why = reason
+        elif metric in asked:
+            why = "the held-out rows hold nothing that it could be measured on"
+        block |= {key: None, f"{key}_reason": why}
+    return _filled(block)
+
+
+def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**table, "n": max((v["n"] for v in table.values() if isinstance(v, Mapping)), default=0)}
 
 
@@ -110,7 +133,7 @@ def _by_stage(trained: Sequence[str], tables: Mapping[str, Mapping[str, Any]]) -
     if len(trained) < 2 or any(role not in tables for role in roles):
         return []
     return [
-        {"stage": name, "before": _block(tables[roles[i]], ""), "after": _block(tables[roles[i + 1]], "")}
+        {"stage": name, "before": _filled(tables[roles[i]]), "after": _filled(tables[roles[i + 1]])}
         for i, name in enumerate(trained)
     ]
 
@@ -131,20 +154,18 @@ def _student_source(outcome: Outcome) -> str:
     return f"{len(facts['kept_layers'])} of the teacher's {facts['of']} layers: {', '.join(map(str, facts['kept_layers']))}"
 
 
-def _last_training(stages: Mapping[str, Artifact]) -> Artifact | None:
-    trained = [a for a in stages.values() if a.manifest["stage"] == "train"]
-    return trained[-1] if trained else None
-
-
-def _train(artifact: Artifact | None) -> dict[str, Any]:
-    if artifact is None:
-        names = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
+def _train(artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    """What making the student took, all its stages together; a control is no part of it."""
+    names = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
+    if not artifacts:
         return dict.fromkeys(names) | {f"{n}_reason": "nothing was trained" for n in names}
-    facts = artifact.facts
+    facts = [artifact.facts for artifact in artifacts]
+    tokens, seconds = sum(f["tokens"] for f in facts), sum(f["train_seconds"] for f in facts)
     return {
-        "steps": facts["steps"],
-        "tokens": facts["tokens"],
-        "tokens_per_second": facts["tokens_per_second"],
-        "seconds": facts["train_seconds"],
-        "peak_rss_bytes": facts["peak_rss_bytes"],
+        "steps": sum(f["steps"] for f in facts),
+        "tokens": tokens,
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+        "seconds": seconds,
+        "peak_rss_bytes": max(f["peak_rss_bytes"] for f in facts),
+        "best_step": facts[-1]["best_step"],
     }

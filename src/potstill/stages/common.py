@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from potstill import models
-from potstill.artifacts import Artifact, Store, key_of
+from potstill.artifacts import Artifact, Store, key_of, write_text
 from potstill.console import Console, clock
 from potstill.errors import Interrupted
 
@@ -65,19 +65,41 @@ def produce(
     """
     everything = {"version": VERSIONS[stage], **inputs}
     key = key_of(stage, everything)
-    found = world.store.find(stage, key)
-    if found is not None:
-        world.reused.append(name)
-        world.console.say(f"{name}: unchanged, taken from {found.path}")
-        return found
-    world.stop_if_asked()
+    waiting = False
+    while True:
+        found = world.store.find(stage, key)
+        if found is not None:
+            world.reused.append(name)
+            world.console.say(f"{name}: unchanged, taken from {found.path}")
+            return found
+        world.stop_if_asked()
+        with world.store.alone(stage, key) as free:
+            # Another run may have finished it between the look and the lock.
+            if free and world.store.find(stage, key) is None:
+                facts = _built(world.store.work(stage, key), name, world, build)
+                return world.store.finish(stage, key, everything, facts)
+        if not waiting and not free:
+            world.console.say(f"{name}: another run makes the same; waiting for it")
+            waiting = True
+        time.sleep(0.0 if free else 0.5)
+
+
+def _built(
+    folder: Path, name: str, world: World, build: Callable[[Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The facts of a build with its time, that before an interruption included."""
+    clock_file = folder / ".seconds"
+    before = float(clock_file.read_text()) if clock_file.is_file() else 0.0
     started = time.monotonic()
-    facts = build(world.store.work(stage, key))
-    seconds = time.monotonic() - started
+    try:
+        facts = build(folder)
+    except BaseException:
+        write_text(clock_file, str(before + time.monotonic() - started))
+        raise
+    clock_file.unlink(missing_ok=True)
+    seconds = before + time.monotonic() - started
     world.console.say(f"{name}: done in {clock(seconds)}")
-    return world.store.finish(
-        stage, key, everything, {"seconds": seconds, "peak_rss_bytes": peak_rss(), **facts}
-    )
+    return {"seconds": seconds, "peak_rss_bytes": peak_rss(), **facts}
 
 
 def peak_rss() -> int:
@@ -111,6 +133,4 @@ def _complete_lines(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
 
 def write_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
     """All lines at once, atomically."""
-    from potstill.artifacts import write_text
-
     write_text(path, "".join(json.dumps(value, ensure_ascii=True) + "\n" for value in values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def run(world: World, job: Job) -> Artifact:
         "teacher": [job.teacher.fingerprint, str(job.teacher.dtype)],
         "students": {role: artifact.key for role, artifact in job.students.items()},
         "examples": [[e.row_id, e.input_ids, e.scored] for e in job.examples],
-        "questions": [[q.row_id, q.prompt_ids, q.teacher_prompt_ids, q.reference] for q in job.questions],
+        "questions": [astuple(q) for q in job.questions],
         "metrics": job.metrics,
         "max_new_tokens": job.max_new_tokens,
         "resamples": job.resamples,

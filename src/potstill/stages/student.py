@@ -12,7 +12,6 @@ import torch
 from potstill import anatomy, models
 from potstill.artifacts import Artifact
 from potstill.data.batch import collate
-from potstill.errors import RecipeError
 from potstill.stages.common import ModelRef, World, produce
 from potstill.students import depth
 from potstill.types import Batch, Example
@@ -30,27 +29,30 @@ class CutPlan:
 
 
 def cut_from_teacher(
-    world: World, teacher: ModelRef, plan: CutPlan, calibration: Sequence[Example], pad_id: int
+    world: World,
+    teacher: ModelRef,
+    plan: CutPlan,
+    calibration: Sequence[Example],
+    pad_id: int,
+    template: str | None = None,
 ) -> Artifact:
-    """A student with some of the teacher's layers; influence is measured on `calibration`."""
+    """A student with some of the teacher's layers; influence is measured on `calibration`.
+
+    `template` is the chat template that it is trained with, where it is not the tokenizer's own.
+    """
     rows = _few(calibration) if plan.by == "block_influence" and not plan.layers else []
     inputs = {
         "teacher": teacher.fingerprint,
         "dtype": str(teacher.dtype),
         "plan": [plan.keep, plan.by, plan.layers],
         "calibration": [row.input_ids for row in rows],
+        "template": template,
     }
 
     def build(folder: Path) -> Mapping[str, Any]:
         loaded = teacher.load(world.device)
         anatomy.head_form(loaded.model)  # refuses weights that are not finite, before anything is cut
         total = len(anatomy.layers(loaded.model))
-        if plan.keep > total:
-            raise RecipeError(
-                f"keeps {plan.keep} layers, the teacher has {total}.",
-                path="student.from_teacher.keep_layers",
-                fix=f"Write a number from 1 to {total - 1}.",
-            )
         influence: list[float] = []
         kept = list(plan.layers)
         if not kept and plan.by == "uniform":
@@ -60,22 +62,29 @@ def cut_from_teacher(
                 influence = depth.block_influence(loaded.model, _batches(rows, pad_id, bar.update))
             kept = depth.most_influential(influence, plan.keep)
         student = depth.cut(loaded.model, kept)
-        models.save(student, loaded.tokenizer, folder / "student")
+        models.save(student, _speaking(loaded.tokenizer, template), folder / "student")
         sizes = {f"teacher_{name}": value for name, value in facts_of(loaded.model).items()}
         return {"kept_layers": kept, "of": total, "influence": influence, **sizes, **facts_of(student)}
 
     return produce(world, "student", "student", inputs, build)
 
 
-def from_model(world: World, student: ModelRef) -> Artifact:
-    """An existing smaller model as the student."""
+def from_model(world: World, student: ModelRef, template: str | None = None) -> Artifact:
+    """An existing smaller model as the student, with the chat template that it is trained with."""
 
     def build(folder: Path) -> Mapping[str, Any]:
         loaded = models.load(student.source, dtype=torch.float32)
-        models.save(loaded.model, loaded.tokenizer, folder / "student")
+        models.save(loaded.model, _speaking(loaded.tokenizer, template), folder / "student")
         return facts_of(loaded.model)
 
-    return produce(world, "student", "student", {"model": student.fingerprint}, build)
+    inputs = {"model": student.fingerprint, "template": template}
+    return produce(world, "student", "student", inputs, build)
+
+
+def _speaking(tokenizer: Any, template: str | None) -> Any:
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def facts_of(model: torch.nn.Module) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from potstill.trainer import Hooks, Progress, Settings, make_optimizer, train
 from potstill.types import Batch, Example, Strategy, Teacher, Text
 
 METRICS = "metrics.jsonl"
+PLACE_AND_PACE = ("micro_batch_tokens", "checkpoint_every")
+"""Settings that change memory and speed but no step; a run that ran out of memory goes on with others."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def run(world: World, job: Job) -> Artifact:
         # They choose which weights are kept.
         "validation": [[e.id, e.input_ids, e.scored, e.weight] for e in job.validation],
         "loss": job.loss_facts,
-        "settings": asdict(job.settings),
+        "settings": {k: v for k, v in asdict(job.settings).items() if k not in PLACE_AND_PACE},
         "autocast": str(job.autocast),
         "stop_ids": job.stop_ids,
     }
@@ -149,7 +151,23 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
             f"{job.name} stopped at step {progress.step} of {job.settings.steps}; a checkpoint is saved.",
             signal_number=world.stop_signal(),
         )
+    if worse := _never_better(read_lines(events), job.settings.best_by):
+        world.console.warn(f"{job.name}: {worse}")
     return _finish(folder, job, student, loaded.tokenizer, progress)
+
+
+def _never_better(events: Sequence[Mapping[str, Any]], best_by: str) -> str:
+    """What to say where no validation was better than the one before training."""
+    seen = [(event["step"], event[best_by]) for event in events if event["event"] == "validation"]
+    if len(seen) < 2 or seen[0][0] != 0:
+        return ""
+    step, best = min(seen[1:], key=lambda one: one[1])
+    if best < seen[0][1]:
+        return ""
+    return (
+        f"no validation was better than before training ({best_by} {seen[0][1]:.4g} there, {best:.4g} at step "
+        f"{step}, whose weights are kept). Lower the learning rate, or look at the validation rows."
+    )
 
 
 def _resume(

@@ -1,0 +1,300 @@
+"""Runs that share a store, stages that share a budget, rows that share a prompt."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cases import places
+from e2e.cli import potstill
+from potstill import artifacts, compose
+from potstill.check import reading
+from potstill.evaluate.text import Answer, Words, rouge_l
+from potstill.stages import common
+from tiny import save_tiny, tiny_tokenizer
+
+THREE = "[{distill: {steps: 3, learning_rate: 0.01}}, {finetune: {steps: 2}}, {control: {}}, {evaluate: {}}]"
+
+
+def report(place, name="r"):
+    return json.loads((place / f"runs/{name}/summary.json").read_text())
+
+
+def steps(place, stage):
+    events = (place / f"runs/r/stages/{stage}/metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, events) if e["event"] == "step"]
+
+
+def test_two_runs_build_one_artifact_into_each_other(tmp_path):
+    """The second waits for the first, and takes what it made."""
+    places.write(tmp_path, places.prompts(200), stages="[{generate: {max_new_tokens: 48}}]")
+    command = [sys.executable, "-m", "potstill", "run", "r.yaml"]
+    both = [
+        subprocess.Popen([*command, f"name={name}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    told = [run.communicate(timeout=300)[1] for run in both]
+    assert [run.returncode for run in both] == [0, 0], told
+    (made,) = (tmp_path / "runs/.store").glob("generate-*")
+    lines = [json.loads(line) for line in (made / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == len({line["row_id"] for line in lines}) == artifacts.read(made).facts["answers"]
+
+
+def test_an_artifact_that_another_run_holds_is_not_built(tmp_path):
+    store = artifacts.Store(tmp_path)
+    with store.alone("train", "k" * 64) as first, store.alone("train", "k" * 64) as second:
+        assert (first, second) == (True, False)
+    with store.alone("train", "k" * 64) as free:
+        assert free
+
+
+def test_time_before_an_interruption_is_forgotten(tmp_path, monkeypatch):
+    class Quiet:
+        def say(self, text): ...
+
+    class World:
+        console = Quiet()
+
+    now = iter([0.0, 5.0, 100.0, 102.0])
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(now))
+
+    def stopped(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        common._built(tmp_path, "train", World(), stopped)
+    assert common._built(tmp_path, "train", World(), lambda folder: {})["seconds"] == 7.0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "same"),
+    [
+        ("你好世界", "你好", 2 / 3),
+        ("Привет мир", "Привет, мир!", 1.0),
+        ("Ответ: 42", "Совсем другое 42", 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)),
+        ("สวัสดี", "สวัสดี", 1.0),
+        ("हिन्दी भाषा", "हिन्दी", 2 / 3),
+    ],
+)
+def test_rouge_is_zero_for_every_script_but_latin(text, other, same):
+    assert rouge_l([Answer("a", text, 1, True)], [other]).value == pytest.approx(same)
+
+
+def test_words_of_english_are_those_of_rouge_score():
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = "The runners' 3 dogs_were running, quickly: re-running (x2)!\nUPPER cases were studied."
+    assert Words().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    place = places.write(tmp_path_factory.mktemp("three"), places.answered(60), stages=THREE)
+    done = potstill("run", "r.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_the_control_has_another_budget_than_its_twin(three):
+    twin, control = steps(three, "distill"), steps(three, "control")
+    assert [s["tokens"] for s in control] == [s["tokens"] for s in twin]
+    assert [s["learning_rate"] for s in control] == [s["learning_rate"] for s in twin]
+
+
+def test_check_names_another_budget_for_the_control_than_the_run(three):
+    parts = compose.compose(compose.open_recipe(three / "r.yaml"))
+    told = {d.path: d.value for d in reading.read(parts)[0].defaults}
+    assert told["stages.control"] == "as distill"
+
+
+def test_a_control_keeps_what_it_says_itself(tmp_path):
+    stages = "[{distill: {steps: 3, learning_rate: 0.01}}, {control: {steps: 1, learning_rate: 0.5}}]"
+    places.write(tmp_path, places.answered(60), stages=stages)
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    (only,) = steps(tmp_path, "control")
+    assert only["learning_rate"] == 0.5
+
+
+def test_the_summary_tells_the_controls_training_as_the_students(three):
+    found = report(three)["train"]
+    made = steps(three, "distill") + steps(three, "finetune")
+    assert found["steps"] == 5
+    assert found["tokens"] == sum(s["tokens"] for s in made)
+    assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in made))
+    assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["seconds"])
+
+
+def test_answers_to_one_prompt_count_as_prompts_of_their_own(tmp_path):
+    rows = places.answered(60)
+    held = [
+        {
+            "id": f"h{i}-{j}",
+            "prompt": f"W{40 + i}  w50" if j % 2 else f"w{40 + i} w50",
+            "response": f"w{60 + j}",
+        }
+        for i in range(4)
+        for j in range(3)
+    ]
+    places.write(
+        tmp_path,
+        rows,
+        data="{train: rows.jsonl, heldout: held.jsonl}",
+        stages="[{distill: {steps: 1}}, {evaluate: {samples: 100}}]",
+    )
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = report(tmp_path)["after"]
+    assert {after[key]["n"] for key in ("forward_kl", "ppl", "agreement", "rouge_l")} == {4}
+    samples = (tmp_path / "runs/r/stages/evaluate/samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row_id"] for line in samples] == [f"h{i}-0" for i in range(4)]
+
+
+def test_finetune_data_trains_on_what_is_held_out(tmp_path):
+    rows = places.answered(60)
+    stages = "[{distill: {steps: 1}}, {finetune: {data: rows.jsonl, epochs: 1}}, {evaluate: {}}]"
+    places.write(tmp_path, rows, stages=stages)
+    parts = compose.compose(compose.open_recipe(tmp_path / "r.yaml"))
+    held = {row.prompt_text for row in parts.data.heldout}
+    train, chosen = parts.data.finetune["finetune"]
+    assert held
+    assert not held & {row.prompt_text for row in train + chosen}
+    assert chosen
+    assert len(train) + len(chosen) + len(held) == 60
+    assert any("rows of finetune have held-out prompts" in note for note in parts.notes)
+
+
+def test_finetune_data_chooses_its_best_weights_by_rows_of_another_task(tmp_path):
+    places.write(
+        tmp_path,
+        places.answered(60),
+        stages="[{distill: {steps: 1}}, {finetune: {data: task.jsonl, steps: 3, learning_rate: 0.01}}]",
+    )
+    task = [{"prompt": f"w{90 + i % 9} w{20 + i}", "response": "w100 w101 w102"} for i in range(60)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = (tmp_path / "runs/r/stages/finetune/metrics.jsonl").read_text().splitlines()
+    losses = [e["loss"] for e in map(json.loads, events) if e["event"] == "validation"]
+    assert losses[-1] < losses[0]
+    assert "no validation was better" not in done.stderr
+
+
+def test_weights_worse_than_the_start_are_kept_without_a_word(tmp_path):
+    stages = "[{distill: {steps: 2, learning_rate: 1.0, validate_every: 2, warmup: 0}}]"
+    places.write(tmp_path, places.answered(80), stages=stages)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no validation was better than before training" in done.stderr
+    assert report(tmp_path)["train"]["best_step"] == 2
+
+
+@pytest.mark.parametrize(
+    "change", ["finetune.data=[nope.jsonl]", "data.weight=wieght", "student.from_teacher={keep_layers: 9}"]
+)
+def test_check_lets_through_what_fails_after_hours(tmp_path, change):
+    rows = [row | {"weight": 1} for row in places.answered(60)]
+    stages = (
+        "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {finetune: {data: rows.jsonl, steps: 1}}]"
+    )
+    places.write(tmp_path, rows, data="{train: rows.jsonl, weight: weight}", stages=stages)
+    done = potstill("check", "r.yaml", change, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+
+
+def test_check_names_another_learning_rate_than_the_run(tmp_path):
+    save_tiny(tmp_path / "small", seed=3)
+    stages = "[{distill: {steps: 1}}, {distill: {name: again, steps: 1}}]"
+    places.write(tmp_path, places.answered(60), student="{model: small}", stages=stages)
+    parts = compose.compose(compose.open_recipe(tmp_path / "r.yaml"))
+    told = {d.path: d.value for d in reading.read(parts)[0].defaults}
+    assert told["stages.distill.learning_rate"] == 1e-4
+    places.write(tmp_path, places.answered(60), stages=stages)
+    parts = compose.compose(compose.open_recipe(tmp_path / "r.yaml"))
+    told = {d.path: d.value for d in reading.read(parts)[0].defaults}
+    assert told["stages.distill.learning_rate"] == 5e-4
+    assert told["stages.again.learning_rate"] != 5e-4
+
+
+@pytest.mark.parametrize("how", ["file", "teacher's"])
+def test_the_student_ships_without_the_template_it_learnt(tmp_path, how):
+    from transformers import AutoTokenizer
+
+    template = tiny_tokenizer().chat_template + "{# mine #}"
+    recipe = {"stages": "[{distill: {steps: 1}}]"}
+    if how == "file":
+        (tmp_path / "mine.jinja").write_text(template)
+        recipe |= {"data": "{train: rows.jsonl, template: {file: mine.jinja}}"}
+    else:
+        save_tiny(tmp_path / "small", seed=3)
+        (tmp_path / "small/chat_template.jinja").unlink()
+        tiny_tokenizer(template=None).save_pretrained(tmp_path / "small")
+        recipe |= {"student": "{model: small}"}
+        template = tiny_tokenizer().chat_template
+    places.write(tmp_path, places.answered(60), **recipe)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert AutoTokenizer.from_pretrained(tmp_path / "runs/r/student").chat_template == template
+
+
+def test_lower_micro_batches_start_a_training_anew(tmp_path):
+    places.write(tmp_path, places.answered(60))
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    again = potstill(
+        "run", "r.yaml", "distill.micro_batch_tokens=24", "distill.checkpoint_every=1", cwd=tmp_path
+    )
+    assert "distill: unchanged" in again.stderr
+
+
+def test_a_students_dtype_is_taken_and_ignored(tmp_path):
+    places.write(tmp_path, student="{from_teacher: {keep_layers: 1, by: uniform}, dtype: float16}")
+    done = potstill("check", "r.yaml", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "student.dtype" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "unseen"), [("False", False), ("no", False), ("0", False), ("true", True), ("1", True)]
+)
+def test_words_of_truth_in_a_table_are_all_true(tmp_path, written, unseen):
+    held = "id,prompt,response,family,unseen\n" + "".join(
+        f"h{i},w{40 + i} w50,w60,old,{written}\n" for i in range(3)
+    )
+    places.write(
+        tmp_path,
+        places.answered(60),
+        data="{train: rows.jsonl, heldout: held.csv}",
+        stages="[{distill: {steps: 1}}, {evaluate: {}}]",
+    )
+    (tmp_path / "held.csv").write_text(held)
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    read = tmp_path / "runs/r/stages/evaluate/samples.jsonl"
+    assert {json.loads(line)["unseen"] for line in read.read_text().splitlines()} == {unseen}
+    (tmp_path / "held.csv").write_text(held.replace(",old,", ",new,"))
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    assert {json.loads(line)["family"] for line in read.read_text().splitlines()} == {"new"}
+
+
+def test_a_figure_that_nobody_asked_for_is_missing_instead_of_null(tmp_path):
+    places.write(
+        tmp_path, places.answered(60), stages="[{distill: {steps: 1}}, {evaluate: {metrics: [rouge_l]}}]"
+    )
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    after = report(tmp_path)["after"]
+    assert after["forward_kl"] is None
+    assert "does not ask for likelihood" in after["forward_kl_reason"]
+    assert after["rouge_l"]["n"] == after["n"] > 0
+
+
+def test_ids_that_start_again_in_each_file_are_called_rows_in_both(tmp_path):
+    held = [{"id": f"p{i}", "prompt": f"w{40 + i} w51", "response": "w60"} for i in range(5)]
+    places.write(tmp_path, places.answered(60), data="{train: rows.jsonl, heldout: held.jsonl}")
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    done = potstill("check", "r.yaml", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "two different prompts" in done.stderr
