@@ -44,10 +44,20 @@ class Published:
 
 
 def publish(folder: RunDir, outcome: Outcome) -> Published:
-    """Write summary.json, and report.html once something was evaluated."""
-    summary = summarise(outcome)
-    artifacts.write_json(folder.path / "summary.json", summary)
+    """Write summary.json, and report.html once something was evaluated.
+
+    A part of a run that was finished before leaves both as they are: they say more.
+    """
+    summary, page_file = summarise(outcome), folder.path / "report.html"
     outputs = {"summary": folder.path / "summary.json"}
+    earlier = _earlier(folder) if outcome.evaluation is None and page_file.is_file() else {}
+    if earlier.get("recipe_hash") == summary["recipe_hash"]:
+        summary = earlier
+        outputs["report"] = page_file
+    else:
+        artifacts.write_json(outputs["summary"], summary)
+        if outcome.evaluation is None:
+            page_file.unlink(missing_ok=True)  # it tells of another recipe
     if outcome.student is not None:
         outputs["student"] = folder.path / "student"
     verdict = "finished: " + ", ".join(outcome.stages)
@@ -59,9 +69,16 @@ def publish(folder: RunDir, outcome: Outcome) -> Published:
             (folder.path / RECIPE).read_text(encoding="utf-8"),
             sections(folder, outcome),
         )
-        outputs["report"] = page.write(report, folder.path / "report.html")
+        outputs["report"] = page.write(report, page_file)
         verdict = report.verdict
     return Published(summary, verdict, outputs)
+
+
+def _earlier(folder: RunDir) -> dict[str, Any]:
+    try:
+        return json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def curves(stages: Mapping[str, Artifact]) -> list[Curve]:

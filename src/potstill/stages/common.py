@@ -15,7 +15,7 @@ import torch
 from potstill import models
 from potstill.artifacts import Artifact, Store, key_of, write_text
 from potstill.console import Console, clock
-from potstill.errors import Interrupted
+from potstill.errors import ArtifactError, Interrupted
 
 VERSIONS = {"generate": 1, "student": 1, "train": 1, "evaluate": 1}
 """Raised when a stage's output changes its meaning, so that old artifacts are not taken for new ones."""
@@ -23,7 +23,8 @@ VERSIONS = {"generate": 1, "student": 1, "train": 1, "evaluate": 1}
 
 @dataclass(frozen=True)
 class World:
-    """Where a stage works. `stop_signal` returns the number of a received signal, 0 before one came."""
+    """Where a stage works. `stop_signal` returns the number of a received signal, 0 before one came; without
+    `builds` every artifact must be in the store."""
 
     store: Store
     console: Console
@@ -31,6 +32,7 @@ class World:
     seed: int
     stop_signal: Callable[[], int] = lambda: 0
     reused: list[str] = field(default_factory=list)
+    builds: bool = True
 
     def stop_if_asked(self) -> None:
         """Raise once a signal has arrived; what is on disk lets the stage go on later.
@@ -72,6 +74,10 @@ def produce(
             world.reused.append(name)
             world.console.say(f"{name}: unchanged, taken from {found.path}")
             return found
+        if not world.builds:
+            raise ArtifactError(
+                f"the stage {name} is not finished.", fix="Go on with potstill run and the run's folder."
+            )
         world.stop_if_asked()
         with world.store.alone(stage, key) as free:
             # Another run may have finished it between the look and the lock.
