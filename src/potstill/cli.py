@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -18,7 +17,8 @@ import typer
 
 from potstill import __version__
 from potstill.console import Console
-from potstill.errors import MachineError, PotstillError
+from potstill.errors import PotstillError
+from potstill.status import machine_error, read_status
 
 app = typer.Typer(
     add_completion=False,
@@ -128,8 +128,6 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say where a run stands."""
-    from potstill.status import read_status
-
     found = read_status(run_folder)
     while wait and found.state == "running":
         time.sleep(2)
@@ -199,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
-    except (OSError, MemoryError) as error:
+    except Exception as error:
         told = machine_error(error)
         if told is None:
             _bug()
@@ -207,29 +205,6 @@ def main(arguments: list[str] | None = None) -> None:
             _print_json({"error": told.as_dict()})
         print(f"error: {told}", file=sys.stderr)
         sys.exit(told.exit_code)
-    except Exception as error:
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
-            print(f"error: {machine_error(MemoryError())}", file=sys.stderr)
-            sys.exit(3)
-        _bug()
-
-
-def machine_error(error: OSError | MemoryError) -> MachineError | None:
-    """What the machine lacks, in words; None when the error is not about the machine."""
-    if isinstance(error, MemoryError):
-        return MachineError(
-            "memory ran out.", fix="Lower micro_batch_tokens or batch_rows, or use a smaller model."
-        )
-    place = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(
-            f"the disk is full{place}.", fix="Free space and run the same command again; it goes on."
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return MachineError(
-            f"this place cannot be written{place}.", fix="Choose another folder with `runs:`."
-        )
-    return None
 
 
 def _bug() -> NoReturn:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,17 @@ class RunDir:
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge values into the state, atomically."""
         artifacts.write_json(self.path / STATE, self.state() | dict(values))
+
+    def last_word(self, values: Mapping[str, Any]) -> None:
+        """The same at the end of a run, and never an error of its own: where a full disk takes no new file,
+        the old one is written over in its place."""
+        try:
+            self.update(values)
+        except (OSError, ArtifactError):
+            with suppress(OSError, ArtifactError), (self.path / STATE).open("r+") as handle:
+                text = json.dumps(self.state() | dict(values), ensure_ascii=True, default=str)
+                handle.write(text)
+                handle.truncate()
 
     def link(self, name: str, target: Path) -> None:
         """A relative link `name` to a folder of the store; replaces an older one atomically."""

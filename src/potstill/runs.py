@@ -15,7 +15,7 @@ from typing import Any
 from potstill import compose, status
 from potstill.artifacts import Store
 from potstill.console import Console
-from potstill.errors import Interrupted, PotstillError, RecipeError
+from potstill.errors import Interrupted, RecipeError
 from potstill.pipeline import Pipeline
 from potstill.recipe import dump_yaml
 from potstill.report import gather
@@ -76,7 +76,14 @@ def run(
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
         parts = compose.compose(opened)
         (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
-        folder.update({"base": str(opened.base), "recipe_hash": opened.recipe.hash(), "status": "running"})
+        folder.update(
+            {
+                "base": str(opened.base),
+                "recipe_hash": opened.recipe.hash(),
+                "status": "running",
+                "error": None,
+            }
+        )
         world = World(
             Store(folder.path.parent / ".store"),
             console,
@@ -87,17 +94,10 @@ def run(
         for note in parts.notes:
             console.say(f"note: {note}")
         started = time.time()
-        try:
+        with _last_word(folder):
             outcome = Pipeline(parts, world, folder, until).go()
-        except Interrupted as stop:
-            stop.fix = f"Continue with: potstill run {folder.path}"
-            folder.update({"status": "interrupted"})
-            raise
-        except PotstillError as error:
-            folder.update({"status": "failed", "error": error.as_dict()})
-            raise
-        outcome = replace(outcome, started=started, finished=time.time())
-        return _result(folder, gather.publish(folder, outcome))
+            outcome = replace(outcome, started=started, finished=time.time())
+            return _result(folder, gather.publish(folder, outcome))
 
 
 def rebuild_report(run_folder: Path) -> RunResult:
@@ -109,6 +109,20 @@ def rebuild_report(run_folder: Path) -> RunResult:
     if not (run_folder / RECIPE).is_file():
         raise RecipeError(f"{run_folder} holds no run.", fix="Name a folder below runs/.")
     return run(run_folder, console=Console(quiet=True))
+
+
+@contextmanager
+def _last_word(folder: RunDir) -> Iterator[None]:
+    """Whatever ends the run, its folder says so before the error goes on."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.fix = f"Continue with: potstill run {folder.path}"
+        folder.last_word({"status": "interrupted"})
+        raise
+    except Exception as error:
+        folder.last_word({"status": "failed", "error": status.reason(error).as_dict()})
+        raise
 
 
 def _result(folder: RunDir, published: gather.Published) -> RunResult:

@@ -1,0 +1,96 @@
+"""The last mile between potstill and a person: what a failed, stopped or cut-off command says and leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+from safetensors import SafetensorError
+
+from cases import places
+from e2e.cli import potstill
+from potstill import artifacts
+from potstill.rundir import RunDir
+from potstill.stages import train as train_stage
+
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+def failing(monkeypatch, error: BaseException) -> None:
+    """The training stage ends with this error."""
+
+    def fail(*args, **settings):
+        raise error
+
+    monkeypatch.setattr(train_stage, "train", fail)
+
+
+def test_a_disk_that_fills_up_under_the_weights_is_called_a_bug(tmp_path, monkeypatch):
+    """Weights are written by a library with an error of its own."""
+    places.write(tmp_path)
+    failing(monkeypatch, SafetensorError(FULL))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    told = potstill("status", "runs/r", cwd=tmp_path).stdout
+    assert told.startswith("runs/r: failed · stage distill")
+    assert "the disk is full" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("odd"), "error: ValueError: odd. Please report it"),
+        (
+            BrokenPipeError(errno.EPIPE, "Broken pipe"),
+            "error: the pipe that the run printed into was closed.",
+        ),
+    ],
+)
+def test_a_run_that_ends_in_an_unexpected_error_is_taken_for_killed(tmp_path, monkeypatch, error, words):
+    places.write(tmp_path)
+    failing(monkeypatch, error)
+    potstill("run", "r.yaml", cwd=tmp_path)
+    told = potstill("status", "runs/r", cwd=tmp_path).stdout
+    assert words in told
+    assert "killed from outside" not in told
+
+
+def test_a_failed_run_does_not_say_why(tmp_path, monkeypatch):
+    """Message and way out, for people and for programs, until the run is started again."""
+    places.write(tmp_path)
+    with monkeypatch.context() as patch:
+        failing(patch, MemoryError())
+        assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 3
+    told = potstill("status", "runs/r", cwd=tmp_path).stdout
+    assert "error: memory ran out. Lower micro_batch_tokens" in told
+    error = json.loads(potstill("status", "runs/r", "--json", cwd=tmp_path).stdout)["error"]
+    assert (error["code"], error["message"], error["exit_code"]) == ("machine", "memory ran out.", 3)
+    assert error["fix"].startswith("Lower micro_batch_tokens")
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    assert json.loads(potstill("status", "runs/r", "--json", cwd=tmp_path).stdout)["error"] is None
+    assert RunDir(tmp_path / "runs/r").state()["error"] is None
+
+
+def test_a_program_that_asked_for_json_is_not_told_that_memory_ran_out(tmp_path, monkeypatch):
+    places.write(tmp_path)
+    failing(monkeypatch, RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    done = potstill("run", "r.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"]["message"] == "memory ran out."
+
+
+@pytest.mark.parametrize("size", [5, 5000])
+def test_the_last_word_needs_room_on_a_full_disk(tmp_path, monkeypatch, size):
+    """No new file can be written: the old one is written over, whether it was longer or shorter."""
+    folder = RunDir(tmp_path)
+    folder.update({"status": "running", "training": "x" * size})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "write_text", full)
+    folder.last_word({"status": "failed", "training": None, "error": {"message": "the disk is full."}})
+    assert folder.state() == {"status": "failed", "training": None, "error": {"message": "the disk is full."}}
