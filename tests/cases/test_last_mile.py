@@ -94,3 +94,48 @@ def test_the_last_word_needs_room_on_a_full_disk(tmp_path, monkeypatch, size):
     monkeypatch.setattr(artifacts, "write_text", full)
     folder.last_word({"status": "failed", "training": None, "error": {"message": "the disk is full."}})
     assert folder.state() == {"status": "failed", "training": None, "error": {"message": "the disk is full."}}
+
+
+@pytest.mark.parametrize("seed", ["18446744073709551616", "9223372036854775808", "1e30", "-1"])
+def test_a_seed_that_no_generator_takes_passes_the_check(tmp_path, seed):
+    places.write(tmp_path, seed=seed)
+    for command in ("check", "run"):
+        done = potstill(command, "r.yaml", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "error: seed: must be at " in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_largest_seed_does_not_run(tmp_path):
+    """Also through the draws of generation, the split and the intervals."""
+    places.write(
+        tmp_path,
+        places.prompts(),
+        seed="9223372036854775807",
+        stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {resamples: 100}}]",
+    )
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+
+
+CALLS: list[tuple[object, str]] = [
+    (5, "a number"),
+    (True, "true or false"),
+    ({"name": "f"}, "an object"),
+    ("f(x)", "text"),
+]
+
+
+@pytest.mark.parametrize(("calls", "kind"), CALLS)
+@pytest.mark.parametrize("shape", ["messages", "conversations", "prompt"])
+def test_tool_calls_that_are_no_list_end_in_a_traceback(tmp_path, calls, kind, shape):
+    """Both commands name file and line, like other wrong types."""
+    turn = {"role": "assistant", "content": "w31", "tool_calls": calls}
+    asked = {"role": "user", "content": "w30"}
+    row = {"prompt": [asked], "response": [turn]} if shape == "prompt" else {shape: [asked, turn]}
+    places.write(tmp_path, [row])
+    for command in ("check", "run"):
+        done = potstill(command, "r.yaml", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "rows.jsonl:1: " in done.stderr
+        assert f".tool_calls is {kind}, not a list." in done.stderr
+        assert "Traceback" not in done.stderr
