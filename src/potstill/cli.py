@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shlex
 import sys
 import time
 import traceback
@@ -153,7 +154,7 @@ def init(
     if as_json:
         _print_json({"path": str(path)})
     else:
-        print(f"wrote {path}; next: potstill check {path}")
+        print(f"wrote {path}; next: potstill check {shlex.quote(str(path))}")
 
 
 @app.command()

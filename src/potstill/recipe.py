@@ -113,8 +113,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from error
     raw = recipe_yaml.load_yaml(text, str(path))
     if raw.get("name") is None:
-        raw["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "recipe"
+        raw["name"] = name_of(path)
     return parse_recipe(recipe_overrides.apply(raw, overrides, tuple(Recipe.model_fields)))
+
+
+def name_of(path: Path) -> str:
+    """What a recipe is called that does not say so: its file's name, as far as it can name a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "recipe"
 
 
 def parse_recipe(raw: Mapping[str, Any]) -> Recipe:
