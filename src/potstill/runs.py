@@ -117,7 +117,7 @@ def _last_word(folder: RunDir) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        stop.fix = f"Continue with: potstill run {folder.path}"
+        stop.fix = status.goes_on(folder.path)
         folder.last_word({"status": "interrupted"})
         raise
     except Exception as error:

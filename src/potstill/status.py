@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,16 @@ def last_step(metrics: str | None) -> dict[str, Any] | None:
 
 
 def _hint(state: str, run_folder: Path, last: dict[str, Any] | None) -> str:
-    goes_on = f"Continue with: potstill run {run_folder}"
     if state == "interrupted":
-        return goes_on
+        return goes_on(run_folder)
     if state != "died":
         return ""
-    return f"{post_mortem(last)} {goes_on}"
+    return f"{post_mortem(last)} {goes_on(run_folder)}"
+
+
+def goes_on(run_folder: Path) -> str:
+    """The command that continues a run, as a shell takes it."""
+    return f"Continue with: potstill run {shlex.quote(str(run_folder))}"
 
 
 def _reason(error: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 from safetensors import SafetensorError
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from cases import places
 from e2e.cli import potstill
 from potstill import artifacts
+from potstill.errors import Interrupted, MachineError
 from potstill.recipe import read_recipe
 from potstill.rundir import RunDir
 from potstill.stages import train as train_stage
@@ -218,3 +220,46 @@ def test_init_keeps_no_plain_value_plain(tmp_path):
     assert "\nname: mine\n" in text
     assert "\nteacher: {model: HuggingFaceTB/SmolLM2-360M-Instruct}\n" in text
     assert "\n  train: prompts.jsonl\n" in text
+
+
+def test_the_command_that_continues_fails_in_a_shell(tmp_path, monkeypatch):
+    """A folder with a space in its name, from the run and from `status`; word for word it goes on."""
+    places.write(tmp_path, runs="my runs")
+    with monkeypatch.context() as patch:
+        failing(patch, Interrupted("stopped.", signal_number=2))
+        said = potstill("run", "r.yaml", cwd=tmp_path)
+    assert said.returncode == 130
+    told = potstill("status", "my runs/r", cwd=tmp_path)
+    for text in (said.stderr, told.stdout):
+        command = text.rstrip().partition("Continue with: ")[2]
+        assert shlex.split(command) == ["potstill", "run", "my runs/r"]
+    assert potstill(*shlex.split(command)[1:], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["student", "stages/distill"])
+def test_a_copy_in_the_place_of_a_link_ends_in_a_traceback(tmp_path, name):
+    """As `cp -rL` leaves it: named with the way out before a stage runs, and never deleted."""
+    places.write(tmp_path)
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    link = tmp_path / "runs/r" / name
+    shutil.copytree(link.resolve(), tmp_path / "copy")
+    link.unlink()
+    (tmp_path / "copy").rename(link)
+    before = sorted(link.rglob("*"))
+    done = potstill("run", "r.yaml", "distill.steps=3", cwd=tmp_path)
+    assert done.returncode == 3
+    assert f"runs/r/{name} is a folder where a link belongs. Move it away" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "runs/.store").glob("*train-*"))) == 1
+    assert sorted(link.rglob("*")) == before
+    link.rename(tmp_path / "mine")
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    assert link.is_symlink()
+
+
+def test_a_folder_that_appears_in_the_place_of_a_link(tmp_path):
+    """Refused at the link itself too, without a stray link beside it."""
+    (tmp_path / "student").mkdir()
+    with pytest.raises(MachineError, match="student is a folder"):
+        RunDir(tmp_path).link("student", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
