@@ -28,7 +28,7 @@ class RunDir:
         """Make the folder.
 
         Raises:
-            MachineError: the place cannot be written.
+            MachineError: the place cannot be written, or a folder lies where a link belongs.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -39,6 +39,8 @@ class RunDir:
                 f"cannot write to {self.path}: {error.strerror}.",
                 fix="Choose another folder with `runs:` in the recipe, or free it.",
             ) from error
+        for place in (self.path / "student", *(self.path / "stages").glob("*")):
+            _refuse_folder(place)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -100,10 +102,24 @@ class RunDir:
                 handle.truncate()
 
     def link(self, name: str, target: Path) -> None:
-        """A relative link `name` to a folder of the store; replaces an older one atomically."""
+        """A relative link `name` to a folder of the store; replaces an older one atomically.
+
+        Raises:
+            MachineError: a folder lies in its place.
+        """
         place = self.path / name
+        _refuse_folder(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(target, place.parent))
         temporary.rename(place)
+
+
+def _refuse_folder(place: Path) -> None:
+    """A copy that followed the links leaves folders, and somebody's files are never deleted."""
+    if place.is_dir() and not place.is_symlink():
+        raise MachineError(
+            f"{place} is a folder where a link belongs.",
+            fix="Move it away and run the same command again.",
+        )
