@@ -5,23 +5,57 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import select
 import shlex
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn, Optional, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from potstill import __version__
 from potstill.console import Console
-from potstill.errors import PotstillError
+from potstill.errors import Interrupted, PotstillError
 from potstill.status import machine_error, read_status
 
+
+class _HungUp(Exception):
+    """A pipe broke."""
+
+
+@contextmanager
+def _told_to_main() -> Iterator[None]:
+    """An interrupt and a broken pipe, on which Typer would end the process by itself, go on to `main`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "interrupted.", fix="Run the same command again.", signal_number=signal.SIGINT
+        ) from error
+    except BrokenPipeError as error:
+        raise _HungUp from error
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        with _told_to_main():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _told_to_main():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -180,7 +214,35 @@ class _Said(logging.Handler):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and turn every outcome into an exit code (see `potstill.errors`)."""
+    """Run a command and turn every outcome into an exit code (see `potstill.errors`); 141, as for other
+    programs, when the reader of its output has gone."""
+    try:
+        try:
+            _command(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except (BrokenPipeError, _HungUp):
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not gone:
+            _bug()
+        for stream in gone:  # what is left in its buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _has_no_reader(stream: TextIO | None) -> bool:
+    if stream is None:
+        return False
+    pipe = select.poll()
+    try:
+        pipe.register(stream.fileno(), 0)
+    except io.UnsupportedOperation:
+        return False
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
+
+
+def _command(arguments: list[str] | None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     for stream in (sys.stdout, sys.stderr):
@@ -196,8 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
             _print_json({"error": error.as_dict()})
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
+    except (BrokenPipeError, _HungUp):
+        raise
     except Exception as error:
         told = machine_error(error)
         if told is None:

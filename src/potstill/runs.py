@@ -95,6 +95,7 @@ def run(
             console.say(f"note: {note}")
         started = time.time()
         with _last_word(folder):
+            world.stop_if_asked()
             outcome = Pipeline(parts, world, folder, until).go()
             outcome = replace(outcome, started=started, finished=time.time())
             return _result(folder, gather.publish(folder, outcome))
@@ -120,6 +121,13 @@ def _last_word(folder: RunDir) -> Iterator[None]:
         stop.fix = status.goes_on(folder.path)
         folder.last_word({"status": "interrupted"})
         raise
+    except KeyboardInterrupt as error:
+        folder.last_word({"status": "interrupted"})
+        raise Interrupted(
+            "stopped at once; what was not saved is done again.",
+            signal_number=signal.SIGINT,
+            fix=status.goes_on(folder.path),
+        ) from error
     except Exception as error:
         folder.last_word({"status": "failed", "error": status.reason(error).as_dict()})
         raise

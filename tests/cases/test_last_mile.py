@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from cases import places
 from e2e.cli import potstill
-from potstill import artifacts
+from potstill import artifacts, compose
+from potstill import check as preflight
 from potstill.errors import Interrupted, MachineError
 from potstill.recipe import read_recipe
 from potstill.rundir import RunDir
@@ -263,3 +269,111 @@ def test_a_folder_that_appears_in_the_place_of_a_link(tmp_path):
     with pytest.raises(MachineError, match="student is a folder"):
         RunDir(tmp_path).link("student", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def pressing(monkeypatch, place: object, name: str, times: int = 1) -> None:
+    """Ctrl-C is pressed when this function is called."""
+
+    def press(*args, **settings):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(place, name, press)
+
+
+def test_a_second_interrupt_is_silent_and_leaves_a_run_that_looks_killed(tmp_path, monkeypatch):
+    """The first one asks to stop, the second one stops at once."""
+    places.write(tmp_path)
+    with monkeypatch.context() as patch:
+        pressing(patch, train_stage, "train", times=2)
+        done = potstill("run", "r.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 130
+    assert done.stderr.endswith("Continue with: potstill run runs/r\n")
+    assert json.loads(done.stdout)["error"]["code"] == "interrupted"
+    told = potstill("status", "runs/r", cwd=tmp_path).stdout
+    assert told == "runs/r: interrupted · stage distill\nContinue with: potstill run runs/r\n"
+    assert potstill("run", "runs/r", cwd=tmp_path).returncode == 0
+
+
+def test_an_interrupt_while_rows_are_read_goes_on_to_the_stages(tmp_path, monkeypatch):
+    """It is heard before the first stage, whether that one is finished already or not."""
+    places.write(tmp_path)
+    found = compose.compose
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(compose, "compose", lambda opened: signal.raise_signal(2) or found(opened))
+            done = potstill("run", "r.yaml", cwd=tmp_path)
+        assert done.returncode == 130
+        assert "error: stopped by a signal" in done.stderr
+        assert potstill("status", "runs/r", cwd=tmp_path).stdout.startswith("runs/r: interrupted")
+        assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("asked", [(), ("--json",)])
+@pytest.mark.parametrize(
+    ("verb", "place", "name"), [("check", preflight, "check"), ("run", compose, "open_recipe")]
+)
+def test_an_interrupt_where_nothing_is_saved_yet_is_silent(tmp_path, monkeypatch, asked, verb, place, name):
+    """One line, the shell's code for it, and an object for programs."""
+    pressing(monkeypatch, place, name)
+    done = potstill(verb, "r.yaml", *asked, cwd=tmp_path)
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted. Run the same command again.\n"
+    assert json.loads(done.stdout)["error"]["exit_code"] == 130 if asked else done.stdout == ""
+
+
+def hung_up(*arguments: str, cwd: Path) -> tuple[int, bytes]:
+    """Run a command whose reader has gone before it says anything."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "potstill", *arguments],
+        cwd=cwd,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    os.close(writing)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("schema",),
+        ("--help",),
+        ("check", "--help"),
+        ("init", "new.yaml"),
+        ("status", "nowhere", "--json"),
+        ("check", "--quick", "r.yaml", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_is_called_a_bug(tmp_path, command):
+    """128 + SIGPIPE, as other programs end, and not a word about it."""
+    if "r.yaml" in command:
+        places.write(tmp_path)
+    code, said = hung_up(*command, cwd=tmp_path)
+    assert code == 141, said
+    assert b"Traceback" not in said
+    assert b"BrokenPipe" not in said
+    assert b"bug" not in said
+
+
+def test_the_reader_of_the_errors_goes_away(tmp_path):
+    """What `2>&1 | head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "potstill", "status", "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=writing, timeout=120)
+    os.close(writing)
+    assert done.returncode == 141
+
+
+def test_another_pipe_that_breaks_ends_a_command_in_silence(tmp_path, monkeypatch):
+    """Only the reader of what potstill prints may go away without a word."""
+    places.write(tmp_path)
+    failing(monkeypatch, BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "this is a bug" in done.stderr
