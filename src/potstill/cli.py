@@ -192,7 +192,9 @@ def init(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_json: Annotated[bool, typer.Option("--json", help="The same: the schema is JSON.")] = False,
+) -> None:
     """Print the JSON schema of recipes."""
     from potstill.recipe import json_schema
 

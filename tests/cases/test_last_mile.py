@@ -377,3 +377,10 @@ def test_another_pipe_that_breaks_ends_a_command_in_silence(tmp_path, monkeypatc
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert "this is a bug" in done.stderr
+
+
+def test_the_schema_refuses_json(tmp_path):
+    """It is JSON either way."""
+    plain, asked = potstill("schema", cwd=tmp_path), potstill("schema", "--json", cwd=tmp_path)
+    assert (asked.returncode, asked.stdout) == (0, plain.stdout)
+    assert "stages" in json.loads(asked.stdout)["properties"]
