@@ -162,7 +162,10 @@ def status(
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say where a run stands."""
+    """Say where a run stands.
+
+    Of a failed run also why: with --json as `error`, the object that the run itself prints.
+    """
     found = read_status(run_folder)
     while wait and found.state == "running":
         time.sleep(2)

@@ -91,10 +91,10 @@ def run(
             opened.recipe.seed,
             lambda: received.number,
         )
-        for note in parts.notes:
-            console.say(f"note: {note}")
         started = time.time()
         with _last_word(folder):
+            for note in parts.notes:
+                console.say(f"note: {note}")
             world.stop_if_asked()
             outcome = Pipeline(parts, world, folder, until).go()
             outcome = replace(outcome, started=started, finished=time.time())
