@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
+import os
+import select
+import shlex
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn, Optional, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from potstill import __version__
 from potstill.console import Console
-from potstill.errors import MachineError, PotstillError
+from potstill.errors import Interrupted, PotstillError
+from potstill.status import machine_error, read_status
+
+
+class _HungUp(Exception):
+    """A pipe broke."""
+
+
+@contextmanager
+def _told_to_main() -> Iterator[None]:
+    """An interrupt and a broken pipe, on which Typer would end the process by itself, go on to `main`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "interrupted.", fix="Run the same command again.", signal_number=signal.SIGINT
+        ) from error
+    except BrokenPipeError as error:
+        raise _HungUp from error
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        with _told_to_main():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _told_to_main():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -110,7 +145,7 @@ def check(
 
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
-    """Write a run's report again."""
+    """Write a run's report and summary again; there is no page where nothing was evaluated."""
     from potstill.runs import rebuild_report
 
     result = rebuild_report(run_folder)
@@ -118,7 +153,9 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
         _print_json({"path": str(result.path), "summary": result.summary})
     else:
         print(result.verdict)
-        print(f"report   {result.outputs['report']}")
+        for name in ("report", "summary"):
+            if name in result.outputs:
+                print(f"{name:<8} {result.outputs[name]}")
 
 
 @app.command()
@@ -127,9 +164,10 @@ def status(
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say where a run stands."""
-    from potstill.status import read_status
+    """Say where a run stands.
 
+    Of a failed run also why: with --json as `error`, the object that the run itself prints.
+    """
     found = read_status(run_folder)
     while wait and found.state == "running":
         time.sleep(2)
@@ -155,11 +193,13 @@ def init(
     if as_json:
         _print_json({"path": str(path)})
     else:
-        print(f"wrote {path}; next: potstill check {path}")
+        print(f"wrote {path}; next: potstill check {shlex.quote(str(path))}")
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_json: Annotated[bool, typer.Option("--json", help="The same: the schema is JSON.")] = False,
+) -> None:
     """Print the JSON schema of recipes."""
     from potstill.recipe import json_schema
 
@@ -181,7 +221,35 @@ class _Said(logging.Handler):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and turn every outcome into an exit code (see `potstill.errors`)."""
+    """Run a command and turn every outcome into an exit code (see `potstill.errors`); 141, as for other
+    programs, when the reader of its output has gone."""
+    try:
+        try:
+            _command(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except (BrokenPipeError, _HungUp):
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not gone:
+            _bug()
+        for stream in gone:  # what is left in its buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _has_no_reader(stream: TextIO | None) -> bool:
+    if stream is None:
+        return False
+    pipe = select.poll()
+    try:
+        pipe.register(stream.fileno(), 0)
+    except io.UnsupportedOperation:
+        return False
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
+
+
+def _command(arguments: list[str] | None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     for stream in (sys.stdout, sys.stderr):
@@ -197,9 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
             _print_json({"error": error.as_dict()})
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
-    except (OSError, MemoryError) as error:
+    except (BrokenPipeError, _HungUp):
+        raise
+    except Exception as error:
         told = machine_error(error)
         if told is None:
             _bug()
@@ -207,29 +275,6 @@ def main(arguments: list[str] | None = None) -> None:
             _print_json({"error": told.as_dict()})
         print(f"error: {told}", file=sys.stderr)
         sys.exit(told.exit_code)
-    except Exception as error:
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
-            print(f"error: {machine_error(MemoryError())}", file=sys.stderr)
-            sys.exit(3)
-        _bug()
-
-
-def machine_error(error: OSError | MemoryError) -> MachineError | None:
-    """What the machine lacks, in words; None when the error is not about the machine."""
-    if isinstance(error, MemoryError):
-        return MachineError(
-            "memory ran out.", fix="Lower micro_batch_tokens or batch_rows, or use a smaller model."
-        )
-    place = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(
-            f"the disk is full{place}.", fix="Free space and run the same command again; it goes on."
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return MachineError(
-            f"this place cannot be written{place}.", fix="Choose another folder with `runs:`."
-        )
-    return None
 
 
 def _bug() -> NoReturn:

@@ -2,7 +2,7 @@
 
 Exit codes: 1 a bug of ours; 2 recipe, data or arguments are wrong; 3 the machine cannot;
 4 a check failed; 5 the teacher's provider stopped us; 6 training stopped itself;
-130 interrupted; 143 terminated.
+130 interrupted; 141 the reader of the output has gone; 143 terminated.
 """
 
 from __future__ import annotations

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from pathlib import Path
+
+import yaml
 
 from potstill.artifacts import write_text
 from potstill.errors import RecipeError
+from potstill.recipe import name_of
+from potstill.recipe_yaml import load_value
 
 TEXT = """\
-# A potstill recipe. `potstill check {name}` reads it and proves what a run relies on; `potstill run {name}`
+# A potstill recipe. `potstill check {file}` reads it and proves what a run relies on; `potstill run {file}`
 # runs it. Everything that is not written here has a default, which `check` prints with its source.
 version: 1
-name: {stem}
+name: {name}
 seed: 0
 
 # A hub id, a folder, a .gguf file, or package:NAME/FILE.gguf inside an installed package.
@@ -47,16 +54,46 @@ def write_recipe(path: Path, *, teacher: str, student: str, train: str) -> Path:
     """Write a commented recipe.
 
     Raises:
-        RecipeError: the file exists already, or its place cannot be written.
+        RecipeError: the file exists already, its place cannot be written, or no recipe can hold a value.
     """
     if path.exists():
         raise RecipeError(f"{path} exists already.", fix="Name another file.")
+    for option, value in (("teacher", teacher), ("student", student), ("train", train)):
+        _refuse(option, value)
     try:
         write_text(
-            path, TEXT.format(name=path, stem=path.stem, teacher=teacher, student=student, train=train)
+            path,
+            TEXT.format(
+                file=_in_a_comment(path),
+                name=_scalar(name_of(path)),
+                teacher=_scalar(teacher),
+                student=_scalar(student),
+                train=_scalar(train),
+            ),
         )
     except OSError as error:
         raise RecipeError(
             f"{path} cannot be written: {error.strerror}.", fix="Name another place."
         ) from error
     return path
+
+
+def _refuse(option: str, value: str) -> None:
+    if not value:
+        raise RecipeError("is empty.", fix="Name a model or a file.", path=option)
+    if re.search("[\ud800-\udfff]", value):
+        raise RecipeError(
+            f"{value!r} is not UTF-8 text, as a recipe is.", fix="Give it another name.", path=option
+        )
+
+
+def _scalar(text: str) -> str:
+    """The text as YAML, in quotes unless it is a plain word that reads back as itself, also inside braces."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text) and load_value(text, "") == text:
+        return text
+    return yaml.dump(text, default_style='"', allow_unicode=True, width=sys.maxsize).strip()
+
+
+def _in_a_comment(path: Path) -> str:
+    """The path as a shell takes it, where it fits on one line."""
+    return shlex.quote(str(path)) if str(path).isprintable() else "RECIPE"

@@ -55,6 +55,7 @@ class Pipeline:
         for stage in stages[:last]:
             if isinstance(stage, Training):
                 objective_of(stage, 2)  # refuses what its plug-ins cannot take before anything is written
+        self.folder.keep_links("stages", [stage.name for stage in stages])
         for stage in stages[:last]:
             self.folder.update({"stage": stage.name})
             if isinstance(stage, Training) and any(s.verb == "evaluate" for s in stages[:last]):

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, ValidationError, field_serializer
+from pydantic import BeforeValidator, Field, ValidationError, field_serializer
 
 from potstill import recipe_overrides, recipe_yaml
 from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe_inputs import DataSpec, ModelSpec, StudentSpec
 from potstill.recipe_problems import describe, plugin_problems
-from potstill.recipe_specs import Conflict, Int, Spec, Text
+from potstill.recipe_specs import Conflict, Spec, Text, whole
 from potstill.recipe_stages import STAGES, Stage, Training, write_stage
 
 FolderName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(whole)]
 
 
 class Recipe(Spec):
@@ -28,8 +29,8 @@ class Recipe(Spec):
     """Version of the recipe format."""
     name: FolderName = "recipe"
     """Names the run folders; the recipe's file name when not given."""
-    seed: Int = 0
-    """Every random draw follows from it."""
+    seed: Seed = 0
+    """Every random draw follows from it; below 2^63, what every generator takes."""
     teacher: ModelSpec
     student: StudentSpec
     data: DataSpec
@@ -112,8 +113,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from error
     raw = recipe_yaml.load_yaml(text, str(path))
     if raw.get("name") is None:
-        raw["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "recipe"
+        raw["name"] = name_of(path)
     return parse_recipe(recipe_overrides.apply(raw, overrides, tuple(Recipe.model_fields)))
+
+
+def name_of(path: Path) -> str:
+    """What a recipe is called that does not say so: its file's name, as far as it can name a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "recipe"
 
 
 def parse_recipe(raw: Mapping[str, Any]) -> Recipe:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class RunDir:
         """Make the folder.
 
         Raises:
-            MachineError: the place cannot be written.
+            MachineError: the place cannot be written, or a folder lies where a link belongs.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -39,6 +39,8 @@ class RunDir:
                 f"cannot write to {self.path}: {error.strerror}.",
                 fix="Choose another folder with `runs:` in the recipe, or free it.",
             ) from error
+        for place in (self.path / "student", *(self.path / "stages").glob("*")):
+            _refuse_folder(place)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -88,11 +90,42 @@ class RunDir:
         """Merge values into the state, atomically."""
         artifacts.write_json(self.path / STATE, self.state() | dict(values))
 
+    def last_word(self, values: Mapping[str, Any]) -> None:
+        """The same at the end of a run, and never an error of its own: where a full disk takes no new file,
+        the old one is written over in its place."""
+        try:
+            self.update(values)
+        except (OSError, ArtifactError):
+            with suppress(OSError, ArtifactError), (self.path / STATE).open("r+") as handle:
+                text = json.dumps(self.state() | dict(values), ensure_ascii=True, default=str)
+                handle.write(text)
+                handle.truncate()
+
     def link(self, name: str, target: Path) -> None:
-        """A relative link `name` to a folder of the store; replaces an older one atomically."""
+        """A relative link `name` to a folder of the store; replaces an older one atomically.
+
+        Raises:
+            MachineError: a folder lies in its place.
+        """
         place = self.path / name
+        _refuse_folder(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(target, place.parent))
         temporary.rename(place)
+
+    def keep_links(self, folder: str, names: Collection[str]) -> None:
+        """Take away the links in `folder` that are not named."""
+        for place in (self.path / folder).glob("*"):
+            if place.is_symlink() and place.name not in names:
+                place.unlink()
+
+
+def _refuse_folder(place: Path) -> None:
+    """A copy that followed the links leaves folders, and somebody's files are never deleted."""
+    if place.is_dir() and not place.is_symlink():
+        raise MachineError(
+            f"{place} is a folder where a link belongs.",
+            fix="Move it away and run the same command again.",
+        )

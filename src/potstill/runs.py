@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from typing import Any
 from potstill import compose, status
 from potstill.artifacts import Store
 from potstill.console import Console
-from potstill.errors import Interrupted, PotstillError, RecipeError
+from potstill.errors import Interrupted, RecipeError
 from potstill.pipeline import Pipeline
 from potstill.recipe import dump_yaml
 from potstill.report import gather
@@ -62,7 +62,12 @@ def run(
     Raises:
         PotstillError: with the exit code of `potstill.errors`; `Interrupted` when a signal arrived.
     """
-    console = console or Console()
+    return _run(recipe, overrides, until, console or Console(), builds=True)
+
+
+def _run(
+    recipe: str | Path, overrides: Sequence[str], until: str | None, console: Console, *, builds: bool
+) -> RunResult:
     opened = compose.open_recipe(recipe, overrides)
     folder = RunDir(Path(opened.recipe.runs) / opened.recipe.name)
     if until is not None and until not in [stage.verb for stage in opened.recipe.stages]:
@@ -76,39 +81,68 @@ def run(
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
         parts = compose.compose(opened)
         (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
-        folder.update({"base": str(opened.base), "recipe_hash": opened.recipe.hash(), "status": "running"})
+        state = (
+            before
+            if not builds
+            else (
+                {
+                    "base": str(opened.base),
+                    "recipe_hash": opened.recipe.hash(),
+                    "status": "running",
+                    "error": None,
+                }
+            )
+        )
+        folder.update(state)
         world = World(
             Store(folder.path.parent / ".store"),
             console,
             parts.device,
             opened.recipe.seed,
             lambda: received.number,
+            builds=builds,
         )
-        for note in parts.notes:
-            console.say(f"note: {note}")
         started = time.time()
-        try:
+        with _last_word(folder) if builds else nullcontext():
+            for note in parts.notes:
+                console.say(f"note: {note}")
+            world.stop_if_asked()
             outcome = Pipeline(parts, world, folder, until).go()
-        except Interrupted as stop:
-            stop.fix = f"Continue with: potstill run {folder.path}"
-            folder.update({"status": "interrupted"})
-            raise
-        except PotstillError as error:
-            folder.update({"status": "failed", "error": error.as_dict()})
-            raise
-        outcome = replace(outcome, started=started, finished=time.time())
-        return _result(folder, gather.publish(folder, outcome))
+            outcome = replace(outcome, started=started, finished=time.time())
+            return _result(folder, gather.publish(folder, outcome))
 
 
 def rebuild_report(run_folder: Path) -> RunResult:
-    """Write a run's report and summary again; every stage must be finished.
+    """Write a run's report and summary again; nothing is trained or measured for it.
 
     Raises:
         RecipeError: the folder holds no run.
+        ArtifactError: names the first stage that is not finished.
     """
     if not (run_folder / RECIPE).is_file():
         raise RecipeError(f"{run_folder} holds no run.", fix="Name a folder below runs/.")
-    return run(run_folder, console=Console(quiet=True))
+    return _run(run_folder, (), None, Console(quiet=True), builds=False)
+
+
+@contextmanager
+def _last_word(folder: RunDir) -> Iterator[None]:
+    """Whatever ends the run, its folder says so before the error goes on."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.fix = status.goes_on(folder.path)
+        folder.last_word({"status": "interrupted"})
+        raise
+    except KeyboardInterrupt as error:
+        folder.last_word({"status": "interrupted"})
+        raise Interrupted(
+            "stopped at once; what was not saved is done again.",
+            signal_number=signal.SIGINT,
+            fix=status.goes_on(folder.path),
+        ) from error
+    except Exception as error:
+        folder.last_word({"status": "failed", "error": status.reason(error).as_dict()})
+        raise
 
 
 def _result(folder: RunDir, published: gather.Published) -> RunResult:

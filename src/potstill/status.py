@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill.console import clock
-from potstill.errors import RecipeError
+from potstill.errors import MachineError, PotstillError, RecipeError
 from potstill.rundir import RECIPE, RunDir
 
 
 @dataclass(frozen=True)
 class Status:
-    """`state`: finished, running, interrupted, or died (its process ended without saying so)."""
+    """`state`: finished, running, interrupted, failed, or died (its process ended without saying so).
+
+    `error` is why a failed run failed: code, message, path, value, fix, retryable and exit_code, as the run
+    itself prints them with --json; None in every other state.
+    """
 
     run: str
     state: str
@@ -25,6 +31,7 @@ class Status:
     seconds_left: float | None
     peak_rss_bytes: int | None
     hint: str
+    error: dict[str, Any] | None
 
     def text(self) -> str:
         """One line for people, and what to do next."""
@@ -61,6 +68,7 @@ def read_status(run_folder: Path) -> Status:
     left = None
     if last is not None and steps:
         left = (steps - int(last["step"])) * float(last["seconds"])
+    error = state.get("error") if told == "failed" else None
     return Status(
         run=str(run_folder),
         state=told,
@@ -70,7 +78,8 @@ def read_status(run_folder: Path) -> Status:
         loss=None if last is None else float(last["loss"]),
         seconds_left=left,
         peak_rss_bytes=None if last is None else last.get("peak_rss_bytes"),
-        hint=_hint(told, run_folder, last),
+        hint=_hint(told, run_folder, last) if error is None else _reason(error),
+        error=error,
     )
 
 
@@ -92,12 +101,64 @@ def last_step(metrics: str | None) -> dict[str, Any] | None:
 
 
 def _hint(state: str, run_folder: Path, last: dict[str, Any] | None) -> str:
-    goes_on = f"Continue with: potstill run {run_folder}"
     if state == "interrupted":
-        return goes_on
+        return goes_on(run_folder)
     if state != "died":
         return ""
-    return f"{post_mortem(last)} {goes_on}"
+    return f"{post_mortem(last)} {goes_on(run_folder)}"
+
+
+def goes_on(run_folder: Path) -> str:
+    """The command that continues a run, as a shell takes it."""
+    return f"Continue with: potstill run {shlex.quote(str(run_folder))}"
+
+
+def _reason(error: dict[str, Any]) -> str:
+    words = PotstillError(error["message"], fix=error["fix"], path=error["path"])
+    return f"error: {words}"
+
+
+def reason(error: Exception) -> PotstillError:
+    """The error that a run folder keeps: what potstill raised on purpose, what the machine lacks, or a bug."""
+    if isinstance(error, PotstillError):
+        return error
+    if isinstance(error, BrokenPipeError):
+        return PotstillError(
+            "the pipe that the run printed into was closed.",
+            fix="Let it print into a file and run the same command again; it goes on.",
+        )
+    return machine_error(error) or PotstillError(
+        f"{type(error).__name__}: {error}.",
+        fix="Please report it as a bug, with the lines that the run printed.",
+    )
+
+
+def machine_error(error: BaseException) -> MachineError | None:
+    """What the machine lacks, in words; None when the error is not about the machine.
+
+    Libraries report a full disk or memory with errors of their own, so the words count as well.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    said = "" if isinstance(error, OSError) else str(error).lower()
+    if (
+        isinstance(error, MemoryError)
+        or number == errno.ENOMEM
+        or "out of memory" in said
+        or "can't allocate memory" in said
+    ):
+        return MachineError(
+            "memory ran out.", fix="Lower micro_batch_tokens or batch_rows, or use a smaller model."
+        )
+    place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in said or "no space left on device" in said:
+        return MachineError(
+            f"the disk is full{place}.", fix="Free space and run the same command again; it goes on."
+        )
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return MachineError(
+            f"this place cannot be written{place}.", fix="Choose another folder with `runs:`."
+        )
+    return None
 
 
 def post_mortem(last: dict[str, Any] | None) -> str:

@@ -298,3 +298,40 @@ def test_ids_that_start_again_in_each_file_are_called_rows_in_both(tmp_path):
     done = potstill("check", "r.yaml", cwd=tmp_path)
     assert done.returncode != 0
     assert "two different prompts" in done.stderr
+
+
+def test_a_report_trains_what_is_not_finished(tmp_path):
+    places.write(
+        tmp_path, places.prompts(60), stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+    )
+    assert potstill("generate", "r.yaml", cwd=tmp_path).returncode == 0
+    before = json.loads((tmp_path / "runs/r/run.json").read_text())
+    done = potstill("report", "runs/r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the stage student is not finished" in done.stderr
+    assert not list((tmp_path / "runs/.store").glob("*train*"))
+    assert json.loads((tmp_path / "runs/r/run.json").read_text())["status"] == before["status"]
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    done = potstill("report", "runs/r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "report.html" not in done.stdout  # nothing was evaluated
+
+
+def test_a_part_of_a_finished_run_empties_its_summary(tmp_path):
+    stages = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]"
+    places.write(tmp_path, places.prompts(80), stages=stages)
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    whole = report(tmp_path)
+    assert potstill("generate", "r.yaml", cwd=tmp_path).returncode == 0
+    assert report(tmp_path) == whole
+    assert potstill("distill", "r.yaml", "distill.steps=2", cwd=tmp_path).returncode == 0
+    assert report(tmp_path)["after"]["forward_kl"] is None
+    assert not (tmp_path / "runs/r/report.html").exists()
+
+
+def test_a_stage_that_the_recipe_has_no_more_stays_linked(tmp_path):
+    places.write(tmp_path, places.answered(60), stages="[{distill: {steps: 1}}, {finetune: {steps: 1}}]")
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    places.write(tmp_path, places.answered(60), stages="[{finetune: {steps: 1}}]")
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    assert [link.name for link in (tmp_path / "runs/r/stages").iterdir()] == ["finetune"]

@@ -143,6 +143,8 @@ def _turn(turn: Any, where: str) -> Message:
         raise BadRow(f"{where} has the role {role!r}; known are {', '.join(chat.ROLES)}.")
     calls = message.get("tool_calls")
     if calls is not None:
+        if not isinstance(calls, list):
+            raise BadRow(f"{where}.tool_calls is {describe(calls)}, not a list.")
         message["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
         # Templates ask whether content is truthy; few of them expect it to be absent.
         message.setdefault("content", "")

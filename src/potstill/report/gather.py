@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,7 @@ def sections(folder: RunDir, outcome: Outcome) -> Sections:
         behaviour=_behaviour(outcome.evaluation),
         costs=tuple(_cost(name, artifact, outcome.reused) for name, artifact in outcome.stages.items()),
         defaults=tuple(page_model.Default(d.path, _shown(d.value), d.source) for d in outcome.defaults),
-        commands=(f"potstill run {folder.path}",),
+        commands=(f"potstill run {shlex.quote(str(folder.path))}",),
         notes=(
             f"Rows: {data.shape}. Held out: {data.source}. {len(data.validation)} training rows only choose "
             "the best weights; no held-out row does.",
