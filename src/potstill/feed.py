@@ -62,22 +62,26 @@ def prompts(
     found: list[Prompt] = []
     left_out: Counter[str] = Counter()
     for row in rows:
+        whose = "" if row.id in trained else "measured "
         try:
             ids = prompt_ids(parts.teacher_templater, row)
             own = ids if parts.reads_alike else prompt_ids(parts.student_templater, row)
         except DataError:
             if parts.recipe.data.on_bad_row == "error" or row.text is not None:
                 raise
-            left_out["prompt refused by the template"] += 1
+            left_out[f"{whose}prompt refused by the template"] += 1
             continue
         if max(len(ids), len(own)) > room:
-            left_out["prompt too long"] += 1
+            left_out[f"{whose}prompt too long"] += 1
             continue
         found.append(Prompt(row.id, tuple(ids), samples if row.id in trained else 1))
     if rows and not found:
+        reasons: Counter[str] = Counter()
+        for reason, count in left_out.items():
+            reasons[reason.removeprefix("measured ")] += count
         raise DataError(
             f"none of the {len(rows)} prompts can be asked: "
-            + ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+            + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             + f". max_length {parts.max_length} leaves {room} tokens beside {new_tokens} new ones.",
             path="data.max_length",
             fix="Raise max_length, or shorten the prompts.",

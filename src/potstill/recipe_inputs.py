@@ -134,7 +134,7 @@ class DataSpec(Spec):
     max_length: Annotated[int, Field(ge=2), BeforeValidator(whole)] | Auto = "auto"
     """Most tokens in a row, prompt and answer together."""
     limit: Count | None = None
-    """Use only so many training rows."""
+    """Use only so many rows of `train`; what is split off to choose and measure by comes out of them."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.heldout is not None and self.heldout_fraction != "auto":

@@ -58,3 +58,6 @@ if __name__ == "__main__":
     assert result is not None
     print(result.tokens, f"{result.means()['divergence']:.6f}", flush=True)
     dist.destroy_process_group()
+    # On a busy machine torch may abort while the interpreter goes down, with all said and done.
+    sys.stdout.flush()
+    os._exit(0)

@@ -335,3 +335,25 @@ def test_a_stage_that_the_recipe_has_no_more_stays_linked(tmp_path):
     places.write(tmp_path, places.answered(60), stages="[{finetune: {steps: 1}}]")
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     assert [link.name for link in (tmp_path / "runs/r/stages").iterdir()] == ["finetune"]
+
+
+def test_prompts_that_are_measured_on_count_as_lost_to_training(tmp_path):
+    held = [{"prompt": " ".join(["w60"] * (120 if i % 2 else 2)) + f" w{20 + i}"} for i in range(20)]
+    places.write(
+        tmp_path,
+        places.prompts(30),
+        data="{train: rows.jsonl, heldout: held.jsonl, max_length: 64}",
+        stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]",
+    )
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert report(tmp_path)["after"]["n"] == 10
+    assert "too long" not in (tmp_path / "runs/r/report.html").read_text()
+
+
+def test_patience_without_rows_to_choose_by_says_nothing(tmp_path):
+    places.write(tmp_path, places.answered(3), stages="[{distill: {steps: 1, patience: 1}}]")
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "patience and best_by have no effect" in done.stderr

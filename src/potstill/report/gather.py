@@ -183,7 +183,11 @@ def _funnel(outcome: Outcome) -> tuple[FunnelStep, ...]:
             ),
         )
     )
-    reasons = tuple((k, v) for k, v in outcome.funnel.items() if v and k not in ("rows", "kept"))
+    reasons = tuple(
+        (k, v)
+        for k, v in outcome.funnel.items()
+        if v and k not in ("rows", "kept") and not k.startswith("measured ")
+    )
     steps.append(FunnelStep("as examples", len(outcome.lengths.get("train", ())), reasons))
     return tuple(steps)
 

@@ -117,6 +117,11 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     checkpoints, events = folder / "checkpoints", folder / METRICS
     progress = _resume(world, checkpoints, events, module, optimizer, job.name)
     validate = _validator(world, job, module, teacher)
+    if not job.validation and (job.settings.patience is not None or job.settings.best_by != "loss"):
+        world.console.warn(
+            f"{job.name}: there are too few rows to keep any for validation, so the last weights are kept; "
+            "patience and best_by have no effect."
+        )
     job.on_start(events, job.settings.steps)
     if progress.step == 0 and job.validation:
         append_line(events, {"event": "validation", "step": 0, "best": False, **validate()})
