@@ -205,3 +205,24 @@ def questions(parts: Parts, examples: Sequence[Example], most: int, *, generated
             not in ("", "0", "0.0", "false", "no"),
         )
     return list(found.values())
+
+
+def longest_answer(parts: Parts, asked: Sequence[Question], new_tokens: int) -> int:
+    """As many new tokens as every question leaves room for, at most `new_tokens`."""
+    return max(1, min(new_tokens, parts.context - max(map(_asked_length, asked), default=0)))
+
+
+def with_room(parts: Parts, asked: Sequence[Question], new_tokens: int) -> list[Question]:
+    """The questions that leave room for an answer in both models' context."""
+    fit = [question for question in asked if _asked_length(question) <= parts.context - new_tokens]
+    if len(fit) < len(asked):
+        log.warning(
+            "%d of %d held-out prompts leave no room for %d new tokens in a context of %d; "
+            "they are not answered in text",
+            len(asked) - len(fit), len(asked), new_tokens, parts.context,
+        )  # fmt: skip
+    return fit
+
+
+def _asked_length(question: Question) -> int:
+    return max(len(question.prompt_ids), len(question.teacher_prompt_ids))

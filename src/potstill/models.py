@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from potstill import anatomy, vocab
+from potstill import vocab
 from potstill.anatomy import output_layer
 from potstill.errors import OUT_OF_SCOPE, ModelError
 from potstill.sources import Source as Source
@@ -181,17 +181,6 @@ def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cp
     model = load_model(source, dtype=dtype, device=device)
     vocab.require_width(output_layer(model).weight.shape[0], vocabulary, source.location)
     return Loaded(model, tokenizer, vocabulary, source)
-
-
-def parameter_count(source: Source) -> int:
-    """How many parameters a model has, tied ones once, without reading its weights."""
-    from transformers import AutoModelForCausalLM
-
-    with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            load_config(source), trust_remote_code=source.trust_remote_code
-        )
-    return anatomy.parameter_count(model)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -122,13 +122,10 @@ class Pipeline:
         self._examples.clear()
         return self.answers
 
-    def _rows(self, split: str) -> Sequence[Row]:
-        return getattr(self.parts.data, split)
-
     def examples(self, split: str) -> list[Example]:
         """The rows of a split as token ids: with the teacher's answers once they are written."""
         if split not in self._examples:
-            rows = self._rows(split)
+            rows: Sequence[Row] = getattr(self.parts.data, split)
             if self.answers is not None:
                 fed = feed.answered(self.parts, self.answers, rows)
                 found, counts = fed.examples, fed.funnel
@@ -254,7 +251,13 @@ class Pipeline:
             students["control"] = self.control
         examples = self._heldout()
         auto = stage_as_written.max_new_tokens == "auto"
-        questions, new_tokens = self._questions(settled(stage.samples), settled(stage.max_new_tokens), auto)
+        asked = feed.questions(
+            self.parts, examples, settled(stage.samples), generated=self.answers is not None
+        )
+        new_tokens = settled(stage.max_new_tokens)
+        if auto:
+            new_tokens = feed.longest_answer(self.parts, asked, new_tokens)
+        questions = feed.with_room(self.parts, asked, new_tokens)
         self.evaluation = evaluate.run(
             self.world,
             evaluate.Job(
@@ -297,18 +300,3 @@ class Pipeline:
                 fix="Give them answers, or shorter prompts; data.max_length is the limit.",
             )
         return examples
-
-    def _questions(self, most: int, new_tokens: int, auto: bool) -> tuple[list[evaluate.Question], int]:
-        """Questions that leave room for an answer in both models' context, and the answers' length."""
-        found = feed.questions(self.parts, self._heldout(), most, generated=self.answers is not None)
-        longest = max((max(len(q.prompt_ids), len(q.teacher_prompt_ids)) for q in found), default=0)
-        if auto:
-            new_tokens = max(1, min(new_tokens, self.parts.context - longest))
-        room = self.parts.context - new_tokens
-        fit = [q for q in found if max(len(q.prompt_ids), len(q.teacher_prompt_ids)) <= room]
-        if len(fit) < len(found):
-            self.world.console.warn(
-                f"{len(found) - len(fit)} of {len(found)} held-out prompts leave no room for {new_tokens} new "
-                f"tokens in a context of {self.parts.context}; they are not answered in text."
-            )
-        return fit, new_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from potstill import compose, feed, models
+from potstill import anatomy, compose, feed, models
 from potstill.check import audit
 from potstill.check.report import CheckReport, Item, Rendered
 from potstill.compose import Parts
@@ -123,7 +123,7 @@ def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Defa
     tokens = len(parts.data.train) * longest or sum(example.count for example in examples)
     found: list[Default] = []
     settled: dict[str, Training] = {}
-    parameters = None if parts.student is None else models.parameter_count(parts.student.source)
+    parameters = None if parts.student is None else _parameters(parts.student.source)
     for stage in parts.recipe.stages:
         if isinstance(stage, Control):
             stage, shared = twin_of(stage, parts.recipe.stages, settled)
@@ -134,6 +134,17 @@ def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Defa
             settled[stage.name] = stage
         found += defaults
     return tuple(found)
+
+
+def _parameters(source: models.Source) -> int:
+    """How many parameters a model has, without reading its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = models.load_config(source)
+    with models.quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+    return anatomy.parameter_count(model)
 
 
 def _prompts(parts: Parts) -> list[Rendered]:

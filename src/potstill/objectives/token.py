@@ -7,9 +7,7 @@ one the raw divergence is minimised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,27 +17,13 @@ from potstill.errors import NotFinite, SignalError, TrainingStopped
 from potstill.fused import Rows, Rowwise
 from potstill.objectives import stored
 from potstill.objectives.divergence import Divergence
-from potstill.objectives.target import KINDS, kind_of, target_of
+from potstill.objectives.target import kind_of, target_of
+from potstill.objectives.weighing import Named, Weigh, weigh_by
 from potstill.types import Signal
 
 __all__ = ["Divergence", "TokenLoss", "Weigh", "require_finite", "require_possible", "weigh_by"]
 
 BLOCK_BYTES = 2**19
-
-Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A token weight from a plug-in file, with its options."""
-
-    name: str
-    weights: Callable[..., Tensor]
-    supports: frozenset[str]
-    options: Mapping[str, Any]
-
-    def __call__(self, student_lp: Tensor, teacher_lp: Tensor, place: Tensor) -> Tensor:
-        return self.weights(student_lp, teacher_lp, place, **self.options)
 
 
 @dataclass(frozen=True)
@@ -273,18 +257,6 @@ def _free_metrics(against: support.Support, sums: dict[str, Tensor]) -> None:
     if against.tail:
         _accumulate(sums, "student_mass_on_ids", q[:, :-1].sum(-1))
         _accumulate(sums, "teacher_mass_on_ids", p[:, :-1].sum(-1))
-
-
-def weigh_by(module: Any, name: str, options: Mapping[str, Any]) -> Weigh:
-    """A token weight's plug-in with its options, tried once, so that it refuses them now.
-
-    Raises:
-        RecipeError: an option is out of range.
-    """
-    named = Named(name, module.weights, frozenset(getattr(module, "SUPPORTS", KINDS.values())), options)
-    even = torch.full((1, 2), 0.5).log()
-    named(even, even, torch.zeros(1))
-    return named
 
 
 def require_possible(divergence: float, tokens: int, loss: TokenLoss) -> None:
