@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import ArtifactError
+
+log = logging.getLogger("potstill")
 
 MANIFEST = "manifest.json"
 
@@ -73,9 +76,11 @@ class Store:
         with (folder / f"{stage}-{key[:16]}").open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 yield False
                 return
+            except OSError:
+                log.warning("%s takes no locks: let no other run use it at the same time", self.root)
             yield True
 
     def find(self, stage: str, key: str) -> Artifact | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from potstill import artifacts
 from potstill.errors import ArtifactError, MachineError
 
 STATE = "run.json"
+log = logging.getLogger("potstill")
+
 RECIPE = "recipe.yaml"
 
 
@@ -52,13 +55,15 @@ class RunDir:
         with (self.path / ".lock").open("a+") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 handle.seek(0)
                 owner = handle.read().strip() or "unknown"
                 raise ArtifactError(
                     f"{self.path} belongs to process {owner}, which is still running.",
                     fix="Wait for it, stop it, or give this run another name: name=…",
                 ) from error
+            except OSError:
+                log.warning("%s takes no locks: let no other process use it at the same time", self.path)
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from e2e.cli import potstill
 from potstill import artifacts, compose
 from potstill.check import reading
 from potstill.evaluate.text import Answer, Words, rouge_l
+from potstill.rundir import RunDir
 from potstill.stages import common
 
 THREE = "[{distill: {steps: 3, learning_rate: 0.01}}, {finetune: {steps: 2}}, {control: {}}, {evaluate: {}}]"
@@ -48,6 +51,18 @@ def test_an_artifact_that_another_run_holds_is_not_built(tmp_path):
         assert (first, second) == (True, False)
     with store.alone("train", "k" * 64) as free:
         assert free
+
+
+def test_a_file_system_without_locks_keeps_a_run_waiting_for_ever(tmp_path, monkeypatch, caplog):
+    def refused(handle, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with artifacts.Store(tmp_path).alone("train", "k" * 64) as free:
+        assert free
+    with RunDir(tmp_path).owned():
+        pass
+    assert caplog.text.count("takes no locks") == 2
 
 
 def test_time_before_an_interruption_is_forgotten(tmp_path, monkeypatch):
