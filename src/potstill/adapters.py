@@ -61,7 +61,8 @@ class TrainerLoss:
         self._teacher.eval()
         device = next(self._teacher.parameters()).device
         with torch.no_grad():
-            inputs = {name: value.to(device) for name, value in self._inputs.items()}
+            # On "meta" are the parameters that hooks bring in; these move the inputs too.
+            inputs = {n: x if device.type == "meta" else x.to(device) for n, x in self._inputs.items()}
             target = self._teacher(**inputs, use_cache=False).logits
         out = self._loss.from_logits(outputs.logits, target.to(outputs.logits.device), labels=labels)
         return out.mean if num_items_in_batch is None else out.sum / num_items_in_batch

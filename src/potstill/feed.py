@@ -131,10 +131,13 @@ def answered(parts: Parts, answers: Artifact, rows: Sequence[Row]) -> Fed:
 
 
 def by_prompt(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
-    """The examples as parts of the first row with their prompt: answers to one prompt are not independent."""
+    """The examples as parts of the first one with their prompt: answers to one prompt are not independent."""
+    prompt = {row.id: split.normal(row.prompt_text) for row in rows}
     first: dict[str, str] = {}
-    owner = {row.id: first.setdefault(split.normal(row.prompt_text), row.id) for row in rows}
-    return [replace(example, part_of=owner[example.row_id]) for example in examples]
+    return [
+        replace(example, part_of=first.setdefault(prompt[example.row_id], example.row_id))
+        for example in examples
+    ]
 
 
 def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row], split: str) -> list[Example]:

@@ -96,7 +96,11 @@ class Pipeline:
         settled, chosen = resolve_auto(
             stage,
             compose.facts(
-                self.parts, train_tokens, parameters, self.max_new_tokens, self.current is self.untrained
+                self.parts,
+                train_tokens,
+                parameters,
+                self.max_new_tokens,
+                untrained=self.current is self.untrained or isinstance(stage, Control),
             ),
         )
         self.defaults += chosen
@@ -130,7 +134,7 @@ class Pipeline:
                 fed = feed.answered(self.parts, self.answers, rows)
                 found, counts = fed.examples, fed.funnel
             else:
-                encoded = self._encode(rows) if rows else None
+                encoded = self._encode(rows, needed=split != "validation") if rows else None
                 found = list(encoded.examples) if encoded else []
                 counts = encoded.funnel if encoded else {}
             if split == "train":
@@ -206,7 +210,7 @@ class Pipeline:
             activation_checkpointing=stage.activation_checkpointing,
             on_start=self._started,
             data_key=key_of(
-                "examples", {"rows": [[e.id, e.input_ids, e.scored, e.weight] for e in examples]}
+                "examples", {"rows": [[e.id, e.input_ids, e.scored, e.weight, e.share] for e in examples]}
             ),
         )
         trained = train.run(self.world, job)
@@ -225,17 +229,18 @@ class Pipeline:
         train, validation = self.parts.data.finetune[stage.name]
         return (
             feed.weighed(self.parts, self._encode(train).examples, train, "train"),
-            feed.weighed(self.parts, self._encode(validation).examples, validation, "validation")
-            if validation
-            else [],
+            feed.weighed(
+                self.parts, self._encode(validation, needed=False).examples, validation, "validation"
+            ),
         )
 
-    def _encode(self, rows: Sequence[Row]) -> Encoded:
+    def _encode(self, rows: Sequence[Row], needed: bool = True) -> Encoded:
         return encode(
             rows,
             self.parts.student_templater,
             max_length=self.parts.max_length,
             on_bad_row=self.parts.recipe.data.on_bad_row,
+            needed=needed,
         )
 
     def _evaluate(self, stage_as_written: Evaluate) -> Artifact:

@@ -117,7 +117,12 @@ def twin_of(
     if name not in settled:
         return control, ()
     why = "what a control leaves open is as its twin has it, so that both have one budget"
-    return control.like(settled[name]), (Default(f"stages.{control.name}", f"as {name}", why),)
+    twin = settled[name]
+    written = next(stage for stage in stages if stage.name == name)
+    if getattr(written, "learning_rate", "auto") == "auto":
+        # What suits a distribution, or the student's own text, need not suit plain text.
+        twin = twin.model_copy(update={"learning_rate": "auto"})
+    return control.like(twin), (Default(f"stages.{control.name}", f"as {name}", why),)
 
 
 def _training(stage: Training, facts: Facts) -> dict[str, Choice]:

@@ -205,14 +205,15 @@ class Control(Training):
     def of(self, stages: Sequence[StageSpec]) -> str:
         """The stage that it is a twin of: the last distill stage before it, else the last training."""
         before = [s for s in stages[: stages.index(self)] if isinstance(s, Training) and s.verb != "control"]
-        twins = [s for s in before if isinstance(s, Distill)] or before
+        on_the_same_rows = [s for s in before if getattr(s, "data", None) is None]
+        twins = [s for s in before if isinstance(s, Distill)] or on_the_same_rows
         return twins[-1].name if twins else ""
 
     def like(self, twin: Training) -> Control:
-        """What it leaves open as its twin has it."""
+        """What it leaves at its default as its twin has it; how often to look and save goes with the length."""
         taken = set(Training.model_fields) - set(StageSpec.model_fields) - {"best_by"}
         if self.steps is not None or self.epochs is not None:
-            taken -= {"steps", "epochs"}
+            taken -= {"steps", "epochs", "validate_every", "checkpoint_every"}
         return self.model_copy(update={key: getattr(twin, key) for key in taken if not self.changed(key)})
 
 

@@ -90,15 +90,14 @@ class Batch:
 
 
 def places_in_answers(predicts: Tensor) -> Tensor:
-    """Of each true position of `predicts` [N]: its place, from 0, in its run of neighbours.
+    """Of each true position of `predicts` [B, S] or [S]: its place, from 0, in its run of neighbours.
 
-    An answer is such a run: the last token of a row predicts nothing, so no run crosses rows.
+    An answer is such a run; none crosses rows.
     """
-    flat = predicts.flatten()
-    index = torch.arange(flat.numel(), device=flat.device)
-    begins = flat.clone()
-    begins[1:] &= ~flat[:-1]
-    return (index - torch.where(begins, index, 0).cummax(0).values)[flat]
+    index = torch.arange(predicts.shape[-1], device=predicts.device).expand(predicts.shape)
+    begins = predicts.clone()
+    begins[..., 1:] &= ~predicts[..., :-1]
+    return (index - torch.where(begins, index, 0).cummax(-1).values)[predicts]
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,13 @@ def test_a_part_of_a_finished_run_empties_its_summary(tmp_path):
     whole = report(tmp_path)
     assert potstill("generate", "r.yaml", cwd=tmp_path).returncode == 0
     assert report(tmp_path) == whole
+    rows = places.prompts(80)
+    rows[0] = {"id": "p0", "prompt": "w99 w98 w97"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert potstill("distill", "r.yaml", cwd=tmp_path).returncode == 0
+    assert report(tmp_path)["artifacts"]["distill"] != whole["artifacts"]["distill"]
+    assert not (tmp_path / "runs/r/report.html").exists()
+    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     assert potstill("distill", "r.yaml", "distill.steps=2", cwd=tmp_path).returncode == 0
     assert report(tmp_path)["after"]["forward_kl"] is None
     assert not (tmp_path / "runs/r/report.html").exists()

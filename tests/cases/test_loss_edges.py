@@ -13,6 +13,7 @@ from cases.test_second_look import FORWARD, pair
 from potstill import DistillationLoss, resolve
 from potstill.adapters import TrainerLoss
 from potstill.data.batch import collate
+from potstill.data.examples import encode
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.divergences import adaptive_kl, alpha_divergence
@@ -95,12 +96,16 @@ def test_a_conversation_counts_once_for_each_of_its_turns_under_sequence_mean():
     )
     talk = [("user", "w20"), ("assistant", "w21 w22"), ("user", "w23"), ("assistant", "w24 w25 w26 w27")]
     row = Row("talk", tuple({"role": role, "content": text} for role, text in talk))
-    parts = Templater(tiny_tokenizer(template=rewriting)).encode_row(row)
+    templater = Templater(tiny_tokenizer(template=rewriting))
+    parts = encode([row], templater, max_length=None).examples
     assert [(p.id, p.row_id, p.count) for p in parts] == [("talk#1", "talk", 3), ("talk#2", "talk", 5)]
     assert [p.share for p in parts] == pytest.approx([3 / 8, 5 / 8])
     shared = [Example(p.id, p.input_ids, p.scored, weight=p.weight * p.share) for p in parts]
     weights = each_row_once(collate(shared, pad_id=0)).weights
     assert weights.tolist() == pytest.approx([1 / 8] * 8)
+    longest = max(len(p.input_ids) for p in parts)
+    (kept,) = encode([row], templater, max_length=longest - 1).examples
+    assert kept.share == 1.0  # what is dropped takes no share
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -121,6 +126,17 @@ def test_flat_hidden_states_are_one_long_answer_to_the_position_weight():
     whole = loss(student, head, teacher, other, mask).mean
     flat = loss(student.flatten(0, 1), head, teacher.flatten(0, 1), other, mask.flatten()).mean
     torch.testing.assert_close(flat, whole)
+
+
+def test_a_mask_that_is_true_at_a_rows_end_joins_it_to_the_next_row():
+    """Whoever has cut the last logit off scores the last column."""
+    loss = DistillationLoss("forward_kl", token_weights={"position": {"half_life": 2.0}})
+    student, teacher = normal(2, 4, 20), normal(2, 4, 20, seed=1)
+    mask = torch.ones(2, 4).bool()
+    both = loss.from_logits(student, teacher, mask)
+    apart = [loss.from_logits(student[i : i + 1], teacher[i : i + 1], mask[:1]) for i in range(2)]
+    torch.testing.assert_close(both.sum, apart[0].sum + apart[1].sum)
+    torch.testing.assert_close(both.metrics["weight"], sum(one.metrics["weight"] for one in apart))
 
 
 def test_recomputing_inside_autocast_mixes_dtypes():

@@ -12,11 +12,14 @@ import pytest
 
 from cases import places
 from e2e.cli import potstill
-from potstill import artifacts, compose
+from potstill import artifacts, compose, feed
 from potstill.check import reading
+from potstill.data.rows import Row
 from potstill.evaluate.text import Answer, Words, rouge_l
+from potstill.presets import twin_of
 from potstill.rundir import RunDir
 from potstill.stages import common
+from potstill.types import Example
 
 THREE = "[{distill: {steps: 3, learning_rate: 0.01}}, {finetune: {steps: 2}}, {control: {}}, {evaluate: {}}]"
 
@@ -92,6 +95,7 @@ def test_time_before_an_interruption_is_forgotten(tmp_path, monkeypatch):
         ("Ответ: 42", "Совсем другое 42", 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)),
         ("สวัสดี", "สวัสดี", 1.0),
         ("हिन्दी भाषा", "हिन्दी", 2 / 3),
+        ("I love it ❤️", "I love it", 1.0),
     ],
 )
 def test_rouge_is_zero_for_every_script_but_latin(text, other, same):
@@ -133,6 +137,24 @@ def test_a_control_keeps_what_it_says_itself(tmp_path):
     assert only["learning_rate"] == 0.5
 
 
+def test_a_control_of_its_own_length_looks_as_often_as_its_twin(tmp_path):
+    stages = "[{distill: {steps: 12, schedule: linear}}, {control: {steps: 120}}]"
+    places.write(tmp_path, places.answered(60), stages=stages)
+    opened = compose.open_recipe(tmp_path / "r.yaml")
+    distill, control = opened.recipe.stages
+    twin = distill.model_copy(update={"validate_every": 2, "checkpoint_every": 1, "learning_rate": 5e-6})
+    alike, _ = twin_of(control, opened.recipe.stages, {"distill": twin})
+    assert (alike.steps, alike.schedule) == (120, "linear")
+    assert (alike.validate_every, alike.checkpoint_every, alike.learning_rate) == ("auto", "auto", "auto")
+
+
+def test_a_control_is_called_the_twin_of_a_stage_on_other_rows(tmp_path):
+    stages = "[{finetune: {data: rows.jsonl, steps: 2}}, {control: {}}]"
+    places.write(tmp_path, places.answered(60), stages=stages)
+    stages = compose.open_recipe(tmp_path / "r.yaml").recipe.stages
+    assert stages[1].of(stages) == ""
+
+
 def test_the_summary_tells_the_controls_training_as_the_students(three):
     found = report(three)["train"]
     made = steps(three, "distill") + steps(three, "finetune")
@@ -166,6 +188,30 @@ def test_answers_to_one_prompt_count_as_prompts_of_their_own(tmp_path):
     assert {after[key]["n"] for key in ("forward_kl", "ppl", "agreement", "rouge_l")} == {4}
     samples = (tmp_path / "runs/r/stages/evaluate/samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["row_id"] for line in samples] == [f"h{i}-0" for i in range(4)]
+
+
+def test_a_prompt_whose_first_row_was_dropped_is_asked_as_that_row():
+    rows = [
+        Row(name, ({"role": "user", "content": text},))
+        for name, text in (("a", "W5 w6"), ("b", "w5  w6"), ("c", "w5 w6"))
+    ]
+    kept = [Example(name, (1, 5), (False, True)) for name in ("b", "c")]
+    assert [e.row_id for e in feed.by_prompt(kept, rows)] == ["b", "b"]
+
+
+def test_finetune_rows_too_few_to_choose_by_end_the_run(tmp_path):
+    places.write(tmp_path, places.answered(60), data="{train: rows.jsonl, max_length: 40}")
+    task = [{"prompt": f"w{20 + i} w9", "response": "w100"} for i in range(8)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task))
+    stages = "[{distill: {steps: 1}}, {finetune: {data: task.jsonl, steps: 1}}]"
+    places.write(tmp_path, places.answered(60), data="{train: rows.jsonl, max_length: 40}", stages=stages)
+    chosen = compose.compose(compose.open_recipe(tmp_path / "r.yaml")).data.finetune["finetune"][1]
+    for row in task:
+        if any(row["prompt"] == one.prompt_text for one in chosen):
+            row["response"] = " ".join(["w100"] * 60)
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_finetune_data_trains_on_what_is_held_out(tmp_path):

@@ -128,7 +128,13 @@ def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Defa
         if isinstance(stage, Control):
             stage, shared = twin_of(stage, parts.recipe.stages, settled)
             found += shared
-        facts = compose.facts(parts, tokens or None, parameters, longest or None, untrained=not settled)
+        facts = compose.facts(
+            parts,
+            tokens or None,
+            parameters,
+            longest or None,
+            untrained=not settled or isinstance(stage, Control),
+        )
         stage, defaults = resolve_auto(stage, facts)
         if isinstance(stage, Training):
             settled[stage.name] = stage

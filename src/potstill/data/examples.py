@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from potstill.data import policies
@@ -49,11 +49,13 @@ def encode(
     max_length: int | None,
     origin: Origin = "data",
     on_bad_row: Literal["error", "skip"] = "error",
+    needed: bool = True,
 ) -> Encoded:
     """Tokenise rows. A row longer than `max_length` is dropped whole: no prompt and no answer is ever cut.
 
     Raises:
-        DataError: a row cannot be encoded, or no row is left with a token to score; says why.
+        DataError: a row cannot be encoded, or, where rows are `needed`, none is left with a token to score;
+            says why.
     """
     funnel = Counter(rows=len(rows))
     examples: list[Example] = []
@@ -70,6 +72,7 @@ def encode(
             continue
         funnel["split"] += len(made) > 1
         funnel["reasoning"] += _reasons(row)
+        fit: list[Example] = []
         for example in made:
             lengths.append(len(example.input_ids))
             if max_length is not None and lengths[-1] > max_length:
@@ -77,11 +80,15 @@ def encode(
             elif example.count == 0:
                 funnel["no_target"] += 1
             else:
-                examples.append(example)
+                fit.append(example)
+        if len(fit) > 1:
+            whole = sum(example.count for example in fit)
+            fit = [replace(example, share=example.count / whole) for example in fit]
+        examples += fit
     funnel["examples"] = len(examples)
     keys = ("rows", "broken", "too_long", "no_target", "examples", "split", "reasoning")
     encoded = Encoded(tuple(examples), {key: funnel[key] for key in keys}, tuple(lengths))
-    if not examples:
+    if not examples and needed:
         raise _nothing_left(encoded, max_length, first_problem)
     _report(encoded, max_length)
     return encoded

@@ -137,11 +137,7 @@ class Templater:
             found = [_example(row.id, *self._turn(messages, row.tools, turn), origin) for turn in turns]
             if len(found) == 1:
                 return found
-            whole_count = sum(part.count for part in found)
-            return [
-                replace(part, id=f"{row.id}#{n}", part_of=row.id, share=part.count / max(1, whole_count))
-                for n, part in enumerate(found, 1)
-            ]
+            return [replace(part, id=f"{row.id}#{n}", part_of=row.id) for n, part in enumerate(found, 1)]
         except DataError as error:
             raise DataError(error.message, fix=error.fix, path=error.path or row.source or row.id) from error
 

@@ -30,7 +30,9 @@ class Words:
     """
 
     _unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-    _word = regex.compile(rf"(?V1)[{_unspaced}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_unspaced}]]+")
+    _word = regex.compile(
+        rf"(?V1)[{_unspaced}]\p{{M}}*|[[\p{{L}}\p{{N}}]--[{_unspaced}]][[\p{{L}}\p{{M}}\p{{N}}]--[{_unspaced}]]*"
+    )
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer

@@ -61,6 +61,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         **_speed(found.get("speed")),
         "scored_tokens": found.get("scored_tokens"),
         "recipe_hash": outcome.recipe.hash(),
+        "artifacts": {name: artifact.key for name, artifact in outcome.stages.items()},
         "seed": outcome.recipe.seed,
         "versions": versions(),
     }
