@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from potstill.errors import ArtifactError
 
@@ -74,14 +74,7 @@ class Store:
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{stage}-{key[:16]}").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError:
-                log.warning("%s takes no locks: let no other run use it at the same time", self.root)
-            yield True
+            yield lock(handle)
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The finished artifact of this key, if there is one."""
@@ -113,6 +106,20 @@ class Store:
             work.rename(place)
             sync_folder(self.root)
         return read(place)
+
+
+def lock(handle: IO[str]) -> bool:
+    """Take a file for this process, until it is closed; false where another process has it.
+
+    A file system without locks gives it with a warning.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        log.warning("%s takes no locks: let no other process use it at the same time", handle.name)
+    return True
 
 
 def read(path: Path) -> Artifact:

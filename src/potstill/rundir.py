@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,8 +15,6 @@ from potstill import artifacts
 from potstill.errors import ArtifactError, MachineError
 
 STATE = "run.json"
-log = logging.getLogger("potstill")
-
 RECIPE = "recipe.yaml"
 
 
@@ -53,17 +50,13 @@ class RunDir:
             ArtifactError: another process holds it.
         """
         with (self.path / ".lock").open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not artifacts.lock(handle):
                 handle.seek(0)
                 owner = handle.read().strip() or "unknown"
                 raise ArtifactError(
                     f"{self.path} belongs to process {owner}, which is still running.",
                     fix="Wait for it, stop it, or give this run another name: name=…",
-                ) from error
-            except OSError:
-                log.warning("%s takes no locks: let no other process use it at the same time", self.path)
+                )
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()

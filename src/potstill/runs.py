@@ -81,19 +81,9 @@ def _run(
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
         parts = compose.compose(opened)
         (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
-        state = (
-            before
-            if not builds
-            else (
-                {
-                    "base": str(opened.base),
-                    "recipe_hash": opened.recipe.hash(),
-                    "status": "running",
-                    "error": None,
-                }
-            )
-        )
-        folder.update(state)
+        if builds:
+            told = {"base": str(opened.base), "recipe_hash": opened.recipe.hash()}
+            folder.update(told | {"status": "running", "error": None})
         world = World(
             Store(folder.path.parent / ".store"),
             console,

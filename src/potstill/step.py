@@ -16,7 +16,7 @@ from potstill import anatomy, parallel
 from potstill.errors import NotFinite, TrainingStopped
 from potstill.fused import DEFAULT_CHUNK_BYTES, linear_loss
 from potstill.objectives.token import TokenLoss, require_finite, require_possible
-from potstill.types import Batch, Sampled, Signal, Teacher, Text
+from potstill.types import Batch, Example, Sampled, Signal, Teacher, Text
 
 
 class StudentModule(nn.Module):
@@ -65,6 +65,11 @@ def each_row_once(batch: Batch) -> Batch:
     """The batch with each token's weight divided by its row's count, so that rows count by weight alone."""
     shares = 1.0 / batch.places()[1]
     return replace(batch, weights=shares if batch.weights is None else shares * batch.weights)
+
+
+def one_row_each(examples: Sequence[Example]) -> list[Example]:
+    """Examples that together weigh what their conversations do, for `each_row_once`."""
+    return [replace(example, weight=example.weight * example.share) for example in examples]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from potstill import parallel
 from potstill.data.mix import plan_steps, shard
 from potstill.errors import Interrupted, TrainingStopped
 from potstill.objectives.token import TokenLoss
-from potstill.step import StepResult, accumulate, each_row_once
+from potstill.step import StepResult, accumulate, each_row_once, one_row_each
 from potstill.types import Example, Sampler, Strategy, Teacher
 
 log = logging.getLogger("potstill")
@@ -132,7 +132,7 @@ def train(
     progress = progress or Progress()
     strategy.restore(progress.strategy)
     if settings.normalize == "sequence_mean":
-        examples = [replace(example, weight=example.weight * example.share) for example in examples]
+        examples = one_row_each(examples)
     scaler = torch.amp.GradScaler(init_scale=progress.loss_scale) if settings.grad_scaler else None
     device = next(module.parameters()).device
     trained = [p for group in optimizer.param_groups for p in group["params"]]

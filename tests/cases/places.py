@@ -48,3 +48,14 @@ def after_generate(place: Path, written: Iterable[Written]) -> Pipeline:
     (place / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     pipeline.answers = Artifact(place, {})
     return pipeline
+
+
+def summary(place: Path, name: str = "r") -> dict[str, Any]:
+    """The figures of a run."""
+    return json.loads((place / f"runs/{name}/summary.json").read_text())
+
+
+def steps(place: Path, stage: str) -> list[dict[str, Any]]:
+    """What a training stage of the run `r` wrote of its steps."""
+    events = (place / f"runs/r/stages/{stage}/metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, events) if e["event"] == "step"]

@@ -12,17 +12,6 @@ from potstill import compose
 from potstill.check import reading
 from tiny import save_tiny, tiny_tokenizer
 
-THREE = "[{distill: {steps: 3, learning_rate: 0.01}}, {finetune: {steps: 2}}, {control: {}}, {evaluate: {}}]"
-
-
-def report(place, name="r"):
-    return json.loads((place / f"runs/{name}/summary.json").read_text())
-
-
-def steps(place, stage):
-    events = (place / f"runs/r/stages/{stage}/metrics.jsonl").read_text().splitlines()
-    return [e for e in map(json.loads, events) if e["event"] == "step"]
-
 
 @pytest.mark.parametrize(
     "change", ["finetune.data=[nope.jsonl]", "data.weight=wieght", "student.from_teacher={keep_layers: 9}"]
@@ -116,7 +105,7 @@ def test_a_figure_that_nobody_asked_for_is_missing_instead_of_null(tmp_path):
         tmp_path, places.answered(60), stages="[{distill: {steps: 1}}, {evaluate: {metrics: [rouge_l]}}]"
     )
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
-    after = report(tmp_path)["after"]
+    after = places.summary(tmp_path)["after"]
     assert after["forward_kl"] is None
     assert "does not ask for likelihood" in after["forward_kl_reason"]
     assert after["rouge_l"]["n"] == after["n"] > 0
@@ -152,18 +141,18 @@ def test_a_part_of_a_finished_run_empties_its_summary(tmp_path):
     stages = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]"
     places.write(tmp_path, places.prompts(80), stages=stages)
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
-    whole = report(tmp_path)
+    whole = places.summary(tmp_path)
     assert potstill("generate", "r.yaml", cwd=tmp_path).returncode == 0
-    assert report(tmp_path) == whole
+    assert places.summary(tmp_path) == whole
     rows = places.prompts(80)
     rows[0] = {"id": "p0", "prompt": "w99 w98 w97"}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert potstill("distill", "r.yaml", cwd=tmp_path).returncode == 0
-    assert report(tmp_path)["artifacts"]["distill"] != whole["artifacts"]["distill"]
+    assert places.summary(tmp_path)["artifacts"]["distill"] != whole["artifacts"]["distill"]
     assert not (tmp_path / "runs/r/report.html").exists()
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     assert potstill("distill", "r.yaml", "distill.steps=2", cwd=tmp_path).returncode == 0
-    assert report(tmp_path)["after"]["forward_kl"] is None
+    assert places.summary(tmp_path)["after"]["forward_kl"] is None
     assert not (tmp_path / "runs/r/report.html").exists()
 
 
@@ -186,7 +175,7 @@ def test_prompts_that_are_measured_on_count_as_lost_to_training(tmp_path):
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert report(tmp_path)["after"]["n"] == 10
+    assert places.summary(tmp_path)["after"]["n"] == 10
     assert "too long" not in (tmp_path / "runs/r/report.html").read_text()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cases.test_second_look import FORWARD, pair
+from cases.test_second_look import FORWARD
 from potstill import DistillationLoss, resolve
 from potstill.adapters import TrainerLoss
 from potstill.data.batch import collate
@@ -20,7 +20,7 @@ from potstill.divergences import adaptive_kl, alpha_divergence
 from potstill.errors import RecipeError, SignalError
 from potstill.objectives import stored
 from potstill.objectives.token import TokenLoss, weigh_by
-from potstill.step import accumulate, each_row_once
+from potstill.step import each_row_once, one_row_each
 from potstill.types import Example, Head, Sampled, TopK
 from tiny import tiny_model, tiny_tokenizer
 
@@ -100,8 +100,7 @@ def test_a_conversation_counts_once_for_each_of_its_turns_under_sequence_mean():
     parts = encode([row], templater, max_length=None).examples
     assert [(p.id, p.row_id, p.count) for p in parts] == [("talk#1", "talk", 3), ("talk#2", "talk", 5)]
     assert [p.share for p in parts] == pytest.approx([3 / 8, 5 / 8])
-    shared = [Example(p.id, p.input_ids, p.scored, weight=p.weight * p.share) for p in parts]
-    weights = each_row_once(collate(shared, pad_id=0)).weights
+    weights = each_row_once(collate(one_row_each(parts), pad_id=0)).weights
     assert weights.tolist() == pytest.approx([1 / 8] * 8)
     longest = max(len(p.input_ids) for p in parts)
     (kept,) = encode([row], templater, max_length=longest - 1).examples
@@ -296,21 +295,24 @@ def test_a_schedule_towards_a_limit_passes_values_that_fp32_rounds_away(alpha):
 
 
 def test_the_teacher_stands_on_another_device_than_the_student():
-    """The Trainer moves the student only; `meta` stands for the other device."""
+    """The Trainer moves the student only, and the teacher reads the student's inputs."""
     student, teacher = tiny_model(), tiny_model(seed=1)
     loss = TrainerLoss(student, teacher, DistillationLoss())
     ids = torch.tensor([[1, 10, 11, 20]])
     outputs = student(input_ids=ids)
-    loss._inputs = {name: value.to("meta") for name, value in loss._inputs.items()}
-    seen = {}
-    teacher.register_forward_pre_hook(
-        lambda module, args, inputs: seen.update(
-            {k: v.device.type for k, v in inputs.items() if k == "input_ids"}
-        ),
-        with_kwargs=True,
-    )
-    with pytest.raises(NotImplementedError, match="meta"):
-        loss(outputs, ids)
+    wanted = loss(outputs, ids)
+    moved = []
+
+    class Elsewhere:
+        shape = ids.shape
+
+        def to(self, device):
+            moved.append(device)
+            return ids
+
+    loss._inputs = {"input_ids": Elsewhere()}
+    torch.testing.assert_close(loss(outputs, ids), wanted)
+    assert moved == [torch.device("cpu")]
 
 
 def test_replicas_in_one_process_share_the_inputs_of_the_last():
@@ -320,9 +322,3 @@ def test_replicas_in_one_process_share_the_inputs_of_the_last():
     halves = [student(input_ids=half).logits for half in ids.split(2)]
     with pytest.raises(SignalError, match="torchrun"):
         loss(SimpleNamespace(logits=torch.cat(halves)), ids)
-
-
-def test_sequence_mean_in_a_step_gives_each_conversation_the_same_share():
-    module, teacher = pair()
-    batch = each_row_once(collate([Example("a", (1, 10, 11, 20), (False, False, False, True))], pad_id=0))
-    assert accumulate(module, teacher, [batch], TokenLoss(FORWARD)).weight == 1.0

@@ -24,15 +24,6 @@ from potstill.types import Example
 THREE = "[{distill: {steps: 3, learning_rate: 0.01}}, {finetune: {steps: 2}}, {control: {}}, {evaluate: {}}]"
 
 
-def report(place, name="r"):
-    return json.loads((place / f"runs/{name}/summary.json").read_text())
-
-
-def steps(place, stage):
-    events = (place / f"runs/r/stages/{stage}/metrics.jsonl").read_text().splitlines()
-    return [e for e in map(json.loads, events) if e["event"] == "step"]
-
-
 def test_two_runs_build_one_artifact_into_each_other(tmp_path):
     """The second waits for the first, and takes what it made."""
     places.write(tmp_path, places.prompts(200), stages="[{generate: {max_new_tokens: 48}}]")
@@ -118,7 +109,7 @@ def three(tmp_path_factory):
 
 
 def test_the_control_has_another_budget_than_its_twin(three):
-    twin, control = steps(three, "distill"), steps(three, "control")
+    twin, control = places.steps(three, "distill"), places.steps(three, "control")
     assert [s["tokens"] for s in control] == [s["tokens"] for s in twin]
     assert [s["learning_rate"] for s in control] == [s["learning_rate"] for s in twin]
 
@@ -133,7 +124,7 @@ def test_a_control_keeps_what_it_says_itself(tmp_path):
     stages = "[{distill: {steps: 3, learning_rate: 0.01}}, {control: {steps: 1, learning_rate: 0.5}}]"
     places.write(tmp_path, places.answered(60), stages=stages)
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
-    (only,) = steps(tmp_path, "control")
+    (only,) = places.steps(tmp_path, "control")
     assert only["learning_rate"] == 0.5
 
 
@@ -156,8 +147,8 @@ def test_a_control_is_called_the_twin_of_a_stage_on_other_rows(tmp_path):
 
 
 def test_the_summary_tells_the_controls_training_as_the_students(three):
-    found = report(three)["train"]
-    made = steps(three, "distill") + steps(three, "finetune")
+    found = places.summary(three)["train"]
+    made = places.steps(three, "distill") + places.steps(three, "finetune")
     assert found["steps"] == 5
     assert found["tokens"] == sum(s["tokens"] for s in made)
     assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in made))
@@ -184,7 +175,7 @@ def test_answers_to_one_prompt_count_as_prompts_of_their_own(tmp_path):
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    after = report(tmp_path)["after"]
+    after = places.summary(tmp_path)["after"]
     assert {after[key]["n"] for key in ("forward_kl", "ppl", "agreement", "rouge_l")} == {4}
     samples = (tmp_path / "runs/r/stages/evaluate/samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["row_id"] for line in samples] == [f"h{i}-0" for i in range(4)]
@@ -250,4 +241,4 @@ def test_weights_worse_than_the_start_are_kept_without_a_word(tmp_path):
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no validation was better than before training" in done.stderr
-    assert report(tmp_path)["train"]["best_step"] == 2
+    assert places.summary(tmp_path)["train"]["best_step"] == 2
