@@ -20,7 +20,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from torch import Tensor
 
 from potstill import DistillationLoss
-from potstill.fused import DEFAULT_CHUNK_BYTES, chunk_rows
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, chunk_rows
 
 BETAS = (0.0, 0.5, 1.0)
 TRL_CHUNK = 256  # what TRL's trainer uses

@@ -47,19 +47,19 @@ Runs = Mapping[str, list[dict[str, Any]]]
 
 def pair(dtype: torch.dtype) -> tuple[Any, Any]:
     """The teacher with its tokenizer as a run loads it, and the student in fp32."""
-    from potstill import anatomy, models
+    from potstill.models import anatomy, loading
     from potstill.students import depth
 
-    loaded = models.load(models.find_source(TEACHER), dtype=dtype)
+    loaded = loading.load(loading.find_source(TEACHER), dtype=dtype)
     kept = depth.uniform(len(anatomy.layers(loaded.model)), LAYERS)
     return loaded, depth.cut(loaded.model, kept)
 
 
 def product_dtype() -> torch.dtype:
     """The dtype that a run picks for this processor."""
-    from potstill import models
+    from potstill.models import loading
 
-    return torch.bfloat16 if models.fast_bf16(torch.device("cpu")) else torch.float32
+    return torch.bfloat16 if loading.fast_bf16(torch.device("cpu")) else torch.float32
 
 
 def rows(tokenizer: Any, count: int) -> list[tuple[Chat, Any]]:
@@ -97,13 +97,13 @@ def result(marks: Sequence[tuple[int, float]], base: int) -> dict[str, Any]:
 
 def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     """potstill's step: accumulate, clip, AdamW."""
-    from potstill import resolve
     from potstill.data.batch import collate
-    from potstill.data.mix import plan_steps
+    from potstill.data.plan import plan_steps
     from potstill.objectives.token import Divergence, TokenLoss
-    from potstill.step import StudentModule, accumulate
+    from potstill.recipe import resolve
     from potstill.teachers.local import LocalTeacher
-    from potstill.trainer import Settings, make_optimizer
+    from potstill.train.loop import Settings, make_optimizer
+    from potstill.train.step import StudentModule, accumulate
 
     dtype = product_dtype()
     loaded, student = pair(dtype)

@@ -23,10 +23,11 @@ from markupsafe import Markup
 from torch import Tensor
 from torch.nn import functional
 
-from potstill import DistillationLoss, divergences, support
+from potstill import DistillationLoss, divergences
 from potstill.divergences import ALIASES, translate
 from potstill.report.numbers import ticks
 from potstill.report.svg import Scale, tag, tick_names
+from potstill.signals import support
 from potstill.types import Sampled, TopK
 
 DOCS = Path(__file__).parent

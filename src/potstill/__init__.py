@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from potstill import divergences as divergences
     from potstill.loss import DistillationLoss as DistillationLoss
-    from potstill.runs import RunResult as RunResult
-    from potstill.runs import run as run
+    from potstill.runs.run import RunResult as RunResult
+    from potstill.runs.run import run as run
 
-_LAZY = {"run": "potstill.runs", "RunResult": "potstill.runs", "DistillationLoss": "potstill.loss"}
+_LAZY = {"run": "potstill.runs.run", "RunResult": "potstill.runs.run", "DistillationLoss": "potstill.loss"}
 
 __all__ = ["DistillationLoss", "RunResult", "__version__", "divergences", "run"]
 

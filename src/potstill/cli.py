@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 from potstill import __version__
 from potstill.console import Console
 from potstill.errors import Interrupted, PotstillError
-from potstill.status import machine_error, read_status
+from potstill.runs.status import machine_error, read_status
 
 
 class _HungUp(Exception):
@@ -109,7 +109,7 @@ _stage("evaluate", "Stop after the last evaluate stage.")
 
 
 def _run(recipe: Path, overrides: list[str] | None, as_json: bool, until: str | None) -> None:
-    from potstill.runs import run as run_recipe
+    from potstill.runs.run import run as run_recipe
 
     result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json))
     if as_json:
@@ -146,7 +146,7 @@ def check(
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
     """Write a run's report and summary again; there is no page where nothing was evaluated."""
-    from potstill.runs import rebuild_report
+    from potstill.runs.run import rebuild_report
 
     result = rebuild_report(run_folder)
     if as_json:
@@ -187,7 +187,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe to start from."""
-    from potstill.init import write_recipe
+    from potstill.recipe.starter import write_recipe
 
     path = write_recipe(recipe, teacher=teacher, student=student, train=train)
     if as_json:
@@ -201,7 +201,7 @@ def schema(
     as_json: Annotated[bool, typer.Option("--json", help="The same: the schema is JSON.")] = False,
 ) -> None:
     """Print the JSON schema of recipes."""
-    from potstill.recipe import json_schema
+    from potstill.recipe.recipe import json_schema
 
     _print_json(json_schema())
 

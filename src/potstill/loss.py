@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from potstill import anatomy, resolve, streaming
 from potstill.errors import SignalError
-from potstill.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
+from potstill.models import anatomy
+from potstill.objectives import streaming
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss, Weigh, require_possible, weigh_by
+from potstill.recipe import resolve
 from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK, places_in_answers
 
 IGNORE = -100

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from potstill import models, vocab
-from potstill.artifacts import Artifact, Store
 from potstill.console import Console
 from potstill.divergences import forward_kl
+from potstill.models import loading, vocabulary
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.stages.common import World
 from potstill.stages.train import Job
+from potstill.store.artifacts import Artifact, Store
 from potstill.strategies.offline import Offline
-from potstill.trainer import Settings
+from potstill.train.loop import Settings
 from potstill.types import Example
 from tiny import EOS, PAD, tiny_model, tiny_tokenizer
 
@@ -51,15 +51,15 @@ class Memory:
     fingerprint: str = "memory"
     dtype: torch.dtype = torch.float32
 
-    def load(self, device: torch.device) -> models.Loaded:
+    def load(self, device: torch.device) -> loading.Loaded:
         tokenizer = tiny_tokenizer()
-        source = models.Source("folder", "memory")
-        return models.Loaded(self.model, tokenizer, vocab.read_vocabulary(tokenizer), source)
+        source = loading.Source("folder", "memory")
+        return loading.Loaded(self.model, tokenizer, vocabulary.read_vocabulary(tokenizer), source)
 
 
 def student(folder: Path, model: Any, tokenizer: Any = None) -> Artifact:
     """`model` as an earlier stage leaves a student."""
-    models.save(model, tokenizer or tiny_tokenizer(), folder / "student")
+    loading.save(model, tokenizer or tiny_tokenizer(), folder / "student")
     return Artifact(folder, {"key": folder.name, "facts": {"params": 1, "bytes": 4}})
 
 

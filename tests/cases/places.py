@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from potstill import compose
-from potstill.artifacts import Artifact
-from potstill.pipeline import Pipeline
+from potstill.runs import setup
+from potstill.runs.pipeline import Pipeline
 from potstill.stages.generate import ANSWERS, Written
+from potstill.store.artifacts import Artifact
 from tiny import save_tiny
 
 RECIPE = {
@@ -39,7 +39,7 @@ def write(place: Path, rows: Iterable[dict[str, Any]] | None = None, **recipe: s
 
 def after_generate(place: Path, written: Iterable[Written]) -> Pipeline:
     """The pipeline of `r.yaml`, as if the teacher had written this."""
-    parts = compose.compose(compose.open_recipe(place / "r.yaml"))
+    parts = setup.compose(setup.open_recipe(place / "r.yaml"))
     pipeline = Pipeline(parts, None, None, None)  # type: ignore[arg-type]
     lines = [
         {"row_id": w.row_id, "sample": w.sample, "ids": w.ids, "text": w.text, "finish": w.finish}

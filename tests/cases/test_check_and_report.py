@@ -8,8 +8,8 @@ import pytest
 
 from cases import places
 from e2e.cli import potstill
-from potstill import compose
 from potstill.check import reading
+from potstill.runs import setup
 from tiny import save_tiny, tiny_tokenizer
 
 
@@ -31,11 +31,11 @@ def test_check_names_another_learning_rate_than_the_run(tmp_path):
     save_tiny(tmp_path / "small", seed=3)
     stages = "[{distill: {steps: 1}}, {distill: {name: again, steps: 1}}]"
     places.write(tmp_path, places.answered(60), student="{model: small}", stages=stages)
-    parts = compose.compose(compose.open_recipe(tmp_path / "r.yaml"))
+    parts = setup.compose(setup.open_recipe(tmp_path / "r.yaml"))
     told = {d.path: d.value for d in reading.read(parts)[0].defaults}
     assert told["stages.distill.learning_rate"] == 1e-4
     places.write(tmp_path, places.answered(60), stages=stages)
-    parts = compose.compose(compose.open_recipe(tmp_path / "r.yaml"))
+    parts = setup.compose(setup.open_recipe(tmp_path / "r.yaml"))
     told = {d.path: d.value for d in reading.read(parts)[0].defaults}
     assert told["stages.distill.learning_rate"] == 5e-4
     assert told["stages.again.learning_rate"] != 5e-4

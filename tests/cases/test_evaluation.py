@@ -11,10 +11,10 @@ from cases.jobs import FORWARD, TEACHER, answers, saying
 from e2e.cli import potstill
 from potstill.evaluate import text
 from potstill.objectives.token import TokenLoss
-from potstill.step import StudentModule
 from potstill.strategies.offline import Offline
 from potstill.teachers.local import LocalTeacher
-from potstill.trainer import Hooks, Settings, train
+from potstill.train.loop import Hooks, Settings, train
+from potstill.train.step import StudentModule
 from tiny import tiny_model
 
 

@@ -10,9 +10,9 @@ from transformers import BertConfig, BertLMHeadModel
 from cases import places
 from data.chats import write_lines
 from e2e.cli import potstill
-from potstill import models
 from potstill.data.rows import read_rows
 from potstill.errors import ModelError
+from potstill.models import loading
 from tiny import tiny_tokenizer
 
 TWO = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
@@ -30,7 +30,7 @@ def test_an_encoder_with_a_language_head_reads_the_answer_it_predicts(tmp_path, 
         file = tmp_path / "m/config.json"
         file.write_text(re.sub(r'"architectures": \[[^]]*\],', "", file.read_text()))
     with pytest.raises(ModelError, match="not a decoder-only text model"):
-        models.load_config(models.find_source(str(tmp_path / "m")))
+        loading.load_config(loading.find_source(str(tmp_path / "m")))
 
 
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cases import places
 from e2e.cli import potstill
-from potstill import models
+from potstill.models import loading
 from tiny import save_tiny, tiny_tokenizer
 
 STAGES = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
@@ -71,15 +71,15 @@ def test_a_moved_project_starts_from_nothing(tmp_path):
 
 def test_a_read_me_beside_the_weights_makes_another_model(tmp_path):
     """A fingerprint covers what is loaded: weights, config, tokenizer, template; not text about them."""
-    source = models.find_source(str(save_tiny(tmp_path / "m")))
-    first = models.fingerprint(source)
+    source = loading.find_source(str(save_tiny(tmp_path / "m")))
+    first = loading.fingerprint(source)
     (source.path / "README.md").write_text("changed")
-    assert models.fingerprint(source) == first
+    assert loading.fingerprint(source) == first
     found = [first]
     for name in ("tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json"):
         file = source.path / name
         file.write_text(file.read_text() + " ")
-        found.append(models.fingerprint(source))
+        found.append(loading.fingerprint(source))
     assert len(set(found)) == 5
 
 
@@ -91,5 +91,5 @@ def test_a_tokenizer_of_the_same_size_is_taken_for_the_same(tmp_path):
     words["w20"], words["w21"] = words["w21"], words["w20"]
     (other / "tokenizer.json").write_text(json.dumps(core))
     assert torch.equal(*(load_file(f / "model.safetensors")["lm_head.weight"] for f in (one, other)))
-    prints = [models.fingerprint(models.find_source(str(folder))) for folder in (one, other)]
+    prints = [loading.fingerprint(loading.find_source(str(folder))) for folder in (one, other)]
     assert prints[0] != prints[1]

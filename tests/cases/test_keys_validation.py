@@ -7,7 +7,7 @@ from dataclasses import replace
 from cases import places
 from cases.jobs import Memory, job, student, world
 from e2e.cli import potstill
-from potstill import compose
+from potstill.runs import setup
 from potstill.stages import train
 from potstill.types import Example
 from tiny import tiny_model
@@ -28,7 +28,7 @@ def test_an_edited_validation_answer_changes_nothing(tmp_path):
     rows = places.answered(80)
     place = places.write(tmp_path, rows)
     assert potstill("run", "r.yaml", cwd=place).returncode == 0
-    parts = compose.compose(compose.open_recipe(place / "r.yaml"))
+    parts = setup.compose(setup.open_recipe(place / "r.yaml"))
     chosen = {row.id for row in parts.data.validation}
     places.write(place, [r | ({"response": "w99 w98 w97"} if r["id"] in chosen else {}) for r in rows])
     again = potstill("run", "r.yaml", cwd=place)

@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 
 from cases import places
 from e2e.cli import potstill
-from potstill import artifacts, compose
 from potstill import check as preflight
 from potstill.errors import Interrupted, MachineError
-from potstill.recipe import read_recipe
-from potstill.rundir import RunDir
+from potstill.recipe.recipe import read_recipe
+from potstill.runs import setup
 from potstill.stages import train as train_stage
+from potstill.store import artifacts
+from potstill.store.folder import RunDir
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 
@@ -298,10 +299,10 @@ def test_a_second_interrupt_is_silent_and_leaves_a_run_that_looks_killed(tmp_pat
 def test_an_interrupt_while_rows_are_read_goes_on_to_the_stages(tmp_path, monkeypatch):
     """It is heard before the first stage, whether that one is finished already or not."""
     places.write(tmp_path)
-    found = compose.compose
+    found = setup.compose
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(compose, "compose", lambda opened: signal.raise_signal(2) or found(opened))
+            patch.setattr(setup, "compose", lambda opened: signal.raise_signal(2) or found(opened))
             done = potstill("run", "r.yaml", cwd=tmp_path)
         assert done.returncode == 130
         assert "error: stopped by a signal" in done.stderr
@@ -311,7 +312,7 @@ def test_an_interrupt_while_rows_are_read_goes_on_to_the_stages(tmp_path, monkey
 
 @pytest.mark.parametrize("asked", [(), ("--json",)])
 @pytest.mark.parametrize(
-    ("verb", "place", "name"), [("check", preflight, "check"), ("run", compose, "open_recipe")]
+    ("verb", "place", "name"), [("check", preflight, "check"), ("run", setup, "open_recipe")]
 )
 def test_an_interrupt_where_nothing_is_saved_yet_is_silent(tmp_path, monkeypatch, asked, verb, place, name):
     """One line, the shell's code for it, and an object for programs."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import SignalError
-from potstill.fused import logits_loss
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Sampled
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cases.test_second_look import FORWARD
-from potstill import DistillationLoss, resolve
+from potstill import DistillationLoss
 from potstill.adapters import TrainerLoss
 from potstill.data.batch import collate
 from potstill.data.examples import encode
@@ -20,7 +20,8 @@ from potstill.divergences import adaptive_kl, alpha_divergence
 from potstill.errors import RecipeError, SignalError
 from potstill.objectives import stored
 from potstill.objectives.token import TokenLoss, weigh_by
-from potstill.step import each_row_once, one_row_each
+from potstill.recipe import resolve
+from potstill.train.step import each_row_once, one_row_each
 from potstill.types import Example, Head, Sampled, TopK
 from tiny import tiny_model, tiny_tokenizer
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from potstill import DistillationLoss, divergences
 from potstill.data.batch import collate
-from potstill.fused import linear_loss, logits_loss
+from potstill.objectives.fused import linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Dense, Example, Head, Hidden, Loss, Sampled, TopK
 from tiny import tiny_model
 
@@ -174,7 +174,7 @@ def test_a_path_has_its_own_idea_of_the_worked_position(path, name, options, tem
 def test_one_softened_id_carries_mass_that_the_others_lose():
     """At T = 2 stored log-probabilities are normalised again: 0.506480 for the first id, not 0.815623."""
     lp = torch.tensor([[2.0, 1.0, 0.0]]).double().log_softmax(-1)
-    from potstill.support import top_k
+    from potstill.signals.support import top_k
 
     stored = TopK(torch.arange(3).unsqueeze(0), lp, {2.0: torch.logsumexp(lp / 2, -1)})
     found = top_k(torch.zeros(1, 3).double(), stored, 2.0).teacher_lp.exp()

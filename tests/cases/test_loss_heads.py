@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from potstill import DistillationLoss
 from potstill.data.batch import collate
-from potstill.fused import linear_loss
+from potstill.objectives.fused import linear_loss
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Dense, Example, Head, Hidden
 from tiny import tiny_model
 

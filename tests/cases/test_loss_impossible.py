@@ -13,8 +13,8 @@ from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.errors import PotstillError, TrainingStopped
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.fixed import FixedTeacher
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example
 from tiny import tiny_model
 

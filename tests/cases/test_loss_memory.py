@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from potstill.divergences import forward_kl, jsd
-from potstill.fused import linear_loss, logits_loss
+from potstill.objectives.fused import linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, Head, Hidden
 

@@ -10,7 +10,7 @@ import torch
 
 from potstill import DistillationLoss, divergences
 from potstill.errors import NotFinite, SignalError
-from potstill.fused import logits_loss
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, Sampled, TopK
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from potstill import divergences
 from potstill.errors import NotFinite
-from potstill.fused import linear_loss, logits_loss
+from potstill.objectives.fused import linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, Head, Hidden, Sampled, Signal, TopK
 

@@ -38,12 +38,12 @@ if __name__ == "__main__":
     import torch
     import torch.distributed as dist
 
-    from potstill import parallel
     from potstill.data.batch import collate
     from potstill.divergences import forward_kl
     from potstill.objectives.token import Divergence, TokenLoss
-    from potstill.step import StudentModule, accumulate
     from potstill.teachers.local import LocalTeacher
+    from potstill.train import parallel
+    from potstill.train.step import StudentModule, accumulate
     from potstill.types import Example
     from tiny import tiny_model
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from potstill.fused import logits_loss
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import TokenLoss
-from potstill.recipe import parse_recipe
-from potstill.training import objective_of
+from potstill.recipe.recipe import parse_recipe
+from potstill.runs.training import objective_of
 from potstill.types import Dense
 
 STEPS = 5

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from potstill import DistillationLoss
-from potstill.anatomy import head_of
 from potstill.data.batch import collate
-from potstill.fused import linear_loss, logits_loss
+from potstill.models.anatomy import head_of
+from potstill.objectives.fused import linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Batch, Dense, Example, Head, Hidden
 from tiny import tiny_model
 
@@ -294,8 +294,8 @@ def test_hard_labels_train_a_student_on_what_it_wrote_itself():
 def test_sampling_settings_reach_the_loss():
     """A sampling temperature is no option of the loss, and a recipe's does not move its objective."""
     from potstill.errors import PotstillError
-    from potstill.recipe import parse_recipe
-    from potstill.training import objective_of
+    from potstill.recipe.recipe import parse_recipe
+    from potstill.runs.training import objective_of
 
     with pytest.raises(PotstillError, match="sampling_temperature"):
         DistillationLoss("forward_kl", sampling_temperature=0.7)

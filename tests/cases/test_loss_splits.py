@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from potstill import DistillationLoss, divergences
 from potstill.data.batch import collate
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StepResult, StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StepResult, StudentModule, accumulate
 from potstill.types import Batch, Example
 from tiny import tiny_model
 
@@ -152,7 +152,7 @@ def test_tied_weights_are_reduced_once_too_often_on_two_processes(sharding, tmp_
 
 
 def tied_gradient(sharding: str, batches: list[Batch]) -> dict[str, torch.Tensor]:
-    from potstill import parallel
+    from potstill.train import parallel
 
     student = tiny_model(seed=0, tie=True)
     module = parallel.wrap(StudentModule(student, 128), sharding, student)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from potstill import DistillationLoss, divergences
 from potstill.errors import SignalError
-from potstill.fused import logits_loss
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, Sampled, Signal, TopK
 

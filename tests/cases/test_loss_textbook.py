@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from potstill import divergences
-from potstill.fused import logits_loss
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, TopK
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from potstill import DistillationLoss, models, vocab
+from potstill import DistillationLoss
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.errors import ModelError, SignalError, VocabularyError
+from potstill.models import loading, vocabulary
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example, TopK
 from tiny import save_tiny, tiny_model
 
@@ -56,11 +57,11 @@ def test_a_vocabulary_wider_than_a_head_is_taken():
 
 def test_two_vocabularies_of_32000_pass_for_the_same():
     """Equal sizes prove nothing: the first id that means something else is named."""
-    one = vocab.Vocabulary({i: f"a{i}" for i in range(32_000)}, {"bos": 1, "eos": 2, "unk": 0})
-    other = vocab.Vocabulary({i: f"a{i}" if i < 259 else f"b{i}" for i in range(32_000)}, one.special)
+    one = vocabulary.Vocabulary({i: f"a{i}" for i in range(32_000)}, {"bos": 1, "eos": 2, "unk": 0})
+    other = vocabulary.Vocabulary({i: f"a{i}" if i < 259 else f"b{i}" for i in range(32_000)}, one.special)
     assert one.size == other.size == 32_000
     with pytest.raises(VocabularyError, match="id 259 is 'a259' for the teacher and 'b259' for the student"):
-        vocab.require_same(one, other)
+        vocabulary.require_same(one, other)
 
 
 def rows() -> list[Example]:
@@ -116,7 +117,7 @@ def test_a_head_wider_than_its_config_says_is_loaded_as_the_config_says(tmp_path
     model.lm_head = nn.Linear(32, 136, bias=False)
     model.save_pretrained(folder)
     with pytest.raises(ModelError):
-        models.load(models.find_source(str(folder)), dtype=torch.float32)
+        loading.load(loading.find_source(str(folder)), dtype=torch.float32)
 
 
 def test_ids_beyond_sixteen_bits_wrap_around():

@@ -6,11 +6,11 @@ import json
 
 from cases import places
 from e2e.cli import potstill
-from potstill import compose
+from potstill.runs import setup
 
 
 def notes(place) -> str:
-    return " ".join(compose.compose(compose.open_recipe(place / "r.yaml")).notes)
+    return " ".join(setup.compose(setup.open_recipe(place / "r.yaml")).notes)
 
 
 def test_a_length_above_the_context_is_cut_without_a_word(tmp_path):

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBe
 import tiny
 from cases import places
 from e2e.cli import potstill
-from potstill import models
+from potstill.models import loading
 
 ADDS = "{% if messages[0].role != 'system' %}{{ bos_token }}w70 w71 {% else %}{{ bos_token }}{% endif %}"
 
@@ -35,7 +35,7 @@ def test_the_token_that_ends_an_answer_is_trained_away_unseen(tmp_path):
 
 def test_a_saved_student_is_another_one_and_nobody_reloads_it(tmp_path, monkeypatch):
     """The preflight saves, loads and compares before any step: a lost weight is an exit code of 4."""
-    save = models.save
+    save = loading.save
 
     def lossy(model, tokenizer, folder):
         kept = model.lm_head.weight.detach().clone()
@@ -47,7 +47,7 @@ def test_a_saved_student_is_another_one_and_nobody_reloads_it(tmp_path, monkeypa
 
     places.write(tmp_path)
     assert potstill("check", "r.yaml", cwd=tmp_path).returncode == 0
-    monkeypatch.setattr(models, "save", lossy)
+    monkeypatch.setattr(loading, "save", lossy)
     done = potstill("check", "r.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 4
     failed = [item["name"] for item in json.loads(done.stdout)["items"] if not item["passed"]]

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from cases.jobs import Memory, events, job, student, world
 from generate.small import watched
-from potstill import checkpoint
 from potstill.errors import Interrupted
 from potstill.stages import train
+from potstill.train import checkpoint
 from potstill.types import Example
 from tiny import tiny_model
 

@@ -12,19 +12,22 @@ from peft import LoraConfig, get_peft_model
 from cases import places
 from e2e.cli import potstill
 from invariance.steps import ragged_rows
-from potstill import DistillationLoss, checkpoint, feed, resolve
+from potstill import DistillationLoss
 from potstill.adapters import TrainerLoss
-from potstill.anatomy import head_form
 from potstill.data.batch import collate
 from potstill.errors import ModelError, NotFinite, RecipeError, RecipeErrors, SignalError
+from potstill.models.anatomy import head_form
 from potstill.objectives import stored
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.recipe_stages import Distill
+from potstill.recipe import resolve
+from potstill.recipe.stages import Distill
+from potstill.runs import examples
+from potstill.runs.training import objective_of
 from potstill.stages.generate import Written
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
-from potstill.trainer import Settings, make_optimizer
-from potstill.training import objective_of
+from potstill.train import checkpoint
+from potstill.train.loop import Settings, make_optimizer
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example, Head, TopK
 from tiny import save_tiny, tiny_model
 
@@ -173,7 +176,7 @@ def test_dropout_of_an_adapter_hides_the_form_of_the_head():
 
 
 def test_an_unknown_part_of_a_package_is_a_traceback():
-    from potstill.sources import find_source
+    from potstill.models.source import find_source
 
     for name in ("package:no_such.sub/x.gguf", "package:.x/y.gguf"):
         with pytest.raises(ModelError, match="not installed"):
@@ -192,10 +195,10 @@ def test_a_conversation_is_asked_in_part_of_the_teacher(tmp_path):
     places.write(tmp_path, rows, student="{model: other}", stages=stages)
     file = tmp_path / "teacher/chat_template.jinja"
     file.write_text(file.read_text().replace("{{ bos_token }}", "{{ bos_token }}w70 "))
-    parts = places.compose.compose(places.compose.open_recipe(tmp_path / "r.yaml"))
+    parts = places.setup.compose(places.setup.open_recipe(tmp_path / "r.yaml"))
     held = parts.data.heldout[0]
     pipeline = places.after_generate(tmp_path, [Written(held.id, 0, (20, 2), "w20", "stop")])
-    (question,) = feed.questions(parts, pipeline.examples("heldout"), 5, generated=True)
+    (question,) = examples.questions(parts, pipeline.examples("heldout"), 5, generated=True)
     assert question.teacher_prompt_ids == tuple(parts.teacher_templater.prompt_ids(held.prompt))
     assert len(question.teacher_prompt_ids) == len(question.prompt_ids) + 1
 

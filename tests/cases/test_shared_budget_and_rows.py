@@ -12,13 +12,14 @@ import pytest
 
 from cases import places
 from e2e.cli import potstill
-from potstill import artifacts, compose, feed
 from potstill.check import reading
 from potstill.data.rows import Row
 from potstill.evaluate.text import Answer, Words, rouge_l
-from potstill.presets import twin_of
-from potstill.rundir import RunDir
+from potstill.recipe.defaults import twin_of
+from potstill.runs import examples, setup
 from potstill.stages import common
+from potstill.store import artifacts
+from potstill.store.folder import RunDir
 from potstill.types import Example
 
 THREE = "[{distill: {steps: 3, learning_rate: 0.01}}, {finetune: {steps: 2}}, {control: {}}, {evaluate: {}}]"
@@ -115,7 +116,7 @@ def test_the_control_has_another_budget_than_its_twin(three):
 
 
 def test_check_names_another_budget_for_the_control_than_the_run(three):
-    parts = compose.compose(compose.open_recipe(three / "r.yaml"))
+    parts = setup.compose(setup.open_recipe(three / "r.yaml"))
     told = {d.path: d.value for d in reading.read(parts)[0].defaults}
     assert told["stages.control"] == "as distill"
 
@@ -131,7 +132,7 @@ def test_a_control_keeps_what_it_says_itself(tmp_path):
 def test_a_control_of_its_own_length_looks_as_often_as_its_twin(tmp_path):
     stages = "[{distill: {steps: 12, schedule: linear}}, {control: {steps: 120}}]"
     places.write(tmp_path, places.answered(60), stages=stages)
-    opened = compose.open_recipe(tmp_path / "r.yaml")
+    opened = setup.open_recipe(tmp_path / "r.yaml")
     distill, control = opened.recipe.stages
     twin = distill.model_copy(update={"validate_every": 2, "checkpoint_every": 1, "learning_rate": 5e-6})
     alike, _ = twin_of(control, opened.recipe.stages, {"distill": twin})
@@ -142,7 +143,7 @@ def test_a_control_of_its_own_length_looks_as_often_as_its_twin(tmp_path):
 def test_a_control_is_called_the_twin_of_a_stage_on_other_rows(tmp_path):
     stages = "[{finetune: {data: rows.jsonl, steps: 2}}, {control: {}}]"
     places.write(tmp_path, places.answered(60), stages=stages)
-    stages = compose.open_recipe(tmp_path / "r.yaml").recipe.stages
+    stages = setup.open_recipe(tmp_path / "r.yaml").recipe.stages
     assert stages[1].of(stages) == ""
 
 
@@ -187,7 +188,7 @@ def test_a_prompt_whose_first_row_was_dropped_is_asked_as_that_row():
         for name, text in (("a", "W5 w6"), ("b", "w5  w6"), ("c", "w5 w6"))
     ]
     kept = [Example(name, (1, 5), (False, True)) for name in ("b", "c")]
-    assert [e.row_id for e in feed.by_prompt(kept, rows)] == ["b", "b"]
+    assert [e.row_id for e in examples.by_prompt(kept, rows)] == ["b", "b"]
 
 
 def test_finetune_rows_too_few_to_choose_by_end_the_run(tmp_path):
@@ -196,7 +197,7 @@ def test_finetune_rows_too_few_to_choose_by_end_the_run(tmp_path):
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task))
     stages = "[{distill: {steps: 1}}, {finetune: {data: task.jsonl, steps: 1}}]"
     places.write(tmp_path, places.answered(60), data="{train: rows.jsonl, max_length: 40}", stages=stages)
-    chosen = compose.compose(compose.open_recipe(tmp_path / "r.yaml")).data.finetune["finetune"][1]
+    chosen = setup.compose(setup.open_recipe(tmp_path / "r.yaml")).data.finetune["finetune"][1]
     for row in task:
         if any(row["prompt"] == one.prompt_text for one in chosen):
             row["response"] = " ".join(["w100"] * 60)
@@ -209,7 +210,7 @@ def test_finetune_data_trains_on_what_is_held_out(tmp_path):
     rows = places.answered(60)
     stages = "[{distill: {steps: 1}}, {finetune: {data: rows.jsonl, epochs: 1}}, {evaluate: {}}]"
     places.write(tmp_path, rows, stages=stages)
-    parts = compose.compose(compose.open_recipe(tmp_path / "r.yaml"))
+    parts = setup.compose(setup.open_recipe(tmp_path / "r.yaml"))
     held = {row.prompt_text for row in parts.data.heldout}
     train, chosen = parts.data.finetune["finetune"]
     assert held

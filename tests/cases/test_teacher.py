@@ -47,7 +47,7 @@ def test_the_preflight_passes_a_teacher_that_knows_nothing(blank):
 
 
 def first_rows(place, count=4):
-    parts = places.compose.compose(places.compose.open_recipe(place / "r.yaml"))
+    parts = places.setup.compose(places.setup.open_recipe(place / "r.yaml"))
     return [row.id for row in parts.data.train[:count]]
 
 

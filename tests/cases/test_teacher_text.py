@@ -9,8 +9,8 @@ import pytest
 
 from cases import places
 from e2e.cli import potstill
-from potstill import pipeline
 from potstill.generate import local
+from potstill.runs import pipeline
 from potstill.stages import evaluate, train
 
 
@@ -120,7 +120,7 @@ def test_a_held_out_prompt_is_asked_in_other_words_than_it_was_trained(tmp_path,
     places.write(tmp_path, stages=f"[{generate}{{distill: {{steps: 1}}}}, {{evaluate: {{samples: 4}}}}]")
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     (job,) = jobs
-    templater = pipeline.compose.compose(pipeline.compose.open_recipe(tmp_path / "r.yaml")).student_templater
+    templater = pipeline.setup.compose(pipeline.setup.open_recipe(tmp_path / "r.yaml")).student_templater
     rows = {row["id"]: row["prompt"] for row in places.answered()}
     assert len(job.questions) == 4
     for question in job.questions:

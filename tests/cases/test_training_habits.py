@@ -10,12 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cases.jobs import FORWARD, STUDENT, TEACHER, Memory, answers, events, job, saying, student, world
-from potstill import checkpoint, models
 from potstill.data.batch import collate
 from potstill.errors import Interrupted
+from potstill.models import loading
 from potstill.objectives.token import TokenLoss
 from potstill.stages import train
-from potstill.step import each_row_once
+from potstill.train import checkpoint
+from potstill.train.step import each_row_once
 from potstill.types import Example
 from tiny import tiny_model, tiny_tokenizer
 
@@ -79,14 +80,14 @@ def test_training_settings_end_up_in_the_saved_config(tmp_path, use_cache):
 def test_the_exported_student_is_not_the_one_that_was_trained(tmp_path, monkeypatch, tie):
     """Its logits, its keys, its size and its tokenizer: nothing of teacher or wrapper is left in the folder."""
     seen = []
-    save = models.save
+    save = loading.save
 
     def spy(model, tokenizer, folder):
         seen.append(model)
         save(model, tokenizer, folder)
 
     start = student(tmp_path / "s", tiny_model(tie=tie))
-    monkeypatch.setattr(models, "save", spy)
+    monkeypatch.setattr(loading, "save", spy)
     many = job(start, Memory(tiny_model(seed=1, layers=4)), words(), learning_rate=1e-2, steps=3)
     folder = train.run(world(tmp_path), many).path / "student"
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -140,8 +141,8 @@ def test_new_rows_of_a_head_change_the_old_ones_on_load(tmp_path):
     model = tiny_model(tie=False)
     before = model.lm_head.weight.detach().clone()
     model.resize_token_embeddings(136, mean_resizing=False)
-    models.save(model, tiny_tokenizer(), tmp_path / "m")
-    loaded = models.load(models.find_source(str(tmp_path / "m")), dtype=torch.float32).model
+    loading.save(model, tiny_tokenizer(), tmp_path / "m")
+    loaded = loading.load(loading.find_source(str(tmp_path / "m")), dtype=torch.float32).model
     assert loaded.lm_head.weight.shape[0] == loaded.config.vocab_size == 136
     assert torch.equal(loaded.lm_head.weight[:128], before)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)

@@ -29,7 +29,7 @@ def place(tmp_path):
 
 def test_the_teachers_ids_are_read_as_the_students(place):
     """`w20 w21` by the teacher is [20, 21]; the student is trained on the same words, its own [21, 20]."""
-    row = places.compose.compose(places.compose.open_recipe(place / "r.yaml")).data.train[0]
+    row = places.setup.compose(places.setup.open_recipe(place / "r.yaml")).data.train[0]
     pipeline = places.after_generate(place, [Written(row.id, 0, (20, 21, 2), "w20 w21", "stop")])
     (example,) = pipeline.examples("train")
     assert [i for i, s in zip(example.input_ids, example.scored, strict=True) if s] == [21, 20, 2]
@@ -37,7 +37,7 @@ def test_the_teachers_ids_are_read_as_the_students(place):
 
 def test_a_cut_off_answer_of_another_tokenizer_gets_an_end_token(place):
     """What the teacher did not end, no end token is learnt for, in whatever ids it is told."""
-    row = places.compose.compose(places.compose.open_recipe(place / "r.yaml")).data.train[0]
+    row = places.setup.compose(places.setup.open_recipe(place / "r.yaml")).data.train[0]
     pipeline = places.after_generate(place, [Written(row.id, 0, (20, 21), "w20 w21", "length")])
     (example,) = pipeline.examples("train")
     assert [i for i, s in zip(example.input_ids, example.scored, strict=True) if s] == [21, 20]

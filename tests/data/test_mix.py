@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.data.mix import padded, plan_steps, shard
+from potstill.data.plan import padded, plan_steps, shard
 
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=80)
 

@@ -11,13 +11,13 @@ import torch
 
 from cases import places
 from e2e.cli import potstill
-from potstill import feed
 from potstill.data.batch import collate
 from potstill.data.rows import Row
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate, each_row_once
+from potstill.runs.examples import weighed
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StudentModule, accumulate, each_row_once
 from potstill.types import Example
 from tiny import tiny_model
 
@@ -75,7 +75,7 @@ def test_a_second_answer_is_not_taken_for_a_row_of_that_name():
     rows = [Row("a", (), extra={"importance": 3}), Row("a#1", (), extra={"importance": 5})]
     parts = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(weight="importance")))
     examples = [row("a", 10, 4), replace(row("a#1", 10, 4), part_of="a"), row("a#1", 40, 7)]
-    assert [e.weight for e in feed.weighed(parts, examples, rows, "train")] == [3, 3, 5]
+    assert [e.weight for e in weighed(parts, examples, rows, "train")] == [3, 3, 5]
 
 
 @pytest.mark.parametrize("value", [-1, "much", None, True])

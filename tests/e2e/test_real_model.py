@@ -36,7 +36,7 @@ def test_the_quickstart_distils_the_embedded_model(tmp_path):
 
 
 def test_every_example_recipe_is_read():
-    from potstill.recipe import read_recipe
+    from potstill.recipe.recipe import read_recipe
 
     found = sorted((ROOT / "examples").glob("*.yaml"))
     assert found

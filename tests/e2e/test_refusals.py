@@ -201,7 +201,7 @@ def test_status_says_where_a_run_stands(place):
 
 
 def test_init_writes_a_recipe_that_is_read_and_never_overwrites(place):
-    from potstill.recipe import read_recipe
+    from potstill.recipe.recipe import read_recipe
 
     assert potstill("init", "mine.yaml", "--train", "rows.jsonl", cwd=place).returncode == 0
     assert read_recipe(place / "mine.yaml").stages[0].verb == "generate"

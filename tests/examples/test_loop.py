@@ -15,10 +15,10 @@ from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule
 from potstill.strategies.offline import Offline
 from potstill.teachers.local import LocalTeacher
-from potstill.trainer import Hooks, Settings, train
+from potstill.train.loop import Hooks, Settings, train
+from potstill.train.step import StudentModule
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 LOOP = Path(__file__).parents[2] / "examples" / "loop.py"

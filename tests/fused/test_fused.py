@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import SignalError
-from potstill.fused import chunk_rows, linear_loss, logits_loss
+from potstill.objectives.fused import chunk_rows, linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, Head, Hidden, Sampled, Text, TopK
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill import DistillationLoss, divergences, resolve, streaming
+from potstill import DistillationLoss, divergences
 from potstill.errors import SignalError
-from potstill.fused import linear_loss
+from potstill.objectives import streaming
+from potstill.objectives.fused import linear_loss
 from potstill.objectives.token import Divergence, TokenLoss
+from potstill.recipe import resolve
 from potstill.types import Dense, Head, Hidden
 
 N, H, V, PAD = 23, 16, 301, 11

@@ -14,8 +14,8 @@ import tiny
 from e2e.cli import potstill
 from potstill.data.rows import read_rows
 from potstill.errors import PotstillError
-from potstill.recipe import Recipe, parse_recipe, read_recipe
-from potstill.recipe_overrides import apply
+from potstill.recipe.overrides import apply
+from potstill.recipe.recipe import Recipe, parse_recipe, read_recipe
 
 CALM = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 GOOD = {

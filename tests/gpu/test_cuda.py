@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from invariance.steps import ragged_rows
-from potstill import divergences, resolve
+from potstill import divergences
 from potstill.data.batch import collate
-from potstill.fused import DEFAULT_CHUNK_BYTES, linear_loss
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, linear_loss
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
+from potstill.recipe import resolve
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Head, Hidden
 from tiny import tiny_model
 

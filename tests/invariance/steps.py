@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from potstill import parallel
 from potstill.data.batch import collate
-from potstill.data.mix import plan_steps, shard
+from potstill.data.plan import plan_steps, shard
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from potstill.train import parallel
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example
 from tiny import tiny_model
 

@@ -7,14 +7,14 @@ import torch
 
 from invariance.steps import ragged_rows
 from invariance.test_step import same
-from potstill import packing
 from potstill.data.batch import collate
-from potstill.data.mix import plan_steps
+from potstill.data.plan import plan_steps
 from potstill.divergences import forward_kl
 from potstill.errors import ModelError
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate, each_row_once
 from potstill.teachers.local import LocalTeacher
+from potstill.train import packing
+from potstill.train.step import StudentModule, accumulate, each_row_once
 from potstill.types import Example
 from tiny import tiny_model
 

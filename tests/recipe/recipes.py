@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from potstill.errors import RecipeErrors
-from potstill.recipe import Recipe, parse_recipe
+from potstill.recipe.recipe import Recipe, parse_recipe
 
 
 def raw(*stages: Any, **top: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from potstill import signatures
+from potstill.recipe import plugins
 from recipe.recipes import problems, read
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -19,7 +19,7 @@ def _two_strategies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "offline.py").write_text("def build(): ...\n")
     (folder / "on_policy.py").write_text("def build(*, on_policy_fraction: float = 1.0): ...\n")
-    monkeypatch.setattr(signatures, "PACKAGE", tmp_path)
+    monkeypatch.setattr(plugins, "PACKAGE", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import presets
 from potstill.errors import RecipeErrors
-from potstill.recipe import Recipe, parse_recipe, read_recipe
-from potstill.recipe_overrides import apply
-from potstill.recipe_stages import Distill
-from potstill.recipe_yaml import load_value, to_yaml
+from potstill.recipe import defaults
+from potstill.recipe.overrides import apply
+from potstill.recipe.recipe import Recipe, parse_recipe, read_recipe
+from potstill.recipe.stages import Distill
+from potstill.recipe.yaml import load_value, to_yaml
 from recipe.recipes import raw
 
 TOP = tuple(Recipe.model_fields)
@@ -64,7 +64,7 @@ def test_stages_that_are_only_implied_can_be_overridden(tmp_path: Path, method: 
     file = tmp_path / "r.yaml"
     file.write_text(to_yaml(raw() | ({"method": method} if method else {})))
     recipe = read_recipe(file, ["distill.steps=5"])
-    expected = presets.expand(read_recipe(file))
+    expected = defaults.expand(read_recipe(file))
     assert [stage.verb for stage in recipe.stages] == [stage.verb for stage in expected.stages]
     assert isinstance(recipe.stages[1], Distill)
     assert recipe.stages[1].steps == 5

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import presets
-from potstill.presets import Default, Facts, resolve_auto
-from potstill.recipe import dump_yaml, parse_recipe
-from potstill.recipe_specs import Strategy
-from potstill.recipe_stages import STAGES, Distill, Evaluate, Finetune, Generate, StageSpec
-from potstill.recipe_yaml import load_yaml
+from potstill.recipe.defaults import METHODS, Default, Facts, expand, resolve_auto
+from potstill.recipe.recipe import dump_yaml, parse_recipe
+from potstill.recipe.specs import Strategy
+from potstill.recipe.stages import STAGES, Distill, Evaluate, Finetune, Generate, StageSpec
+from potstill.recipe.yaml import load_yaml
 from recipe.recipes import read
 
 GPU = Facts(device="cuda", bf16=True, fp16=True)
@@ -27,29 +26,29 @@ def resolved(facts: Facts, verb: str = "distill", **options: Any) -> dict[str, D
 
 
 def test_methods_expand_to_their_stages_and_name_their_source() -> None:
-    verbs = {name: [stage.verb for stage in method.stages] for name, method in presets.METHODS.items()}
+    verbs = {name: [stage.verb for stage in method.stages] for name, method in METHODS.items()}
     assert verbs == {
         "kd": ["generate", "distill", "evaluate"],
         "seqkd": ["generate", "finetune", "evaluate"],
         "sft": ["finetune", "evaluate"],
     }
-    assert "1503.02531" in presets.METHODS["kd"].source
-    assert "1606.07947" in presets.METHODS["seqkd"].source
-    kd = presets.METHODS["kd"].stages[1]
+    assert "1503.02531" in METHODS["kd"].source
+    assert "1606.07947" in METHODS["seqkd"].source
+    kd = METHODS["kd"].stages[1]
     assert isinstance(kd, Distill)
     assert kd.divergence.name == "forward_kl"
 
 
-@pytest.mark.parametrize("method", presets.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_an_expanded_recipe_is_a_valid_recipe_without_a_method(method: str) -> None:
-    recipe = presets.expand(read(method=method))
+    recipe = expand(read(method=method))
     assert recipe.method is None
     assert parse_recipe(load_yaml(dump_yaml(recipe), "r.yaml")) == recipe
 
 
 def test_stages_that_are_written_stay() -> None:
     recipe = read("distill")
-    assert presets.expand(recipe) is recipe
+    assert expand(recipe) is recipe
 
 
 @given(

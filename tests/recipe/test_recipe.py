@@ -12,12 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from potstill import presets
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe import Recipe, dump_yaml, json_schema, notes, parse_recipe, read_recipe, resolve_path
-from potstill.recipe_specs import Schedule, value_at
-from potstill.recipe_stages import STAGES, Distill
-from potstill.recipe_yaml import load_yaml
+from potstill.recipe import defaults
+from potstill.recipe.recipe import (
+    Recipe,
+    dump_yaml,
+    json_schema,
+    notes,
+    parse_recipe,
+    read_recipe,
+    resolve_path,
+)
+from potstill.recipe.specs import Schedule, value_at
+from potstill.recipe.stages import STAGES, Distill
+from potstill.recipe.yaml import load_yaml
 from recipe.recipes import raw, read
 
 FIVE_LINES = "teacher: {model: org/t}\nstudent:\n  from_teacher: {keep_layers: 20}\ndata:\n  train: p.jsonl\n"
@@ -25,8 +33,8 @@ FIVE_LINES = "teacher: {model: org/t}\nstudent:\n  from_teacher: {keep_layers: 2
 
 def test_reading_recipes_imports_no_torch() -> None:
     code = (
-        "import sys, potstill.recipe, potstill.presets, potstill.resolve, potstill.signatures\n"
-        "potstill.recipe.json_schema()\n"
+        "import sys, potstill.recipe.recipe, potstill.recipe.defaults, potstill.recipe.resolve, potstill.recipe.plugins\n"
+        "potstill.recipe.recipe.json_schema()\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -40,7 +48,7 @@ def test_the_five_line_recipe_generates_distills_and_evaluates(tmp_path: Path) -
     assert recipe.name == "my-first-recipe"
     assert recipe.version == 1
     assert recipe.stages == ()
-    assert [stage.verb for stage in presets.expand(recipe).stages] == ["generate", "distill", "evaluate"]
+    assert [stage.verb for stage in defaults.expand(recipe).stages] == ["generate", "distill", "evaluate"]
 
 
 def test_one_file_and_a_list_of_one_are_the_same_data() -> None:
@@ -125,7 +133,7 @@ def test_the_hash_changes_with_content_and_the_seedless_one_not_with_the_seed() 
     [
         read(),
         parse_recipe(CONTENT),
-        presets.expand(read(method="seqkd")),
+        defaults.expand(read(method="seqkd")),
         read(name="1e5", runs="no", student={"from_teacher": {"by": [0, 2, 5]}}),
         read(
             {"finetune": {"data": ["a.jsonl"], "max_grad_norm": None}},
@@ -191,7 +199,7 @@ def test_the_schema_knows_every_stage_key_and_plugin() -> None:
 
 def test_every_method_of_the_recipe_has_a_preset() -> None:
     (methods, _) = get_args(Recipe.model_fields["method"].annotation)
-    assert set(get_args(methods)) == set(presets.METHODS)
+    assert set(get_args(methods)) == set(defaults.METHODS)
 
 
 def test_all_problems_are_listed_at_once() -> None:

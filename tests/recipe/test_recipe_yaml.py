@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe_yaml import load_value, load_yaml, to_yaml
+from potstill.recipe.yaml import load_value, load_yaml, to_yaml
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=12)
 LEAVES = st.one_of(

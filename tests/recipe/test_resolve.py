@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from potstill import resolve
 from potstill.errors import RecipeError, RecipeErrors
+from potstill.recipe import resolve
 
 SOURCE = '''
 def loss(student_lp, teacher_lp, *, beta: float = 0.5, rows: "int | None" = None):

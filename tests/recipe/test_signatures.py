@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill import signatures
+from potstill.recipe import plugins
 
 SOURCE = '''"""Jensen-Shannon divergence, weighted."""
 
@@ -36,12 +36,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def told(root: Path, name: str, **options: object) -> dict[str, str]:
-    found = signatures.check_options("divergences", name, options, "d", root)
+    found = plugins.check_options("divergences", name, options, "d", root)
     return {problem.path: f"{problem.message} {problem.fix}".strip() for problem in found}
 
 
 def test_a_file_is_a_plugin_by_its_public_function_and_is_never_imported(root: Path) -> None:
-    found = signatures.plugins("divergences", root)
+    found = plugins.plugins("divergences", root)
     assert list(found) == ["jsd", "plain"]
     assert found["jsd"].purpose == "Jensen-Shannon divergence, weighted."
     assert [(o.name, o.required, o.default) for o in found["jsd"].options] == [
@@ -56,7 +56,7 @@ def test_a_file_is_a_plugin_by_its_public_function_and_is_never_imported(root: P
 
 
 def test_a_family_without_a_folder_has_no_plugins(tmp_path: Path) -> None:
-    assert signatures.plugins("divergences", tmp_path) == {}
+    assert plugins.plugins("divergences", tmp_path) == {}
 
 
 def test_options_that_fit_are_silent(root: Path) -> None:
@@ -91,12 +91,12 @@ def test_an_unknown_name_comes_with_the_nearest_and_all_known(root: Path) -> Non
 def test_a_plugin_from_outside_is_left_to_its_loading(root: Path) -> None:
     assert told(root, "my.package:loss", anything=1) == {}
     for name in ("my.package:", ":loss", "my package:loss", "a:b:c"):
-        assert not signatures.is_outside(name)
+        assert not plugins.is_outside(name)
         assert told(root, name)
 
 
 def test_the_schema_carries_options_defaults_and_what_is_required(root: Path) -> None:
-    names, outside, mapping = signatures.schema("divergences", root)["anyOf"]
+    names, outside, mapping = plugins.schema("divergences", root)["anyOf"]
     assert names == {"enum": ["jsd", "plain"]}
     assert "pattern" in outside
     jsd = mapping["properties"]["jsd"]
@@ -111,7 +111,7 @@ def test_the_schema_carries_options_defaults_and_what_is_required(root: Path) ->
 
 @pytest.mark.parametrize("family", ["divergences", "strategies"])
 def test_every_option_of_our_own_plugins_has_an_annotation(family: str) -> None:
-    for signature in signatures.plugins(family).values():
+    for signature in plugins.plugins(family).values():
         assert signature.purpose, signature.name
         for option in signature.options:
             assert option.annotation, f"{signature.name}.{option.name}"

@@ -8,15 +8,15 @@ import math
 import pytest
 import torch
 
-from potstill import checkpoint
 from potstill.divergences import forward_kl
 from potstill.errors import ModelError, TrainingStopped
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.step import StudentModule
 from potstill.strategies.offline import Offline
 from potstill.teachers.fixed import FixedTeacher
 from potstill.teachers.local import LocalTeacher
-from potstill.trainer import Hooks, Progress, Settings, learning_rate_at, make_optimizer, train
+from potstill.train import checkpoint
+from potstill.train.loop import Hooks, Progress, Settings, learning_rate_at, make_optimizer, train
+from potstill.train.step import StudentModule
 from potstill.types import Example
 from tiny import tiny_model
 
@@ -131,7 +131,7 @@ def test_a_self_teacher_logs_zero_on_every_step_and_epoch():
 def test_a_different_teacher_gives_every_block_a_gradient():
     module = StudentModule(tiny_model(seed=0), 128)
     from potstill.data.batch import collate
-    from potstill.step import accumulate
+    from potstill.train.step import accumulate
 
     accumulate(module, teacher(), [collate(rows(4), pad_id=0)], LOSS)
     norms = [sum(float(p.grad.norm()) for p in layer.parameters()) for layer in module.student.model.layers]
@@ -283,7 +283,7 @@ def test_training_is_the_same_on_the_same_seed_and_differs_on_another():
 
 def test_activation_checkpointing_changes_no_gradient():
     from potstill.data.batch import collate
-    from potstill.step import accumulate
+    from potstill.train.step import accumulate
 
     grads = []
     for on in (False, True):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from potstill import compose
 from potstill.check import reading
 from potstill.check.report import CheckReport
 from potstill.console import Console
+from potstill.runs import setup
 
 __all__ = ["CheckReport", "check"]
 
@@ -28,7 +28,7 @@ def check(
     """
     console = console or Console()
     console.say("reading recipe, tokenizers, configs and rows")
-    parts = compose.compose(compose.open_recipe(recipe, overrides))
+    parts = setup.compose(setup.open_recipe(recipe, overrides))
     found, rows = reading.read(parts)
     if not proofs:
         return found

@@ -8,8 +8,8 @@ import psutil
 import torch
 
 from potstill.check.report import Item
-from potstill.compose import Parts
 from potstill.data.examples import length_for
+from potstill.runs.setup import Parts
 from potstill.types import Example
 
 

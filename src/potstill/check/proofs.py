@@ -11,21 +11,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from potstill import anatomy, feed, models, resolve
 from potstill.check import audit
 from potstill.check.report import Item
-from potstill.compose import Parts
 from potstill.console import Console
 from potstill.data.batch import collate
 from potstill.errors import PotstillError
 from potstill.evaluate.teacher import known
-from potstill.fused import logits_loss
+from potstill.models import anatomy, loading
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.recipe_stages import Training
-from potstill.step import StudentModule, accumulate
+from potstill.recipe import resolve
+from potstill.recipe.stages import Training
+from potstill.runs import examples
+from potstill.runs.setup import Parts
+from potstill.runs.training import objective_of
 from potstill.students import depth
 from potstill.teachers.local import LocalTeacher
-from potstill.training import objective_of
+from potstill.train.step import StudentModule, accumulate
 from potstill.types import Dense, Example, Text
 
 ROWS = 4
@@ -66,7 +68,7 @@ def _as_student(parts: Parts) -> list[Example]:
     found: list[Example] = []
     for row in parts.data.train[:ROWS]:
         if row.text is None:
-            ids = feed.prompt_ids(parts.student_templater, row)
+            ids = examples.prompt_ids(parts.student_templater, row)
             found.append(Example(row.id, tuple(ids), (False,) * len(ids)))
         else:
             found += parts.student_templater.encode_row(row)
@@ -142,7 +144,7 @@ def _teachers_loss(parts: Parts, teacher: torch.nn.Module, rows: Sequence[Exampl
 
 def _student(parts: Parts, teacher: torch.nn.Module) -> torch.nn.Module:
     if parts.student is not None:
-        return models.load(parts.student.source, dtype=torch.float32, device=parts.device).model
+        return loading.load(parts.student.source, dtype=torch.float32, device=parts.device).model
     cut = parts.recipe.student.from_teacher
     assert cut is not None
     listed = (
@@ -179,8 +181,8 @@ def _save_and_load(parts: Parts, student: torch.nn.Module, rows: Sequence[Exampl
     """What is shipped computes what was trained."""
     batch = collate(rows[:1], pad_id=parts.pad_id).to(parts.device)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        models.save(student, parts.tokenizer, Path(folder))
-        again = models.load(models.find_source(folder), dtype=torch.float32, device=parts.device).model
+        loading.save(student, parts.tokenizer, Path(folder))
+        again = loading.load(loading.find_source(folder), dtype=torch.float32, device=parts.device).model
         a = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         b = again(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         worst = float((a - b).abs().max())

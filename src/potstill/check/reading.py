@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from potstill import anatomy, compose, feed, models
 from potstill.check import audit
 from potstill.check.report import CheckReport, Item, Rendered
-from potstill.compose import Parts
 from potstill.data import split
 from potstill.data.examples import Encoded, encode
 from potstill.data.rows import Row
 from potstill.errors import DataError
-from potstill.presets import METHODS, Default, resolve_auto, twin_of
-from potstill.recipe import notes
-from potstill.recipe_stages import Control, Generate, Training
+from potstill.models import anatomy, loading
+from potstill.recipe.defaults import METHODS, Default, resolve_auto, twin_of
+from potstill.recipe.recipe import notes
+from potstill.recipe.stages import Control, Generate, Training
+from potstill.runs import setup
+from potstill.runs.examples import prompt_ids, prompts
+from potstill.runs.setup import Parts
 from potstill.types import Example
 
 SHOWN = 3
@@ -90,11 +92,11 @@ def _encoded(parts: Parts, rows: Sequence[Row]) -> Encoded:
 
 def _asked(parts: Parts, new_tokens: int) -> list[Example]:
     """The training prompts as ids, too long ones among them; nothing in them is scored."""
-    feed.prompts(parts, parts.data.everything, new_tokens, 1)
+    prompts(parts, parts.data.everything, new_tokens, 1)
     found = []
     for row in parts.data.train:
         try:
-            ids = feed.prompt_ids(parts.teacher_templater, row)
+            ids = prompt_ids(parts.teacher_templater, row)
         except DataError:
             if parts.recipe.data.on_bad_row == "error":
                 raise
@@ -110,7 +112,7 @@ def _measured(parts: Parts, new_tokens: int) -> list[Item]:
     rows = parts.data.heldout
     try:
         if new_tokens:
-            count = len(feed.prompts(parts, rows, new_tokens, 1)[0])
+            count = len(prompts(parts, rows, new_tokens, 1)[0])
         else:
             count = len(_encoded(parts, rows).examples)
     except DataError as error:
@@ -128,7 +130,7 @@ def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Defa
         if isinstance(stage, Control):
             stage, shared = twin_of(stage, parts.recipe.stages, settled)
             found += shared
-        facts = compose.facts(
+        facts = setup.facts(
             parts,
             tokens or None,
             parameters,
@@ -142,13 +144,13 @@ def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Defa
     return tuple(found)
 
 
-def _parameters(source: models.Source) -> int:
+def _parameters(source: loading.Source) -> int:
     """How many parameters a model has, without reading its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = models.load_config(source)
-    with models.quiet(), torch.device("meta"):
+    config = loading.load_config(source)
+    with loading.quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
     return anatomy.parameter_count(model)
 

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from potstill.presets import Default
+from potstill.recipe.defaults import Default
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill import anatomy, support
 from potstill.data.batch import collate
 from potstill.evaluate import stats
-from potstill.fused import DEFAULT_CHUNK_BYTES, chunk_rows
+from potstill.models import anatomy
+from potstill.models.projection import Projection, wide
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, chunk_rows
 from potstill.objectives.target import module_logits
-from potstill.projection import Projection, wide
+from potstill.signals import support
 from potstill.types import Batch, Example, Head, Metric
 
 Divergence = Callable[[Tensor, Tensor], Tensor]

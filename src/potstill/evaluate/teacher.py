@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from potstill.fused import linear_loss
+from potstill.objectives.fused import linear_loss
 from potstill.objectives.token import TokenLoss
 from potstill.types import Batch, Hidden
 

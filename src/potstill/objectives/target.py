@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill import support
 from potstill.errors import SignalError
+from potstill.models.projection import Projection
 from potstill.objectives import stored
 from potstill.objectives.divergence import Divergence
-from potstill.projection import Projection
+from potstill.signals import support
 from potstill.types import Dense, Head, Hidden, Sampled, Signal, Text, TopK
 
 Against = Callable[[Tensor, slice], support.Support]

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill import support
 from potstill.errors import NotFinite, SignalError, TrainingStopped
-from potstill.fused import Rows, Rowwise
 from potstill.objectives import stored
 from potstill.objectives.divergence import Divergence
+from potstill.objectives.fused import Rows, Rowwise
 from potstill.objectives.target import kind_of, target_of
 from potstill.objectives.weighing import Named, Weigh, weigh_by
+from potstill.signals import support
 from potstill.types import Signal
 
 __all__ = ["Divergence", "TokenLoss", "Weigh", "require_finite", "require_possible", "weigh_by"]

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill import artifacts
-from potstill.artifacts import Artifact
 from potstill.data import split
 from potstill.report import model as page_model
 from potstill.report import page
@@ -29,7 +27,9 @@ from potstill.report.model import (
 from potstill.report.numbers import read
 from potstill.report.summary import Outcome as Outcome
 from potstill.report.summary import evaluation_of, summarise
-from potstill.rundir import RECIPE, RunDir
+from potstill.store import artifacts
+from potstill.store.artifacts import Artifact
+from potstill.store.folder import RECIPE, RunDir
 
 _BEHAVIOUR = ("stop_rate", "length_ratio", "repetition", "unfinished_reasoning")
 ROLES: tuple[Role, ...] = ("teacher", "before", "after", "control")

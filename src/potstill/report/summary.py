@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from potstill.artifacts import Artifact
-from potstill.presets import Default
+from potstill.recipe.defaults import Default
+from potstill.store.artifacts import Artifact
 
 PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 

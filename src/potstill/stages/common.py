@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from potstill import models
-from potstill.artifacts import Artifact, Store, key_of, write_text
 from potstill.console import Console, clock
 from potstill.errors import ArtifactError, Interrupted
+from potstill.models import loading
+from potstill.store.artifacts import Artifact, Store, key_of, write_text
 
 VERSIONS = {"generate": 1, "student": 1, "train": 1, "evaluate": 1}
 """Raised when a stage's output changes its meaning, so that old artifacts are not taken for new ones."""
@@ -50,12 +50,12 @@ class World:
 class ModelRef:
     """A model that a stage may load: where it is and what it is."""
 
-    source: models.Source
+    source: loading.Source
     fingerprint: str
     dtype: torch.dtype
 
-    def load(self, device: torch.device) -> models.Loaded:
-        return models.load(self.source, dtype=self.dtype, device=device)
+    def load(self, device: torch.device) -> loading.Loaded:
+        return loading.load(self.source, dtype=self.dtype, device=device)
 
 
 def produce(

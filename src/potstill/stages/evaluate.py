@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from potstill import models
-from potstill.artifacts import Artifact, write_json
 from potstill.evaluate import likelihood, stats, text
 from potstill.generate import local
 from potstill.generate.sampling import Sampling
+from potstill.models import loading
 from potstill.stages.common import ModelRef, World, produce, write_lines
 from potstill.stages.student import facts_of
+from potstill.store.artifacts import Artifact, write_json
 from potstill.types import Example, Metric
 
 RESULT = "evaluation.json"
@@ -96,8 +96,8 @@ def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
         )
     reference: dict[str, Metric] = {}
     for role, artifact in job.students.items():
-        source = models.find_source(str(artifact.path / "student"))
-        student = models.load(source, dtype=job.teacher.dtype, device=world.device)
+        source = loading.find_source(str(artifact.path / "student"))
+        student = loading.load(source, dtype=job.teacher.dtype, device=world.device)
         tables[role] = {}
         if {"likelihood", "agreement"} & set(job.metrics):
             scores = _likelihood(world, job, student.model, teacher.model, role)

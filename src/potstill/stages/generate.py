@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.artifacts import Artifact
+import torch
+
 from potstill.generate import local
 from potstill.generate.sampling import Sampling
 from potstill.stages.common import ModelRef, World, append_line, produce, read_lines, write_lines
+from potstill.store.artifacts import Artifact
 
 ANSWERS = "answers.jsonl"
 JOURNAL = "journal.jsonl"
+PORTION = 8  # batches in a portion of answers
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ def run(
         "sampling": asdict(sampling),
         "stop_ids": sorted(stop_ids),
         "seed": world.seed,
+        # In half precision the rows of a batch round each other.
+        "batch_rows": None if teacher.dtype == torch.float32 else batch_rows,
     }
 
-    most = max(prompt.samples for prompt in prompts)
     total = sum(prompt.samples for prompt in prompts)
-    unwanted = {(i, s) for i, prompt in enumerate(prompts) for s in range(prompt.samples, most)}
+    portions = _portions(prompts, PORTION * batch_rows)
 
     def build(folder: Path) -> Mapping[str, Any]:
         done = {(line["index"], line["sample"]) for line in read_lines(folder / JOURNAL)}
@@ -71,39 +75,58 @@ def run(
 
     def _write(folder: Path, done: set[tuple[int, int]]) -> None:
         loaded = teacher.load(world.device)
+        most = max(prompt.samples for prompt in prompts)
+        everything = {(index, sample) for index in range(len(prompts)) for sample in range(most)}
         with world.console.bar(f"{name}: the teacher writes", total) as bar:
-            for completion in local.generate(
-                loaded.model,
-                [prompt.ids for prompt in prompts],
-                sampling,
-                stop_ids=stop_ids,
-                pad_id=pad_id,
-                seed=world.seed,
-                batch_rows=batch_rows,
-                vocabulary=loaded.vocabulary.size,
-                samples=most,
-                skip=done | unwanted,
-                on_progress=lambda p: bar.update(
-                    len(done) + p.done, f"{p.tokens / max(p.seconds, 1e-9):.0f} tok/s"
-                ),
-                should_stop=lambda: bool(world.stop_signal()),
-            ):
-                text = loaded.tokenizer.decode(
-                    list(completion.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-                append_line(
-                    folder / JOURNAL,
-                    {
-                        "index": completion.index,
-                        "sample": completion.sample,
-                        "ids": list(completion.ids),
-                        "text": text,
-                        "finish": completion.finish,
-                    },
-                )
-        world.stop_if_asked()
+            for portion in portions:
+                if portion <= done:
+                    continue
+                for completion in local.generate(
+                    loaded.model,
+                    [prompt.ids for prompt in prompts],
+                    sampling,
+                    stop_ids=stop_ids,
+                    pad_id=pad_id,
+                    seed=world.seed,
+                    batch_rows=batch_rows,
+                    vocabulary=loaded.vocabulary.size,
+                    samples=most,
+                    skip=everything - portion,
+                    on_progress=lambda p: bar.update(
+                        len(done), f"{p.tokens / max(p.seconds, 1e-9):.0f} tok/s"
+                    ),
+                    should_stop=lambda: bool(world.stop_signal()),
+                ):
+                    if (completion.index, completion.sample) in done:
+                        continue
+                    done.add((completion.index, completion.sample))
+                    text = loaded.tokenizer.decode(
+                        list(completion.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    )
+                    append_line(
+                        folder / JOURNAL,
+                        {
+                            "index": completion.index,
+                            "sample": completion.sample,
+                            "ids": list(completion.ids),
+                            "text": text,
+                            "finish": completion.finish,
+                        },
+                    )
+                world.stop_if_asked()
 
     return produce(world, "generate", name, inputs, build)
+
+
+def _portions(prompts: Sequence[Prompt], size: int) -> list[set[tuple[int, int]]]:
+    """The answers, (prompt, sample), in fixed portions that are written one after the other.
+
+    An interrupted portion is written again from its start: in half precision an answer depends on the rows
+    beside it, and these must be the same ones.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].ids))
+    answers = [(index, sample) for index in order for sample in range(prompts[index].samples)]
+    return [set(answers[start : start + size]) for start in range(0, len(answers), size)]
 
 
 def _finish(folder: Path, prompts: Sequence[Prompt]) -> Mapping[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from potstill import anatomy, models
-from potstill.artifacts import Artifact
 from potstill.data.batch import collate
+from potstill.models import anatomy, loading
 from potstill.stages.common import ModelRef, World, produce
+from potstill.store.artifacts import Artifact
 from potstill.students import depth
 from potstill.types import Batch, Example
 
@@ -62,7 +62,7 @@ def cut_from_teacher(
                 influence = depth.block_influence(loaded.model, _batches(rows, pad_id, bar.update))
             kept = depth.most_influential(influence, plan.keep)
         student = depth.cut(loaded.model, kept)
-        models.save(student, _speaking(loaded.tokenizer, template), folder / "student")
+        loading.save(student, _speaking(loaded.tokenizer, template), folder / "student")
         sizes = {f"teacher_{name}": value for name, value in facts_of(loaded.model).items()}
         return {"kept_layers": kept, "of": total, "influence": influence, **sizes, **facts_of(student)}
 
@@ -73,8 +73,8 @@ def from_model(world: World, student: ModelRef, template: str | None = None) -> 
     """An existing smaller model as the student, with the chat template that it is trained with."""
 
     def build(folder: Path) -> Mapping[str, Any]:
-        loaded = models.load(student.source, dtype=torch.float32)
-        models.save(loaded.model, _speaking(loaded.tokenizer, template), folder / "student")
+        loaded = loading.load(student.source, dtype=torch.float32)
+        loading.save(loaded.model, _speaking(loaded.tokenizer, template), folder / "student")
         return facts_of(loaded.model)
 
     inputs = {"model": student.fingerprint, "template": template}

@@ -14,17 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from potstill import checkpoint, models, packing, parallel
-from potstill.artifacts import Artifact
 from potstill.data.batch import collate
 from potstill.errors import Interrupted
 from potstill.evaluate.teacher import known
+from potstill.models import loading
 from potstill.objectives.token import TokenLoss
 from potstill.stages.common import ModelRef, World, append_line, peak_rss, produce, read_lines, write_lines
 from potstill.stages.student import facts_of
-from potstill.step import StudentModule
+from potstill.store.artifacts import Artifact
 from potstill.teachers import local
-from potstill.trainer import Hooks, Progress, Settings, make_optimizer, train
+from potstill.train import checkpoint, packing, parallel
+from potstill.train.loop import Hooks, Progress, Settings, make_optimizer, train
+from potstill.train.step import StudentModule
 from potstill.types import Batch, Example, Strategy, Teacher, Text
 
 METRICS = "metrics.jsonl"
@@ -95,8 +96,8 @@ def run(world: World, job: Job) -> Artifact:
 
 def _build(world: World, job: Job, folder: Path) -> Mapping[str, Any]:
     torch.manual_seed(job.settings.seed)
-    source = models.find_source(str(job.student.path / "student"))
-    loaded = models.load(source, dtype=torch.float32, device=world.device)
+    source = loading.find_source(str(job.student.path / "student"))
+    loaded = loading.load(source, dtype=torch.float32, device=world.device)
     student = loaded.model
     if job.activation_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -262,7 +263,7 @@ def _finish(folder: Path, job: Job, student: Any, tokenizer: Any, progress: Prog
             for name, parameter in student.named_parameters():
                 parameter.copy_(weights[f"student.{name}"])
     student.generation_config = _generation_config(student, job)
-    models.save(student.cpu(), tokenizer, folder / "student")
+    loading.save(student.cpu(), tokenizer, folder / "student")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     best.unlink(missing_ok=True)
     return {

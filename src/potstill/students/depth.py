@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill import anatomy
 from potstill.errors import RecipeError
+from potstill.models import anatomy
 from potstill.types import Batch
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from potstill import anatomy
+from potstill.models import anatomy
 from potstill.types import Batch, Hidden
 
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from potstill import vocab
-from potstill.anatomy import output_layer
 from potstill.errors import OUT_OF_SCOPE, ModelError
-from potstill.sources import Source as Source
-from potstill.sources import find_source as find_source
+from potstill.models.anatomy import output_layer
+from potstill.models.source import Source as Source
+from potstill.models.source import find_source as find_source
+from potstill.models.vocabulary import Vocabulary, read_vocabulary, require_width
 
 log = logging.getLogger("potstill")
 
@@ -37,7 +37,7 @@ class Loaded:
 
     model: Any
     tokenizer: Any
-    vocabulary: vocab.Vocabulary
+    vocabulary: Vocabulary
     source: Source
 
 
@@ -177,9 +177,9 @@ def _refuse_missing(source: Source, model: Any, info: dict[str, Any]) -> None:
 def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Loaded:
     """Weights, tokenizer and vocabulary together; the head must be as wide as the tokenizer."""
     tokenizer = load_tokenizer(source)
-    vocabulary = vocab.read_vocabulary(tokenizer)
+    vocabulary = read_vocabulary(tokenizer)
     model = load_model(source, dtype=dtype, device=device)
-    vocab.require_width(output_layer(model).weight.shape[0], vocabulary, source.location)
+    require_width(output_layer(model).weight.shape[0], vocabulary, source.location)
     return Loaded(model, tokenizer, vocabulary, source)
 
 

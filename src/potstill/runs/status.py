@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.console import clock
 from potstill.errors import MachineError, PotstillError, RecipeError
-from potstill.rundir import RECIPE, RunDir
+from potstill.store.folder import RECIPE, RunDir
 
 
 @dataclass(frozen=True)

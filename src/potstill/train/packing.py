@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from potstill import anatomy
 from potstill.data.batch import collate
 from potstill.errors import ModelError
+from potstill.models import anatomy
 from potstill.types import Example
 
 

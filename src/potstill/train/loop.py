@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from potstill import parallel
-from potstill.data.mix import plan_steps, shard
+from potstill.data.plan import plan_steps, shard
 from potstill.errors import Interrupted, TrainingStopped
 from potstill.objectives.token import TokenLoss
-from potstill.step import StepResult, accumulate, each_row_once, one_row_each
+from potstill.train import parallel
+from potstill.train.step import StepResult, accumulate, each_row_once, one_row_each
 from potstill.types import Example, Sampler, Strategy, Teacher
 
 log = logging.getLogger("potstill")

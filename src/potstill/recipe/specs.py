@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from potstill import signatures
+from potstill.recipe import plugins
 
 
 class Conflict(NamedTuple):
@@ -149,7 +149,7 @@ class Plugin(Spec):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _core: Any, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return signatures.schema(cls.family)
+        return plugins.schema(cls.family)
 
 
 class Divergence(Plugin):

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from potstill import signatures
 from potstill.errors import RecipeError, RecipeErrors
+from potstill.recipe import plugins
 
 
 def load(family: str, name: str, options: Mapping[str, Any] | None = None, path: str = "") -> Any:
@@ -25,19 +25,19 @@ def load(family: str, name: str, options: Mapping[str, Any] | None = None, path:
     cannot be imported.
     """
     where = path or family
-    problems = signatures.check_options(family, name, options or {}, where)
-    if not signatures.is_outside(name):
+    problems = plugins.check_options(family, name, options or {}, where)
+    if not plugins.is_outside(name):
         if problems:
             raise RecipeErrors(problems)
         return importlib.import_module(f"potstill.{family}.{name}")
     function = _import(name, where)
     if options is not None:
-        problems = signatures.check_signature(
-            _signature(name, function), options, f"{where}.{name}", moving=family in signatures.MOVING
+        problems = plugins.check_signature(
+            _signature(name, function), options, f"{where}.{name}", moving=family in plugins.MOVING
         )
         if problems:
             raise RecipeErrors(problems)
-    return SimpleNamespace(**{signatures.FUNCTIONS[family]: function})
+    return SimpleNamespace(**{plugins.FUNCTIONS[family]: function})
 
 
 def _import(name: str, path: str) -> Any:
@@ -55,7 +55,7 @@ def _import(name: str, path: str) -> Any:
     if not callable(function):
         raise RecipeError(
             f"{module_name} has no function {function_name}"
-            f"{signatures.did_you_mean(function_name, dir(module))}",
+            f"{plugins.did_you_mean(function_name, dir(module))}",
             fix="The name after the colon is a function of the module.",
             path=path,
             value=name,
@@ -63,9 +63,9 @@ def _import(name: str, path: str) -> Any:
     return function
 
 
-def _signature(name: str, function: Any) -> signatures.Signature:
+def _signature(name: str, function: Any) -> plugins.Signature:
     options = tuple(
-        signatures.Option(
+        plugins.Option(
             name=parameter.name,
             annotation=_annotation(parameter.annotation),
             required=parameter.default is parameter.empty,
@@ -74,7 +74,7 @@ def _signature(name: str, function: Any) -> signatures.Signature:
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     )
-    return signatures.Signature(name, inspect.getdoc(function) or "", options)
+    return plugins.Signature(name, inspect.getdoc(function) or "", options)
 
 
 def _annotation(annotation: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from potstill.recipe_specs import (
+from potstill.recipe.specs import (
     Auto,
     Conflict,
     Count,

@@ -12,15 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from potstill import compose, status
-from potstill.artifacts import Store
 from potstill.console import Console
 from potstill.errors import Interrupted, RecipeError
-from potstill.pipeline import Pipeline
-from potstill.recipe import dump_yaml
+from potstill.recipe.recipe import dump_yaml
 from potstill.report import gather
-from potstill.rundir import RECIPE, RunDir
+from potstill.runs import setup, status
+from potstill.runs.pipeline import Pipeline
 from potstill.stages.common import World
+from potstill.store.artifacts import Store
+from potstill.store.folder import RECIPE, RunDir
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run(
 def _run(
     recipe: str | Path, overrides: Sequence[str], until: str | None, console: Console, *, builds: bool
 ) -> RunResult:
-    opened = compose.open_recipe(recipe, overrides)
+    opened = setup.open_recipe(recipe, overrides)
     folder = RunDir(Path(opened.recipe.runs) / opened.recipe.name)
     if until is not None and until not in [stage.verb for stage in opened.recipe.stages]:
         raise RecipeError(
@@ -79,7 +79,7 @@ def _run(
         before = folder.state()
         if before.get("status") == "running":
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
-        parts = compose.compose(opened)
+        parts = setup.compose(opened)
         (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
         if builds:
             told = {"base": str(opened.base), "recipe_hash": opened.recipe.hash()}

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from potstill.recipe_specs import Divergence
-from potstill.recipe_stages import Control, Distill, Evaluate, Finetune, Generate, StageSpec, Training
+from potstill.recipe.specs import Divergence
+from potstill.recipe.stages import Control, Distill, Evaluate, Finetune, Generate, StageSpec, Training
 
 if TYPE_CHECKING:
-    from potstill.recipe import Recipe
+    from potstill.recipe.recipe import Recipe
 
 AnyStage = TypeVar("AnyStage", bound=StageSpec)
 

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError, field_serializer
 
-from potstill import recipe_overrides, recipe_yaml
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe_inputs import DataSpec, ModelSpec, StudentSpec
-from potstill.recipe_problems import describe, plugin_problems
-from potstill.recipe_specs import Conflict, Spec, Text, whole
-from potstill.recipe_stages import STAGES, Stage, Training, write_stage
+from potstill.recipe import yaml
+from potstill.recipe.inputs import DataSpec, ModelSpec, StudentSpec
+from potstill.recipe.overrides import apply
+from potstill.recipe.problems import describe, plugin_problems
+from potstill.recipe.specs import Conflict, Spec, Text, whole
+from potstill.recipe.stages import STAGES, Stage, Training, write_stage
 
 FolderName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(whole)]
@@ -111,10 +112,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             f"the recipe cannot be read: {reason}.", fix="Check the path.", path=str(path)
         ) from error
-    raw = recipe_yaml.load_yaml(text, str(path))
+    raw = yaml.load_yaml(text, str(path))
     if raw.get("name") is None:
         raw["name"] = name_of(path)
-    return parse_recipe(recipe_overrides.apply(raw, overrides, tuple(Recipe.model_fields)))
+    return parse_recipe(apply(raw, overrides, tuple(Recipe.model_fields)))
 
 
 def name_of(path: Path) -> str:
@@ -140,7 +141,7 @@ def dump_yaml(recipe: Recipe) -> str:
     content = {"version": recipe.version, "name": recipe.name, "seed": recipe.seed} | content
     if recipe.stages:
         content["stages"] = [write_stage(stage, exclude_defaults=True) for stage in recipe.stages]
-    return recipe_yaml.to_yaml(content)
+    return yaml.to_yaml(content)
 
 
 def resolve_path(base: Path, text: str) -> Path:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from potstill import anatomy, parallel
 from potstill.errors import NotFinite, TrainingStopped
-from potstill.fused import DEFAULT_CHUNK_BYTES, linear_loss
+from potstill.models import anatomy
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, linear_loss
 from potstill.objectives.token import TokenLoss, require_finite, require_possible
+from potstill.train import parallel
 from potstill.types import Batch, Example, Sampled, Signal, Teacher, Text
 
 

@@ -33,7 +33,7 @@ _SINGULAR = {
     "token_weights": "token weight",
 }
 _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)

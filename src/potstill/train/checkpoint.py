@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from potstill import artifacts
 from potstill.errors import ArtifactError
+from potstill.store import artifacts
 
 STATE = "state.json"
 FILES = ("weights.safetensors", "optimizer.safetensors")

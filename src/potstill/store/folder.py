@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill import artifacts
 from potstill.errors import ArtifactError, MachineError
+from potstill.store import artifacts
 
 STATE = "run.json"
 RECIPE = "recipe.yaml"

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from potstill.errors import NotFinite, SignalError
+from potstill.models.projection import Projection, wide
 from potstill.objectives import stored
 from potstill.objectives.token import TokenLoss
-from potstill.projection import Projection, wide
 from potstill.types import Head, Hidden, Loss
 
 TILE, ROWS = 1024, 256  # ids and positions of a tile

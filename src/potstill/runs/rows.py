@@ -10,9 +10,9 @@ from pathlib import Path
 from potstill.data import split
 from potstill.data.rows import Row, Rows, read_rows
 from potstill.errors import DataError
-from potstill.recipe import Recipe, resolve_path
-from potstill.recipe_inputs import DataSpec
-from potstill.recipe_stages import Finetune
+from potstill.recipe.inputs import DataSpec
+from potstill.recipe.recipe import Recipe, resolve_path
+from potstill.recipe.stages import Finetune
 
 VALIDATION_SHARE, VALIDATION_LEAST, VALIDATION_MOST = 0.05, 16, 200
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from potstill.recipe_specs import Auto, Conflict, Count, Files, Format, Int, Spec, Text, whole
+from potstill.recipe.specs import Auto, Conflict, Count, Files, Format, Int, Spec, Text, whole
 
 _PACKAGED = re.compile(r"package:[\w.-]+/.+\.gguf")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from potstill import presets, recipe_yaml, signatures
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe_problems import stage_names
-from potstill.recipe_stages import write_stage
+from potstill.recipe import defaults, plugins, yaml
+from potstill.recipe.problems import stage_names
+from potstill.recipe.stages import write_stage
 
 
 def apply(raw: Mapping[str, Any], overrides: Sequence[str], top_level: Sequence[str]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _set(raw: dict[str, Any], override: str, top_level: Sequence[str]) -> None:
             fix="Write for instance distill.epochs=2.",
             value=override,
         )
-    value = recipe_yaml.load_value(text, f"override {path}")
+    value = yaml.load_value(text, f"override {path}")
     if keys[0] == "stages" and len(keys) > 1:
         keys = keys[1:]
     elif keys[0] in top_level:
@@ -73,13 +73,13 @@ def _set_below(node: dict[str, Any], keys: Sequence[str], value: object, path: s
 def _stage_options(raw: dict[str, Any], name: str, path: str, top_level: Sequence[str]) -> dict[str, Any]:
     """The options of the stage called `name`, ready to be changed in place."""
     stages = raw.get("stages") or [
-        write_stage(stage, exclude_defaults=True) for stage in presets.stages_of(raw.get("method"))
+        write_stage(stage, exclude_defaults=True) for stage in defaults.stages_of(raw.get("method"))
     ]
     names = stage_names(stages)
     if name not in names:
         known = [*top_level, *(name for name in names if name)]
         raise RecipeError(
-            f"the override reaches nothing{signatures.did_you_mean(name, known)}",
+            f"the override reaches nothing{plugins.did_you_mean(name, known)}",
             fix=f"It starts with one of: {', '.join(known)}.",
             path=path,
         )

@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill import compose, feed, resolve
-from potstill.artifacts import Artifact, key_of
-from potstill.compose import DTYPES, Parts
 from potstill.data.examples import Encoded, encode
 from potstill.data.rows import Row
 from potstill.errors import DataError
-from potstill.fused import DEFAULT_CHUNK_BYTES
 from potstill.generate.sampling import Sampling
-from potstill.presets import Default, resolve_auto, twin_of
-from potstill.recipe_stages import Control, Distill, Evaluate, Finetune, Generate, StageSpec, Training
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
+from potstill.recipe import resolve
+from potstill.recipe.defaults import Default, resolve_auto, twin_of
+from potstill.recipe.stages import Control, Distill, Evaluate, Finetune, Generate, StageSpec, Training
 from potstill.report.gather import Outcome
-from potstill.rundir import RunDir
+from potstill.runs import setup
+from potstill.runs.examples import answered, by_prompt, longest_answer, prompts, questions, weighed, with_room
+from potstill.runs.setup import DTYPES, Parts
+from potstill.runs.training import objective_of, settings_of, settled
 from potstill.stages import evaluate, generate, student, train
 from potstill.stages.common import World
-from potstill.training import objective_of, settings_of, settled
+from potstill.store.artifacts import Artifact, key_of
+from potstill.store.folder import RunDir
 from potstill.types import Example
 
 
@@ -60,7 +62,7 @@ class Pipeline:
             self.folder.update({"stage": stage.name})
             if isinstance(stage, Training) and any(s.verb == "evaluate" for s in stages[:last]):
                 # What cannot be measured later is refused before hours of training.
-                feed.questions(self.parts, self._heldout(), 10**9, generated=self.answers is not None)
+                questions(self.parts, self._heldout(), 10**9, generated=self.answers is not None)
             artifact = self._run(stage)
             self.stages[stage.name] = artifact
             self.folder.link(f"stages/{stage.name}", artifact.path)
@@ -95,7 +97,7 @@ class Pipeline:
         parameters = None if self.untrained is None else self.untrained.facts["params"]
         settled, chosen = resolve_auto(
             stage,
-            compose.facts(
+            setup.facts(
                 self.parts,
                 train_tokens,
                 parameters,
@@ -109,14 +111,14 @@ class Pipeline:
     def _generate(self, stage: Generate) -> Artifact:
         stage = self._resolved(stage)
         rows = self.parts.data.everything
-        prompts, left_out = feed.prompts(self.parts, rows, stage.max_new_tokens, stage.samples)
+        asked, left_out = prompts(self.parts, rows, stage.max_new_tokens, stage.samples)
         self.funnel |= left_out
         templater = self.parts.teacher_templater
         self.answers = generate.run(
             self.world,
             stage.name,
             self.parts.teacher,
-            prompts,
+            asked,
             Sampling(stage.max_new_tokens, stage.sampling_temperature, stage.top_p, stage.top_k),
             batch_rows=settled(stage.batch_rows),
             stop_ids=tuple(templater.stop_ids),
@@ -131,7 +133,7 @@ class Pipeline:
         if split not in self._examples:
             rows: Sequence[Row] = getattr(self.parts.data, split)
             if self.answers is not None:
-                fed = feed.answered(self.parts, self.answers, rows)
+                fed = answered(self.parts, self.answers, rows)
                 found, counts = fed.examples, fed.funnel
             else:
                 encoded = self._encode(rows, needed=split != "validation") if rows else None
@@ -140,9 +142,7 @@ class Pipeline:
             if split == "train":
                 self.funnel |= counts
             self._examples[split] = (
-                feed.by_prompt(found, rows)
-                if split == "heldout"
-                else feed.weighed(self.parts, found, rows, split)
+                by_prompt(found, rows) if split == "heldout" else weighed(self.parts, found, rows, split)
             )
             self.lengths[split] = [len(example.input_ids) for example in found]
         return self._examples[split]
@@ -228,10 +228,8 @@ class Pipeline:
         """The stage's own rows to train on and to choose by, without any that is measured on."""
         train, validation = self.parts.data.finetune[stage.name]
         return (
-            feed.weighed(self.parts, self._encode(train).examples, train, "train"),
-            feed.weighed(
-                self.parts, self._encode(validation, needed=False).examples, validation, "validation"
-            ),
+            weighed(self.parts, self._encode(train).examples, train, "train"),
+            weighed(self.parts, self._encode(validation, needed=False).examples, validation, "validation"),
         )
 
     def _encode(self, rows: Sequence[Row], needed: bool = True) -> Encoded:
@@ -256,13 +254,11 @@ class Pipeline:
             students["control"] = self.control
         examples = self._heldout()
         auto = stage_as_written.max_new_tokens == "auto"
-        asked = feed.questions(
-            self.parts, examples, settled(stage.samples), generated=self.answers is not None
-        )
+        asked = questions(self.parts, examples, settled(stage.samples), generated=self.answers is not None)
         new_tokens = settled(stage.max_new_tokens)
         if auto:
-            new_tokens = feed.longest_answer(self.parts, asked, new_tokens)
-        questions = feed.with_room(self.parts, asked, new_tokens)
+            new_tokens = longest_answer(self.parts, asked, new_tokens)
+        fitting = with_room(self.parts, asked, new_tokens)
         self.evaluation = evaluate.run(
             self.world,
             evaluate.Job(
@@ -270,7 +266,7 @@ class Pipeline:
                 teacher=self.parts.teacher,
                 students=students,
                 examples=examples,
-                questions=questions,
+                questions=fitting,
                 metrics=tuple(stage.metrics),
                 max_new_tokens=new_tokens,
                 resamples=stage.resamples,

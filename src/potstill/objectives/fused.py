@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from potstill.errors import SignalError
-from potstill.projection import Projection, wide
+from potstill.models.projection import Projection, wide
 from potstill.types import Head, Loss
 
 DEFAULT_CHUNK_BYTES = 96 * 2**20

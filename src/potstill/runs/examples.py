@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from potstill import corpus
-from potstill.artifacts import Artifact
-from potstill.compose import Parts
 from potstill.data import chat, split
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
+from potstill.runs.rows import weights_of
+from potstill.runs.setup import Parts
 from potstill.stages.evaluate import Question
 from potstill.stages.generate import Prompt, Written, read
+from potstill.store.artifacts import Artifact
 from potstill.types import Example
 
 log = logging.getLogger("potstill")
@@ -149,7 +149,7 @@ def weighed(parts: Parts, examples: Sequence[Example], rows: Sequence[Row], spli
     column = parts.recipe.data.weight
     if column is None:
         return list(examples)
-    weights = corpus.weights_of(rows, column)
+    weights = weights_of(rows, column)
     found = [replace(example, weight=weights[example.row_id]) for example in examples]
     if examples and not any(example.weight for example in found):
         if split != "train":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from potstill.artifacts import write_text
 from potstill.errors import RecipeError
-from potstill.recipe import name_of
-from potstill.recipe_yaml import load_value
+from potstill.recipe.recipe import name_of
+from potstill.recipe.yaml import load_value
+from potstill.store.artifacts import write_text
 
 TEXT = """\
 # A potstill recipe. `potstill check {file}` reads it and proves what a run relies on; `potstill run {file}`

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from potstill import resolve
-from potstill.data.mix import plan_steps
+from potstill.data.plan import plan_steps
 from potstill.objectives.token import Divergence, TokenLoss, weigh_by
-from potstill.recipe_specs import Schedule, ends, value_at
-from potstill.recipe_stages import Distill, Training
-from potstill.trainer import Settings
+from potstill.recipe import resolve
+from potstill.recipe.specs import Schedule, ends, value_at
+from potstill.recipe.stages import Distill, Training
+from potstill.train.loop import Settings
 from potstill.types import Example
 
 Value = TypeVar("Value")

@@ -9,10 +9,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from potstill import signatures
 from potstill.errors import RecipeError
-from potstill.recipe_specs import Plugin, read_plugin
-from potstill.recipe_stages import STAGES
+from potstill.recipe import plugins
+from potstill.recipe.specs import Plugin, read_plugin
+from potstill.recipe.stages import STAGES
 
 # Other tools' names for what we call differently; `-` and capitals do not matter.
 _SYNONYMS = {
@@ -105,7 +105,7 @@ def plugin_problems(raw: Mapping[str, Any]) -> list[RecipeError]:
                 continue  # pydantic tells this one
             if isinstance(choice["name"], str) and isinstance(choice["options"], dict):
                 path = place(("stages", index, "distill", key), raw)
-                problems += signatures.check_options(family, choice["name"], choice["options"], path)
+                problems += plugins.check_options(family, choice["name"], choice["options"], path)
     return problems
 
 
@@ -195,7 +195,7 @@ def _problems(
         return [RecipeError(message, fix=fix, path=path, value=value)]
     if first["type"] == "union_tag_invalid":
         tag = first["ctx"]["tag"]
-        message = f"no stage is called {tag!r}{signatures.did_you_mean(tag, STAGES)}"
+        message = f"no stage is called {tag!r}{plugins.did_you_mean(tag, STAGES)}"
         return [RecipeError(message, fix=f"Stages: {', '.join(STAGES)}.", path=path, value=tag)]
     message, fix = _bad_value(str(loc[-1]), details, value)
     return [RecipeError(message, fix=fix, path=path, value=value)]
@@ -213,7 +213,7 @@ def _unknown_key(key: str, section: Loc, sections: Mapping[Loc, tuple[str, ...]]
     for word in difflib.get_close_matches(wanted, everywhere, n=1, cutoff=0.8):
         wanted = word if word not in known else wanted
     homes = [_home(loc) for loc, keys in sections.items() if wanted in keys]
-    near = signatures.did_you_mean(plain, known, cutoff=0.7 if homes else 0.6)
+    near = plugins.did_you_mean(plain, known, cutoff=0.7 if homes else 0.6)
     if homes:
         return f"unknown key{near}", f"{wanted} belongs {_or(homes)}."
     return f"unknown key{near}", "" if near != "." else f"Known here: {', '.join(known)}."
@@ -265,7 +265,7 @@ def _way_out(key: str, expected: Sequence[str], value: object) -> str:
     if isinstance(value, int | float) and "text" in expected:
         return "Put it in quotes."
     if isinstance(value, str):
-        near = signatures.did_you_mean(value, [word for word in expected if " " not in word])
+        near = plugins.did_you_mean(value, [word for word in expected if " " not in word])
         return "" if near == "." else near.removeprefix("; ").capitalize()
     return ""
 

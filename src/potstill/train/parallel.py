@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from potstill import anatomy
+from potstill.models import anatomy
 
 Sharding = Literal["none", "ddp", "fsdp"]
 

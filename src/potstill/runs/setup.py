@@ -13,15 +13,22 @@ from typing import Any
 
 import torch
 
-from potstill import models, vocab
-from potstill.corpus import Data, finetuning, read_data, weights_of
 from potstill.data.template import Templater
 from potstill.errors import RecipeError
-from potstill.presets import Facts, expand
-from potstill.recipe import Recipe, read_recipe, resolve_path
-from potstill.recipe_inputs import Cut, DataSpec, ModelSpec
-from potstill.rundir import RECIPE, RunDir
+from potstill.models import loading
+from potstill.models.vocabulary import (
+    Vocabulary,
+    first_conflict,
+    read_vocabulary,
+    require_same,
+    special_differences,
+)
+from potstill.recipe.defaults import Facts, expand
+from potstill.recipe.inputs import Cut, DataSpec, ModelSpec
+from potstill.recipe.recipe import Recipe, read_recipe, resolve_path
+from potstill.runs.rows import Data, finetuning, read_data, weights_of
 from potstill.stages.common import ModelRef
+from potstill.store.folder import RECIPE, RunDir
 
 LONGEST = 4096
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,8 +51,8 @@ class Parts:
     device: torch.device
     teacher: ModelRef
     student: ModelRef | None  # None: cut from the teacher
-    vocabulary: vocab.Vocabulary
-    teacher_vocabulary: vocab.Vocabulary
+    vocabulary: Vocabulary
+    teacher_vocabulary: Vocabulary
     teacher_templater: Templater
     student_templater: Templater
     tokenizer: Any  # the student's
@@ -65,7 +72,7 @@ class Parts:
     @cached_property
     def shared_vocabulary(self) -> bool:
         """Whether an id means the same to teacher and student."""
-        return vocab.first_conflict(self.teacher_vocabulary, self.vocabulary) is None
+        return first_conflict(self.teacher_vocabulary, self.vocabulary) is None
 
     @cached_property
     def reads_alike(self) -> bool:
@@ -100,11 +107,11 @@ def compose(opened: Opened) -> Parts:
         ModelError, VocabularyError, DataError: naming what does not fit and the way out.
     """
     recipe, base = opened.recipe, opened.base
-    device = models.best_device()
+    device = loading.best_device()
     teacher = _reference(recipe.teacher, base, device)
-    config = models.load_config(teacher.source).get_text_config()
-    tokenizer = teacher_tokenizer = models.load_tokenizer(teacher.source)
-    teacher_vocabulary = vocab.read_vocabulary(tokenizer)
+    config = loading.load_config(teacher.source).get_text_config()
+    tokenizer = teacher_tokenizer = loading.load_tokenizer(teacher.source)
+    teacher_vocabulary = read_vocabulary(tokenizer)
     template = _template_text(recipe.data, base)
     teacher_templater = _templater(tokenizer, template, recipe.data)
     student, student_templater, vocabulary = None, teacher_templater, teacher_vocabulary
@@ -113,14 +120,13 @@ def compose(opened: Opened) -> Parts:
     if recipe.student.model is not None:
         spec = ModelSpec(**recipe.student.model_dump(exclude={"from_teacher"}))
         student = _reference(spec, base, torch.device("cpu"))
-        own_config = models.load_config(student.source).get_text_config()
-        own = models.load_tokenizer(student.source)
-        vocabulary = vocab.read_vocabulary(own)
+        own_config = loading.load_config(student.source).get_text_config()
+        own = loading.load_tokenizer(student.source)
+        vocabulary = read_vocabulary(own)
         if any(stage.verb == "distill" for stage in recipe.stages):
-            vocab.require_same(teacher_vocabulary, vocabulary)
+            require_same(teacher_vocabulary, vocabulary)
         notes += [
-            f"special ids differ: {text}"
-            for text in vocab.special_differences(teacher_vocabulary, vocabulary)
+            f"special ids differ: {text}" for text in special_differences(teacher_vocabulary, vocabulary)
         ]
         if template is None and not own.chat_template:
             template = tokenizer.chat_template
@@ -200,7 +206,7 @@ def facts(
     kind = parts.device.type
     return Facts(
         device=kind if kind in ("cuda", "mps") else "cpu",  # type: ignore[arg-type]
-        bf16=models.fast_bf16(parts.device),
+        bf16=loading.fast_bf16(parts.device),
         fp16=kind == "cuda",
         student_kind="cut" if parts.student is None and untrained else "full",
         parameters=parameters,
@@ -211,16 +217,16 @@ def facts(
 
 
 def _reference(spec: ModelSpec, base: Path, device: torch.device) -> ModelRef:
-    source = models.find_source(
+    source = loading.find_source(
         spec.model, base=base, revision=spec.revision, trust_remote_code=spec.trust_remote_code
     )
     if spec.dtype != "auto":
         dtype = DTYPES[spec.dtype]
-    elif models.fast_bf16(device):
+    elif loading.fast_bf16(device):
         dtype = torch.bfloat16
     else:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-    return ModelRef(source, models.fingerprint(source), dtype)
+    return ModelRef(source, loading.fingerprint(source), dtype)
 
 
 def _template_text(spec: DataSpec, base: Path) -> str | None:

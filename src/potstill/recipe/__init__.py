@@ -1,0 +1,1 @@
+"""A recipe: text becomes one frozen value."""

@@ -1,0 +1,1 @@
+"""What a teacher says, laid beside the student's logits."""

@@ -1,0 +1,1 @@
+"""Every folder and file that potstill writes."""

@@ -1,0 +1,1 @@
+"""The training loop and one optimizer step."""
