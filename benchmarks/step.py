@@ -100,7 +100,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     from potstill.data.batch import collate
     from potstill.data.plan import plan_steps
     from potstill.objectives.token import Divergence, TokenLoss
-    from potstill.recipe import resolve
+    from potstill.recipe import plugins
     from potstill.teachers.local import LocalTeacher
     from potstill.train.loop import Settings, make_optimizer
     from potstill.train.step import StudentModule, accumulate
@@ -112,7 +112,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     module = StudentModule(student, size, autocast=None if dtype == torch.float32 else dtype)
     teacher = LocalTeacher(loaded.model, vocabulary=size, fingerprint="benchmark")
     options = {"beta": 0.5} if divergence == "jsd" else {}
-    loss = TokenLoss(Divergence.from_module(resolve.load("divergences", divergence, options), options))
+    loss = TokenLoss(Divergence.from_module(plugins.load("divergences", divergence, options), options))
     settings = Settings(steps=steps, learning_rate=1e-5, tokens_per_step=1, micro_batch_tokens=MICRO)
     optimizer = make_optimizer(module, settings)
     module.train()

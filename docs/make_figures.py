@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from potstill import DistillationLoss, divergences
-from potstill.divergences import ALIASES, translate
 from potstill.report.numbers import ticks
 from potstill.report.svg import Scale, tag, tick_names
-from potstill.signals import support
-from potstill.types import Sampled, TopK
+from potstill.signals.sampled import Sampled
+from potstill.signals.support import Tail
+from potstill.signals.topk import TopK
 
 DOCS = Path(__file__).parent
 WIDTH, LEFT, RIGHT = 720, 62, 700
@@ -223,21 +223,6 @@ def supports() -> str:
     )
 
 
-def aliases() -> str:
-    """Other projects' names and parameters, as `translate` reads them."""
-    rows = []
-    for (project, loss), alias in ALIASES.items():
-        options = [f"`{p.ours}` = {'1 − ' if p.mirrored else ''}`{p.theirs}`" for p in alias.parameters]
-        options += [f"`{name}` = {value:g}" for name, value in (alias.options or {}).items()]
-        default = "–"
-        if alias.divergence and all(p.default is not None for p in alias.parameters):
-            ours = translate(project, loss)[1]
-            default = ", ".join(f"`{name}` = {value:g}" for name, value in ours.items())
-        name = f"`{alias.divergence}`" if alias.divergence else "none"
-        rows.append([f"`{project}`", f"`{loss}`", name, ", ".join(options) or alias.why, default])
-    return table("project | its loss | ours | our option | at its default", rows)
-
-
 def betas() -> str:
     """JSD on the worked position, and with the mixture's shares exchanged but not the weights."""
     p, q = WORKED_TEACHER.softmax(0), WORKED_STUDENT.softmax(0)
@@ -261,7 +246,7 @@ def temperatures() -> str:
 def tails() -> str:
     """p = (.5, .3, .1, .06, .04), two ids stored, a uniform student."""
     p = row(0.5, 0.3, 0.1, 0.06, 0.04)
-    ways: list[tuple[str, int, support.Tail]] = [
+    ways: list[tuple[str, int, Tail]] = [
         ("all ids, no tail", 5, "bucket"),
         ("tail bucket, the default", 2, "bucket"),
         ("true masses, the rest left out", 2, "truncate"),
@@ -270,7 +255,7 @@ def tails() -> str:
     rows = []
     for name, k, tail in ways:
         logits = torch.zeros(1, 5, dtype=torch.float64, requires_grad=True)
-        laid = support.top_k(logits, TopK(torch.arange(k)[None], p[:k].log()[None]), 1.0, tail)
+        laid = TopK(torch.arange(k)[None], p[:k].log()[None]).beside(logits, slice(None), 1.0, tail)
         value = divergence("forward_kl").value(laid.student_lp, laid.teacher_lp).sum()
         (gradient,) = torch.autograd.grad(value, logits)
         total = value.item() + (0.0 if laid.offset is None else laid.offset.item())
@@ -342,7 +327,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "tails": tails,
     "draws": draws,
     "betas": betas,
-    "aliases": aliases,
     "temperatures": temperatures,
     "mistakes": mistakes,
 }

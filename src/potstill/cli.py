@@ -12,50 +12,25 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from typer.core import TyperGroup
 
 from potstill import __version__
 from potstill.console import Console
 from potstill.errors import Interrupted, PotstillError
 from potstill.runs.status import machine_error, read_status
 
+if TYPE_CHECKING:
+    from potstill.runs.run import RunResult
 
-class _HungUp(Exception):
-    """A pipe broke."""
-
-
-@contextmanager
-def _told_to_main() -> Iterator[None]:
-    """An interrupt and a broken pipe, on which Typer would end the process by itself, go on to `main`."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            "interrupted.", fix="Run the same command again.", signal_number=signal.SIGINT
-        ) from error
-    except BrokenPipeError as error:
-        raise _HungUp from error
-
-
-class _Commands(TyperGroup):
-    def make_context(self, *args: Any, **settings: Any) -> Any:
-        with _told_to_main():
-            return super().make_context(*args, **settings)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _told_to_main():
-            return super().invoke(ctx)
-
+_UsageError: Any = typer.BadParameter.__base__  # Typer has no other public name for it
 
 app = typer.Typer(
-    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -91,33 +66,29 @@ def run(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) 
 
     A stage is finished when it was made from unchanged inputs. Run the same command again after an
     interruption and it goes on where it stopped."""
-    _run(recipe, overrides, as_json, None)
+    _run(recipe, overrides, as_json)
 
 
-def _stage(verb: str, text: str) -> Callable[..., None]:
+def _stage(verb: str) -> None:
+    @app.command(verb, help=f"Stop after the last {verb} stage.")
     def command(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
-        _run(recipe, overrides, as_json, verb)
-
-    command.__doc__ = text
-    return app.command(verb)(command)
+        _run(recipe, overrides, as_json, until=verb)
 
 
-_stage("generate", "Stop after the last generate stage.")
-_stage("distill", "Stop after the last distill stage.")
-_stage("finetune", "Stop after the last finetune stage.")
-_stage("evaluate", "Stop after the last evaluate stage.")
+for _verb in ("generate", "distill", "finetune", "evaluate"):
+    _stage(_verb)
 
 
-def _run(recipe: Path, overrides: list[str] | None, as_json: bool, until: str | None) -> None:
+def _run(recipe: Path, overrides: list[str] | None, as_json: bool, until: str | None = None) -> None:
     from potstill.runs.run import run as run_recipe
 
     result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json))
-    if as_json:
-        _print_json({"path": str(result.path), "summary": result.summary})
-    else:
-        print(result.verdict)
-        for label, path in result.outputs.items():
-            print(f"{label:8} {path}")
+    _print_result(result, as_json, result.outputs)
+
+
+def _print_result(result: RunResult, as_json: bool, outputs: Mapping[str, Path]) -> None:
+    lines = [result.verdict, *(f"{label:8} {path}" for label, path in outputs.items())]
+    _print(as_json, {"path": str(result.path), "summary": result.summary}, "\n".join(lines))
 
 
 @app.command()
@@ -135,10 +106,7 @@ def check(
     from potstill.check import check as check_recipe
 
     report = check_recipe(recipe, overrides or (), proofs=not quick, console=Console(quiet=as_json))
-    if as_json:
-        _print_json(report.as_dict())
-    else:
-        print(report.text())
+    _print(as_json, report.as_dict(), report.text())
     if not report.passed:
         raise typer.Exit(4)
 
@@ -149,13 +117,8 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     from potstill.runs.run import rebuild_report
 
     result = rebuild_report(run_folder)
-    if as_json:
-        _print_json({"path": str(result.path), "summary": result.summary})
-    else:
-        print(result.verdict)
-        for name in ("report", "summary"):
-            if name in result.outputs:
-                print(f"{name:<8} {result.outputs[name]}")
+    outputs = {name: result.outputs[name] for name in ("report", "summary") if name in result.outputs}
+    _print_result(result, as_json, outputs)
 
 
 @app.command()
@@ -168,14 +131,11 @@ def status(
 
     Of a failed run also why: with --json as `error`, the object that the run itself prints.
     """
-    found = read_status(run_folder)
-    while wait and found.state == "running":
+    current = read_status(run_folder)
+    while wait and current.state == "running":
         time.sleep(2)
-        found = read_status(run_folder)
-    if as_json:
-        _print_json(asdict(found))
-    else:
-        print(found.text())
+        current = read_status(run_folder)
+    _print(as_json, asdict(current), current.text())
 
 
 @app.command()
@@ -190,10 +150,7 @@ def init(
     from potstill.recipe.starter import write_recipe
 
     path = write_recipe(recipe, teacher=teacher, student=student, train=train)
-    if as_json:
-        _print_json({"path": str(path)})
-    else:
-        print(f"wrote {path}; next: potstill check {shlex.quote(str(path))}")
+    _print(as_json, {"path": str(path)}, f"wrote {path}; next: potstill check {shlex.quote(str(path))}")
 
 
 @app.command()
@@ -203,15 +160,15 @@ def schema(
     """Print the JSON schema of recipes."""
     from potstill.recipe.recipe import json_schema
 
-    _print_json(json_schema())
+    _print(True, json_schema())
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
+def _print(as_json: bool, value: Any, text: str = "") -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=True, default=str) if as_json else text)
 
 
-class _Said(logging.Handler):
-    """What the library logs, as warnings on stderr."""
+class _WarningLines(logging.Handler):
+    """Prints what the library logs as warnings on stderr."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -221,66 +178,75 @@ class _Said(logging.Handler):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and turn every outcome into an exit code (see `potstill.errors`); 141, as for other
-    programs, when the reader of its output has gone."""
-    try:
-        try:
-            _command(arguments)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except (BrokenPipeError, _HungUp):
-        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
-        if not gone:
-            _bug()
-        for stream in gone:  # what is left in its buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-
-
-def _has_no_reader(stream: TextIO | None) -> bool:
-    if stream is None:
-        return False
-    pipe = select.poll()
-    try:
-        pipe.register(stream.fileno(), 0)
-    except io.UnsupportedOperation:
-        return False
-    return any(event & select.POLLERR for _, event in pipe.poll(0))
-
-
-def _command(arguments: list[str] | None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    as_json = "--json" in arguments
+    """Run a command and exit with the code of its outcome (see `potstill.errors`)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a C locale must not turn a dash into a crash
             stream.reconfigure(errors="backslashreplace")
     logger = logging.getLogger("potstill")
     if not logger.handlers:
-        logger.addHandler(_Said())
+        logger.addHandler(_WarningLines())
     try:
-        app(arguments, prog_name="potstill")  # exits by itself; wrong usage with 2
-    except PotstillError as error:
-        if as_json:
-            _print_json({"error": error.as_dict()})
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (BrokenPipeError, _HungUp):
+        code = _exit_code(sys.argv[1:] if arguments is None else arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        code = 128 + signal.SIGPIPE if _discard_unread_output() else _report_bug(error)
+    sys.exit(code)
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Run a command, print what stopped it, and return the exit code.
+
+    Calls Typer's command, not its `main`, which would itself end the process on an interrupt and a broken pipe.
+
+    Raises:
+        BrokenPipeError: the reader of the output has gone, or another pipe broke.
+    """
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("potstill", list(arguments)) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as end:
+        return end.exit_code
+    except _UsageError as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
         raise
-    except Exception as error:
-        told = machine_error(error)
-        if told is None:
-            _bug()
-        if as_json:
-            _print_json({"error": told.as_dict()})
-        print(f"error: {told}", file=sys.stderr)
-        sys.exit(told.exit_code)
+    except (Exception, KeyboardInterrupt) as error:
+        reason = _reason(error)
+        if reason is None:
+            return _report_bug(error)
+        if "--json" in arguments:
+            _print(True, {"error": reason.as_dict()})
+        print(f"error: {reason}", file=sys.stderr)
+        return reason.exit_code
 
 
-def _bug() -> NoReturn:
-    traceback.print_exc()
+def _reason(error: BaseException) -> PotstillError | None:
+    """The error in words; None for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted.", fix="Run the same command again.", signal_number=signal.SIGINT)
+    return error if isinstance(error, PotstillError) else machine_error(error)
+
+
+def _report_bug(error: BaseException) -> int:
+    traceback.print_exception(error)
     print(
         f"error: this is a bug in potstill {__version__}; please report it with the lines above.",
         file=sys.stderr,
     )
-    sys.exit(1)
+    return 1
+
+
+def _discard_unread_output() -> bool:
+    """Redirect output whose reader has gone to /dev/null; false when no reader has gone."""
+    pipes = select.poll()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(io.UnsupportedOperation):
+            pipes.register(stream.fileno(), 0)
+    closed = [descriptor for descriptor, event in pipes.poll(0) if event & select.POLLERR]
+    for descriptor in closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(closed)

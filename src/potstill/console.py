@@ -1,4 +1,4 @@
-"""What a person sees while potstill works: bars on a terminal, plain lines elsewhere."""
+"""Progress and warnings on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -23,14 +26,14 @@ def clock(seconds: float) -> str:
 
 
 class Bar:
-    """Progress of one piece of work; call `update(done, note)`."""
+    """Progress of one piece of work; this one shows nothing."""
 
     def update(self, done: float, note: str = "") -> None:
-        return None
+        """Show that `done` units are finished, with a short note."""
 
 
 class Console:
-    """Speaks on stderr, so that stdout stays for results. `quiet` says nothing but warnings."""
+    """Prints on stderr, so that stdout stays for results; with `quiet` only warnings."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self.stream = stream or sys.stderr
@@ -38,17 +41,17 @@ class Console:
         self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
     def say(self, text: str = "") -> None:
-        """One line."""
+        """Print a line, unless quiet."""
         if not self.quiet:
             print(text, file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
-        """A line that stays visible even when quiet."""
+        """Print a warning, also when quiet."""
         print(f"warning: {text}", file=self.stream, flush=True)
 
     @contextmanager
     def bar(self, label: str, total: float) -> Iterator[Bar]:
-        """Progress with an ETA for work of `total` units."""
+        """Show progress with the time left for work of `total` units."""
         if self.quiet:
             yield Bar()
         elif self.live:
@@ -69,13 +72,17 @@ class Console:
             TextColumn("{task.fields[note]}"),
         ]
         with Progress(*columns, console=console, transient=False) as progress:
-            task = progress.add_task(label, total=total, note="")
+            yield _Live(progress, progress.add_task(label, total=total, note=""))
 
-            class Rich(Bar):
-                def update(self, done: float, note: str = "") -> None:
-                    progress.update(task, completed=done, note=note)
 
-            yield Rich()
+class _Live(Bar):
+    """On a terminal: a bar that moves."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, done: float, note: str = "") -> None:
+        self._progress.update(self._task, completed=done, note=note)
 
 
 class _Lines(Bar):

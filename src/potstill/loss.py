@@ -11,11 +11,16 @@ from torch import Tensor, nn
 
 from potstill.errors import SignalError
 from potstill.models import anatomy
-from potstill.objectives import streaming
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, Mode, Rowwise, linear_loss, logits_loss
-from potstill.objectives.token import Divergence, TokenLoss, Weigh, require_possible, weigh_by
-from potstill.recipe import resolve
-from potstill.types import Dense, Head, Hidden, Loss, Sampled, Signal, TopK, places_in_answers
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, Mode, linear_loss, logits_loss
+from potstill.objectives.rows import TokenRows
+from potstill.objectives.token import Divergence, TokenLoss, TokenWeight
+from potstill.recipe import plugins
+from potstill.signals.dense import Dense
+from potstill.signals.hidden import Hidden
+from potstill.signals.sampled import Sampled
+from potstill.signals.signal import Signal
+from potstill.signals.topk import TopK
+from potstill.types import Head, Loss, places_in_answers
 
 IGNORE = -100
 
@@ -24,7 +29,9 @@ class DistillationLoss:
     """A divergence between teacher and student, summed over scored tokens.
 
     Args:
-        divergence: name of a divergence (`potstill.divergences.names()`), or `package.module:function`.
+        divergence: name of a divergence (`potstill.divergences.names()`), or `package.module:function`
+            for one of your own; the constants of its module say what it supports, as those of a file of
+            `potstill.divergences` do.
         temperature: T > 0, for both sides.
         ce_weight: share in [0, 1] of hard-label cross-entropy at T = 1. With a share above 0 the
             divergence is multiplied by T^2 (T for total variation), to keep the balance.
@@ -33,17 +40,17 @@ class DistillationLoss:
         chunk_bytes: memory for a chunk's logits, student's and teacher's together.
         mode: "store" computes gradients in the forward pass; "recompute" computes everything again in the
             backward pass instead, for heads whose gradient would not fit beside the activations; "eval"
-            has no gradient and goes over tiles of the vocabulary, so memory does not depend on its size
-            (divergences that are no sum over outcomes go over rows).
-        token_weights: a weight of each token by name, "entropy" or "position", or {name: options}. With
-            weights of any kind divide by `metrics["weight"]`, their sum, instead of the count.
-        **options: the divergence's own, `beta=0.1` for jsd.
+            computes no gradient.
+        token_weights: a weight of each token by name ("entropy", "position" or `package.module:function`),
+            or {name: options}. With weights of any kind divide by `metrics["weight"]`, their sum, instead
+            of the count.
+        **options: of the divergence, `beta=0.1` for jsd.
 
     Who shifts: logits at position i predict token i + 1. Give either `mask` [B, S], true where the
     position's *next* token is scored (you have shifted), or `labels` [B, S] as transformers writes
     them, -100 where nothing is scored and not shifted (this class shifts, once).
 
-    Returns of a call: `Loss` with `sum`, `count` and `metrics`. Divide the sum by the count of the
+    A call returns a `Loss` with `sum`, `count` and `metrics`. Divide the sum by the count of the
     whole optimizer step, over all micro-batches and ranks; `out.mean` divides by this call's own.
 
     Example:
@@ -76,10 +83,8 @@ class DistillationLoss:
                 )
         if vocabulary is not None and vocabulary < 1:
             raise SignalError(f"vocabulary is {vocabulary}.", fix="It counts ids: len(tokenizer).")
-        module = resolve.load("divergences", divergence, options)
+        module = plugins.load("divergences", divergence, options)
         compared = Divergence.from_module(module, options)
-        even = torch.full((1, 2), 0.5).log()
-        compared.value(even, even, **options)  # refuses options out of range now
         weigh = _weigh(token_weights)
         if weigh is not None and ce_weight == 1.0:
             raise SignalError(
@@ -89,7 +94,8 @@ class DistillationLoss:
         self.token_loss = TokenLoss(compared, temperature, ce_weight, weigh=weigh)
         self._vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
-        self._mode = mode
+        self._mode: Mode = "recompute" if mode == "recompute" else "store"
+        self._differentiates = mode != "eval"
 
     def __call__(
         self,
@@ -114,7 +120,8 @@ class DistillationLoss:
         Neighbouring scored positions are one answer, to token weights that go by the place in it.
 
         Raises:
-            SignalError: shapes disagree, labels or weights are none, or padded widths differ and no vocabulary was given.
+            SignalError: shapes disagree, a label or a weight is out of range, or padded widths differ and no
+                vocabulary was given.
             NotFinite: a target is impossible for the student, or something is NaN (not seen on a GPU).
             TrainingStopped: a divergence that cannot be negative is.
         """
@@ -122,19 +129,12 @@ class DistillationLoss:
         vocabulary = self._shared(_rows(student_head), _rows(teacher_head))
         picked = _picked(weights, predicts)
         signal = Hidden(teacher_hidden[predicts].detach(), _as_head(teacher_head, vocabulary))
-        head, hidden = _as_head(student_head, vocabulary), student_hidden[predicts]
-        if self._mode == "eval" and not streaming.unable(head, signal, self.token_loss):
-            return self._checked(
-                streaming.streamed_loss(
-                    hidden, head, signal, self.token_loss, targets, weights=picked, metrics=metrics
-                ),
-                picked,
-            )
+        head = _as_head(student_head, vocabulary)
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
-            mode: Mode = "recompute" if self._mode == "recompute" else "store"
-            out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
-        return self._checked(out, picked)
+        with self._gradients():
+            hidden = student_hidden[predicts]
+            out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=self._mode)
+        return self._checked(out, signal, picked)
 
     def from_logits(
         self,
@@ -162,20 +162,23 @@ class DistillationLoss:
             width = self._shared(student_logits.shape[-1], self._vocabulary or student_logits.shape[-1])
             signal = teacher
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval"):
+        with self._gradients():
             out = logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
-        return self._checked(out, picked, drawn=isinstance(signal, Sampled))
+        return self._checked(out, signal, picked)
 
-    def _checked(self, out: Loss, weights: Tensor | None, drawn: bool = False) -> Loss:
-        if "divergence" in out.metrics and not drawn:
-            require_possible(float(out.metrics["divergence"]), int(out.count), self.token_loss)
+    def _gradients(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self._differentiates)
+
+    def _checked(self, out: Loss, signal: Signal, weights: Tensor | None) -> Loss:
+        if "divergence" in out.metrics and not signal.estimated:
+            self.token_loss.check({"divergence": float(out.metrics["divergence"])}, int(out.count))
         if weights is None or "weight" in out.metrics:
             return out
         return replace(out, metrics={**out.metrics, "weight": weights.sum(dtype=torch.float64)})
 
     def _rowwise(
         self, signal: Signal, targets: Tensor | None, weights: Tensor | None, predicts: Tensor, metrics: bool
-    ) -> Rowwise:
+    ) -> TokenRows:
         place = None if self.token_loss.weigh is None else places_in_answers(predicts)
         return self.token_loss.rowwise(signal, targets, weights=weights, place=place, metrics=metrics)
 
@@ -237,7 +240,7 @@ def _picked(weights: Tensor | None, predicts: Tensor) -> Tensor | None:
     return picked
 
 
-def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> Weigh | None:
+def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> TokenWeight | None:
     if named is None:
         return None
     chosen = {named: {}} if isinstance(named, str) else dict(named)
@@ -246,7 +249,7 @@ def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> Weigh | None:
             f"token_weights names {len(chosen)} ways.", fix="Give one name, or {name: options}."
         )
     ((name, options),) = chosen.items()
-    return weigh_by(resolve.load("token_weights", name, options or {}), name, options or {})
+    return TokenWeight.from_module(plugins.load("token_weights", name, options or {}), options)
 
 
 def _rows(head: nn.Module | Tensor | Head) -> int:

@@ -1,13 +1,12 @@
 """The values that flow through potstill. Frozen; shapes are in the comments.
 
-Legend: B rows, S positions, N scored positions of a batch, V vocabulary, H hidden width,
-k stored ids, u unique drawn ids.
+Legend: B rows, S positions, N scored positions of a batch, V vocabulary, H hidden width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -16,6 +15,14 @@ from torch import Tensor
 from potstill.errors import SignalError
 
 Origin = Literal["data", "teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The same row as another model reads it. `scored[i]` says that token i is a target."""
+
+    input_ids: tuple[int, ...]
+    scored: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Example:
     weight: float = 1.0  # of each of its tokens' loss
     part_of: str | None = None  # the row it is a part of, where a row gives several examples
     share: float = 1.0  # of its conversation's scored tokens, where a template makes turns examples
+    reading: Reading | None = None  # the teacher's, where it reads the row as other ids
 
     @property
     def row_id(self) -> str:
@@ -58,11 +66,17 @@ class Batch:
     hard: Tensor  # [N] bool: the token was written by data or teacher, so cross-entropy may use it
     weights: Tensor | None = None  # [N] float32: weight of each token's loss, 1 when absent
     packed: bool = False  # examples stand end to end; position_ids restart at 0 where one begins
+    teacher: Batch | None = None  # the same rows and scored tokens as the teacher reads them
 
     @property
     def count(self) -> int:
         """N, the number of scored positions."""
         return int(self.targets.numel())
+
+    @property
+    def for_teacher(self) -> Batch:
+        """The batch that a teacher is given: its own reading, or this one."""
+        return self if self.teacher is None else self.teacher
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Of each scored token [N]: its place in its answer, and how many are scored in its example."""
@@ -82,9 +96,9 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         moved = {
-            name: value.to(device, non_blocking=True)
+            name: value.to(device) if isinstance(value, Batch) else value.to(device, non_blocking=True)
             for name, value in self.__dict__.items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor | Batch)
         }
         return Batch(**(self.__dict__ | moved))
 
@@ -129,52 +143,10 @@ class Head:
                     fix="Count the ids that the head knows; resize the model's embeddings for added tokens.",
                 )
 
-
-@dataclass(frozen=True)
-class Dense:
-    """The teacher's logits themselves."""
-
-    logits: Tensor  # [N, V]
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Final hidden states and the head that reads them: the full vocabulary, exact."""
-
-    hidden: Tensor  # [N, H]
-    head: Head
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The k most likely ids with their log-probabilities at T = 1.
-
-    `lse` maps a temperature T to logsumexp over the whole vocabulary of log p / T, which
-    re-tempers the stored values exactly; at T = 1 it is 0 and need not be stored.
-    """
-
-    ids: Tensor  # [N, k] int64
-    lp: Tensor  # [N, k]
-    lse: Mapping[float, Tensor] = field(default_factory=dict)  # T -> [N]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Ids drawn with replacement from the teacher at `temperature`: unbiased for losses
-    linear in the teacher. Unused places have count 0."""
-
-    ids: Tensor  # [N, u] int64
-    counts: Tensor  # [N, u]
-    entropy: Tensor | None = None  # [N] nats, the teacher's H(p) at that temperature
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True)
-class Text:
-    """Only the tokens: the teacher wrote them and says nothing more."""
-
-
-Signal: TypeAlias = Dense | Hidden | TopK | Sampled | Text
+    def shaped(self, raw: Tensor) -> Tensor:
+        """softcap(scale * raw), for what the output layer gives."""
+        logits = raw if self.scale == 1.0 else raw * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 @dataclass(frozen=True)
@@ -198,28 +170,36 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One measured value: with a 95 % interval by resampling prompts, and the number of prompts."""
+class Figure:
+    """One measured quantity: made where it is measured, and unchanged in every file, table and plot.
 
-    value: float
-    low: float
-    high: float
-    n: int
-    per_prompt: tuple[tuple[float, float], ...] = ()  # (numerator, denominator) of each prompt
+    Without a value, `reason` says why there is none; with one, why it has no interval.
+    """
+
+    key: str  # its name in evaluation.json and summary.json
+    value: float | None = None
+    low: float | None = None  # 95 % interval by resampling prompts
+    high: float | None = None
+    n: int | None = None  # prompts
+    reason: str = ""
+    label: str = ""
+    unit: str = ""  # "nats per token"; a "share" of 1 is printed in percent
+    better: Literal["up", "down", ""] = ""
+    meaning: str = ""  # one sentence for the page
+    place: Literal["headline", "result", "behaviour", "cost"] = "result"  # where the page shows it
+    pairs: tuple[tuple[float, float], ...] = ()  # (numerator, denominator) of each prompt; not stored
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends of the interval, or None where it was not measured."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def stored(self) -> dict[str, Any]:
+        """Every field that a file keeps; `Figure(**stored)` is the figure again, without its pairs."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pairs"}
 
 
 Options: TypeAlias = Mapping[str, Any]
-
-
-class Teacher(Protocol):
-    """The seam between training and any teacher: answers a batch with its signal on the N scored
-    positions, in row-major order."""
-
-    fingerprint: str
-
-    def signal(self, batch: Batch) -> Signal: ...
-
-    def close(self) -> None: ...
 
 
 class Sampler(Protocol):

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
+from builders import scripts
 
 
 @pytest.fixture(scope="module")
-def protocol() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_protocol", SCRIPTS / "protocol.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def protocol() -> ModuleType:
+    return scripts.load("benchmarks/protocol.py")
 
 
 def replay(protocol, names, script, rounds, warm_up=0):
@@ -112,7 +101,7 @@ def test_json_on_stdout_is_not_mixed_with_the_table(protocol, capsys):
     assert "title" in err
 
 
-def test_the_peak_counts_memory_that_is_gone_again(protocol):
+def test_the_peak_counts_memory_that_was_released(protocol):
     megabytes = 64
 
     def action():
@@ -125,7 +114,7 @@ def test_the_peak_counts_memory_that_is_gone_again(protocol):
     assert 0.9 * megabytes * 2**20 < peak < 1.5 * megabytes * 2**20
 
 
-def test_a_task_alone_answers_with_its_last_line(protocol, tmp_path):
+def test_a_task_in_a_process_of_its_own_returns_its_last_line(protocol, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import json, os, sys\n"
@@ -136,7 +125,7 @@ def test_a_task_alone_answers_with_its_last_line(protocol, tmp_path):
     assert protocol.alone(str(script), "count", threads=3, n=5) == ["count", {"n": 5}, "3"]
 
 
-def test_a_task_that_dies_alone_takes_the_figure_with_it(protocol, tmp_path):
+def test_a_task_that_dies_in_its_process_is_an_error(protocol, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('out of memory')\n")
     with pytest.raises(RuntimeError, match="out of memory"):

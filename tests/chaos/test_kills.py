@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny import save_tiny
+from builders.chats import write_lines
+from builders.tiny import save_tiny
 
 RECIPE = """\
 name: chaos
@@ -35,7 +35,7 @@ def prepare(folder: Path) -> Path:
     rows = [
         {"id": f"p{i}", "prompt": f"w{12 + i % 50} w{20 + i % 90} w{(i * 7) % 90 + 12}"} for i in range(96)
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(folder / "rows.jsonl", *rows)
     (folder / "chaos.yaml").write_text(RECIPE)
     return folder
 

@@ -1,6 +1,8 @@
-"""Masks, the shift and positions: what goes wrong here is silent everywhere else."""
+"""Masks, the shift of labels and positions."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from builders.tiny import tiny_model
 from potstill.data.batch import collate, left_pad
-from potstill.types import Example
-from tiny import tiny_model
+from potstill.types import Example, Reading
 
 
 def example(ids: list[int], prompt: int, origin: str = "data", name: str = "r") -> Example:
@@ -48,14 +50,14 @@ def test_several_spans_each_keep_their_own_target() -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=5), st.integers(1, 16)
 )
-def test_padding_changes_nothing_that_is_scored(sizes: list[tuple[int, int]], multiple: int) -> None:
+def test_padding_changes_nothing_that_is_scored(sizes: list[tuple[int, int]], longer: int) -> None:
     rows = [example(list(range(4, 4 + n)), min(p, n)) for n, p in sizes]
-    together = collate(rows, pad_id=0, multiple_of=multiple)
+    together = collate([*rows, example([4] * longer, longer)], pad_id=0)
     alone = [collate([row], pad_id=0) for row in rows]
-    assert together.input_ids.shape[1] % multiple == 0
+    assert together.input_ids.shape[1] == max(longer, *(len(row.input_ids) for row in rows))
     assert together.targets.tolist() == [t for batch in alone for t in batch.targets.tolist()]
-    assert together.predicts.sum(1).tolist() == [batch.count for batch in alone]
-    assert together.attention_mask.sum(1).tolist() == [len(row.input_ids) for row in rows]
+    assert together.predicts.sum(1).tolist() == [*(batch.count for batch in alone), 0]
+    assert together.attention_mask.sum(1).tolist() == [*(len(row.input_ids) for row in rows), longer]
     for b, row in enumerate(rows):
         length = len(row.input_ids)
         assert together.position_ids[b, :length].tolist() == list(range(length))
@@ -93,7 +95,7 @@ def test_ids_beyond_16_bits_survive() -> None:
     assert batch.targets.tolist() == [70000, 131071]
 
 
-def test_an_empty_batch_is_a_mistake() -> None:
+def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one example"):
         collate([], pad_id=0)
     with pytest.raises(ValueError, match="at least one prompt token"):
@@ -118,3 +120,44 @@ def test_left_padding_leaves_learned_positions_alone() -> None:
         without = model(ids, attention_mask=mask).logits[0, 3:]
     assert (alone - padded).abs().max() <= 1e-4
     assert (alone - without).abs().max() > 1e-2
+
+
+def read_twice(id: str, student: int, teacher: int, scored: int = 3) -> Example:
+    """A row of these lengths whose last tokens are scored; the teacher's ids count down from 100."""
+    return Example(
+        id,
+        tuple(range(4, 4 + student)),
+        tuple(i >= student - scored for i in range(student)),
+        weight=2.0,
+        reading=Reading(
+            tuple(range(100, 100 - teacher, -1)), tuple(i >= teacher - scored for i in range(teacher))
+        ),
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_holds_the_teachers_reading_beside_the_students(packed):
+    batch = collate([read_twice("a", 8, 5), read_twice("b", 6, 9)], pad_id=3, packed=packed)
+    theirs = batch.for_teacher
+    assert theirs is batch.teacher
+    assert theirs.count == batch.count == 6
+    assert theirs.targets.tolist() == [98, 97, 96, 94, 93, 92]
+    assert theirs.row_ids == batch.row_ids
+    assert batch.weights.tolist() == [2.0] * 6
+    assert theirs.weights is None
+    assert batch.to("meta").teacher.input_ids.is_meta
+
+
+def test_a_batch_of_one_reading_is_given_to_the_teacher_as_it_is():
+    batch = collate([Example("a", (4, 5, 6), (False, True, True))], pad_id=0)
+    assert batch.teacher is None
+    assert batch.for_teacher is batch
+
+
+def test_readings_that_score_other_numbers_of_tokens_are_refused():
+    example = read_twice("a", 8, 5)
+    longer = replace(example, reading=Reading((9, 8, 7), (False, True, True)))
+    with pytest.raises(ValueError, match="row a scores 3 tokens, its reading of the teacher 2"):
+        collate([longer], pad_id=0)
+    with pytest.raises(ValueError, match="row b has no reading of the teacher"):
+        collate([example, replace(example, id="b", reading=None)], pad_id=0)

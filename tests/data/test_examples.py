@@ -1,4 +1,4 @@
-"""Rows that are too long or have nothing to learn, and what the user is told about them."""
+"""Rows that are too long or have nothing to learn, and the messages about them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 
 import pytest
 
-from data.chats import bytes_tokenizer, chat
+from builders.chats import bytes_tokenizer, chat
+from builders.tiny import tiny_tokenizer
 from potstill.data.examples import encode, length_for
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
-from tiny import tiny_tokenizer
 
 TINY = Templater(tiny_tokenizer())
 
@@ -47,7 +47,7 @@ def test_a_prompt_alone_longer_than_the_limit_is_dropped() -> None:
 def test_lengths_cover_dropped_rows_and_say_what_would_fit() -> None:
     encoded = encode([row(str(n), n, 1) for n in range(1, 101)], TINY, max_length=54)
     assert encoded.lengths == tuple(range(5, 105))
-    assert len(encoded.examples) == encoded.length_for(0.5) - 4 == 50
+    assert len(encoded.examples) == length_for(encoded.lengths, 0.5) - 4 == 50
 
 
 def test_length_for_is_the_smallest_that_fits() -> None:
@@ -78,7 +78,7 @@ def test_prompt_only_rows_stop_training_on_data_and_can_be_skipped() -> None:
         encode(rows[1:], TINY, max_length=None, on_bad_row="skip")
 
 
-def test_rows_with_and_without_reasoning_are_not_mixed_without_a_word(
+def test_a_mix_of_rows_with_and_without_reasoning_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     thought = {"role": "assistant", "content": "4", "reasoning_content": "2+2"}
@@ -92,11 +92,7 @@ def test_rows_with_and_without_reasoning_are_not_mixed_without_a_word(
     assert not caplog.text
 
 
-def test_the_writer_is_remembered() -> None:
-    assert encode([row("1", 1, 1)], TINY, max_length=None, origin="teacher").examples[0].origin == "teacher"
-
-
-def test_five_megabytes_in_one_row_are_dropped_by_the_length_rule() -> None:
+def test_a_row_of_five_megabytes_is_dropped_by_the_length_rule() -> None:
     rows = [*(row(str(i), 2, 2) for i in range(50)), row("giant", 2, 1_250_000)]
     encoded = encode(rows, TINY, max_length=64)
     assert (encoded.funnel["too_long"], encoded.funnel["examples"]) == (1, 50)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from data import chats
-from data.chats import bytes_tokenizer, chat
+from builders import chats
+from builders.chats import bytes_tokenizer, chat
+from builders.tiny import tiny_tokenizer
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
-from tiny import tiny_tokenizer
 
 
 def spoken(templater: Templater, tokenizer: Any, *messages: dict[str, Any]) -> list[str]:
@@ -34,7 +34,7 @@ def test_a_system_role_that_is_silently_left_out_points_to_merge() -> None:
         Templater(bytes_tokenizer(silent)).prompt_ids(chat("hi", system="be brief"))
 
 
-def test_system_merge_and_drop() -> None:
+def test_a_system_prompt_is_merged_or_dropped_by_policy() -> None:
     tokenizer = bytes_tokenizer(chats.STRICT)
     merge, drop = (Templater(tokenizer, system=policy) for policy in ("merge", "drop"))
     plain = Templater(tokenizer)
@@ -86,15 +86,19 @@ def test_separate_reasoning_that_the_template_does_not_print_is_put_back() -> No
 
 
 @pytest.mark.parametrize("policy", ["keep", "separate"])
-def test_a_template_that_forgets_earlier_reasoning_gives_one_example_a_turn(policy: Any) -> None:
+@pytest.mark.parametrize("thought", [THOUGHT, answer("<think>\n2+2\n</think>\n\n4")])
+def test_a_template_that_forgets_earlier_reasoning_gives_one_example_a_turn(
+    policy: Any, thought: dict[str, Any]
+) -> None:
     tokenizer = bytes_tokenizer(chats.FORGETFUL)
-    messages = (QUESTION, THOUGHT, QUESTION, answer("5", reasoning_content="2+3"))
+    messages = (QUESTION, thought, QUESTION, answer("5", reasoning_content="2+3"))
     templater = Templater(tokenizer, reasoning=policy)
     assert spoken(templater, tokenizer, *messages) == [
         "<think>\n2+2\n</think>\n\n4<|im_end|>",
         "<think>\n2+3\n</think>\n\n5<|im_end|>",
     ]
-    second = templater.encode_row(Row("r", messages))[1]
+    first, second = templater.encode_row(Row("r", messages))
+    assert [first.id, second.id] == ["r#1", "r#2"]
     assert "2+2" not in tokenizer.decode(second.input_ids), "history is what inference would show"
 
 
@@ -120,7 +124,7 @@ def test_a_template_that_rewrites_the_answer_is_bypassed() -> None:
     assert spoken(Templater(tokenizer), tokenizer, QUESTION, answer("yes")) == ["yes<|im_end|>"]
 
 
-def test_fingerprints_tell_policies_apart() -> None:
+def test_fingerprints_differ_between_policies() -> None:
     prints = {
         Templater(tiny_tokenizer(), system=system, reasoning=reasoning).fingerprint
         for system in ("keep", "merge", "drop")
@@ -130,7 +134,7 @@ def test_fingerprints_tell_policies_apart() -> None:
     assert Templater(tiny_tokenizer()).fingerprint in prints
 
 
-def test_a_system_prompt_that_the_template_adds_is_told() -> None:
+def test_a_system_prompt_that_the_template_adds_is_reported() -> None:
     adds = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
     assert Templater(bytes_tokenizer(adds + chats.CHATML)).default_system == "Be kind."
     for template in (chats.CHATML, chats.STRICT, chats.JOINED, None):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data.chats import chat
+from builders.chats import chat
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.chats import write_lines
+from builders.chats import write_lines
 from potstill.data.rows import read_rows
 from potstill.errors import DataError
 
@@ -54,7 +54,7 @@ def test_file_without_rows_is_an_error(tmp_path: Path, content: str) -> None:
         read_rows([str(path)])
 
 
-def test_an_empty_file_beside_a_good_one_is_not_overlooked(tmp_path: Path) -> None:
+def test_an_empty_file_beside_a_good_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(DataError, match=r"b\.jsonl: has no rows"):
         read_rows([write_lines(tmp_path / "a.jsonl", GOOD), str(tmp_path / "b.jsonl")])
@@ -97,7 +97,7 @@ def test_utf16_is_named(tmp_path: Path) -> None:
         read_rows([str(path)])
 
 
-def test_optional_field_null_in_one_file_and_text_in_another(tmp_path: Path) -> None:
+def test_an_optional_field_may_be_null_in_one_file_and_text_in_another(tmp_path: Path) -> None:
     first = write_lines(tmp_path / "a.jsonl", {**good(1), "meta": None})
     second = write_lines(tmp_path / "b.jsonl", {**good(2), "meta": "s"})
     assert [row.extra["meta"] for row in read_rows([first, second]).rows] == [None, "s"]
@@ -111,7 +111,7 @@ def test_content_that_is_a_list_in_one_row_names_that_row(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", '"text"', "3", "null", "[" * 100_000])
-def test_a_line_that_is_no_object_is_broken_not_fatal(tmp_path: Path, line: str) -> None:
+def test_a_line_that_is_no_object_counts_as_a_broken_row(tmp_path: Path, line: str) -> None:
     rows = read_rows([write_lines(tmp_path / "a.jsonl", good(1), line, good(2))], on_bad_row="skip")
     assert (rows.funnel["kept"], rows.funnel["broken"]) == (2, 1)
 
@@ -165,13 +165,14 @@ def test_limit_counts_good_rows_and_reads_no_further(tmp_path: Path) -> None:
     assert [row.id for row in read_rows([path], limit=2).rows] == ["1", "2"]
 
 
-def test_a_misspelt_file_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
+def test_a_misspelt_file_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *args: pytest.fail(f"the hub was asked for {args}"))
     for name in ("promts.jsonl", str(tmp_path / "missing"), "~/nowhere/at/all"):
         with pytest.raises(DataError, match="no such file|neither a file nor"):
             read_rows([name])
 
 
-def test_hub_name_while_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_is_refused_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 
@@ -181,7 +182,7 @@ def test_hub_name_while_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         read_rows(["someone/data"])
 
 
-def test_hub_data_set_with_several_splits_asks_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_with_several_splits_needs_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {"first": [GOOD], "second": [good(2)]}
     monkeypatch.setattr(
         "datasets.load_dataset", lambda name, subset, split: splits[split] if split else splits
@@ -228,7 +229,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         read_rows([str(tmp_path / name)])
 
 
-def test_a_long_csv_field_and_a_surplus_one(tmp_path: Path) -> None:
+def test_a_long_csv_field_is_read_and_a_surplus_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"prompt,response\na,{'x' * 200_000}\nb,c,d\n")
     with pytest.raises(DataError, match=r"a\.csv:3: .*more fields"):

@@ -1,4 +1,4 @@
-"""The ways people write a row, and what they get wrong in it."""
+"""The shapes in which people write a row, and their mistakes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.chats import chat, write_lines
+from builders.chats import chat, write_lines
 from potstill.data.rows import Row, read_rows
 from potstill.errors import DataError
 
@@ -54,7 +54,7 @@ def test_prompt_only_rows_are_rows(tmp_path: Path, row: dict[str, Any]) -> None:
     assert read(tmp_path, row)[0].prompt == read(tmp_path, row)[0].messages == chat("q")
 
 
-def test_plain_text(tmp_path: Path) -> None:
+def test_plain_text_is_a_row_without_messages(tmp_path: Path) -> None:
     row = read(tmp_path, {"text": "once", "url": "u"})[0]
     assert (row.text, row.messages, row.extra) == ("once", (), {"url": "u"})
 
@@ -72,7 +72,7 @@ def test_the_richer_shape_wins_and_can_be_overruled(tmp_path: Path) -> None:
     assert read(tmp_path, row, format="text")[0].text == "rendered"
 
 
-def test_the_shape_is_printable_and_tells_how_many_have_an_answer(tmp_path: Path) -> None:
+def test_the_shape_is_printable_and_counts_the_answers(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"prompt": "q", "response": "a"}, {"prompt": "r"})
     assert read_rows([path]).shape == "prompt: prompt + response (in 1 of 2)"
 
@@ -90,7 +90,7 @@ def test_unknown_columns_are_listed_with_the_way_to_name_them(tmp_path: Path) ->
     assert named[0].messages == chat("q", "a")
 
 
-def test_a_misspelt_column_is_met_with_the_right_one(tmp_path: Path) -> None:
+def test_a_misspelt_column_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no row has the column 'qestion'; did you mean 'question'"):
         read(tmp_path, {"question": "q"}, columns={"qestion": "prompt"})
     with pytest.raises(DataError, match="'promt' is no column that potstill reads"):
@@ -142,12 +142,12 @@ def test_conversations_out_of_order_are_named(tmp_path: Path, messages: Any, com
         read(tmp_path, {"messages": messages})
 
 
-def test_both_a_response_and_a_completion(tmp_path: Path) -> None:
+def test_both_a_response_and_a_completion_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="both a response and a completion"):
         read(tmp_path, {"prompt": "q", "response": "a", "completion": "b"})
 
 
-def test_numbers_where_text_belongs(tmp_path: Path) -> None:
+def test_numbers_where_text_belongs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'prompt' is a number, not a list"):
         read(tmp_path, {"prompt": 4})
     with pytest.raises(DataError, match=r"conversations\[0\] is from 'bot'"):

@@ -1,4 +1,4 @@
-"""What is measured on must not be trained on."""
+"""Rows that are measured on are never trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.chats import chat
+from builders.chats import chat
 from potstill.data.rows import Row
 from potstill.data.split import Overlap, overlap, split_heldout
 from potstill.errors import DataError
@@ -66,7 +66,7 @@ def prompts(*texts: str) -> list[Row]:
     return [Row(f"r{i}", chat(text)) for i, text in enumerate(texts)]
 
 
-def test_overlap_tells_exact_from_near_from_a_shared_phrase() -> None:
+def test_overlap_separates_exact_from_near_from_a_shared_phrase() -> None:
     train = prompts("One two three four five six seven eight nine ten", "a b c d e", "p q r s t u v w x y z")
     heldout = prompts(
         "one  two three four five six seven eight nine TEN",  # exact, and so near, and a shared phrase

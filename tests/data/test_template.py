@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import chats
-from data.chats import bytes_tokenizer, chat
+from builders import chats
+from builders.chats import bytes_tokenizer, chat
+from builders.tiny import BOS, EOS, HEADER, TEMPLATE, tiny_tokenizer
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
 from potstill.types import Example
-from tiny import BOS, EOS, HEADER, TEMPLATE, tiny_tokenizer
 
 
 def encode(templater: Templater, *turns: str, system: str | None = None) -> list[Example]:
@@ -77,12 +77,14 @@ def test_data_and_a_generation_of_the_same_text_score_the_same() -> None:
 
 @given(st.lists(st.integers(3, 127), min_size=1), st.lists(st.integers(3, 127)), st.booleans())
 def test_joining_keeps_every_id(prompt: list[int], completion: list[int], end: bool) -> None:
-    joined = Templater(tiny_tokenizer()).append(prompt, completion, end)
-    assert joined == prompt + completion + [EOS] * end
+    joined = Templater(tiny_tokenizer()).generated("r", prompt, completion, "teacher", end)
+    assert list(joined.input_ids) == prompt + completion + [EOS] * end
+    assert joined.origin == "teacher"
 
 
 def test_an_answer_that_already_stopped_gets_no_second_end() -> None:
-    assert Templater(tiny_tokenizer()).append([1, 10], [20, EOS]) == [1, 10, 20, EOS]
+    example = Templater(tiny_tokenizer()).generated("r", [1, 10], [20, EOS], "teacher")
+    assert example.input_ids == (1, 10, 20, EOS)
 
 
 @given(st.text(min_size=1, max_size=30), st.integers(0, 30))
@@ -104,6 +106,39 @@ def test_a_merge_across_the_join_does_not_move_the_mask() -> None:
     assert whole[: len(prompt)] != prompt, "the tokenizer must merge here for the test to mean anything"
     (example,) = encode(Templater(tokenizer), "a", "the answer")
     assert spoken(tokenizer, example) == "the answer</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "space", "end"),
+    [
+        (chats.CHATML, "", "<|im_end|>"),
+        (chats.MARKED, "", "<|im_end|>"),
+        (chats.STRICT, " ", "</s>"),
+        (chats.JOINED, "", "</s>"),
+    ],
+)
+def test_every_template_scores_the_answers_with_their_end_and_nothing_else(
+    template: str, space: str, end: str
+) -> None:
+    tokenizer = bytes_tokenizer(template)
+    examples = encode(Templater(tokenizer), "Hello?", "Yes, and no.", "What?", "1 2 3")
+    said = "".join(spoken(tokenizer, example) for example in examples)
+    assert said == f"{space}Yes, and no.{end}{space}1 2 3{end}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        *((t, "yes") for t in (chats.CHATML, chats.MARKED, chats.STRICT, chats.JOINED, chats.PLAIN_WORDS)),
+        (chats.PREFILLED, "<think>\nabout it\n</think>\n\nyes"),
+    ],
+)
+def test_a_prompt_is_a_prefix_of_its_training_row(template: str, said: str) -> None:
+    templater = Templater(bytes_tokenizer(template))
+    (example,) = encode(templater, "Hello there!", said)
+    prompt = templater.prompt_ids(chat("Hello there!"))
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert example.scored.index(True) == len(prompt)
 
 
 def test_where_turns_cannot_be_one_row_each_answer_is_its_own() -> None:

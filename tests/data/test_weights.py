@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cases import places
-from e2e.cli import potstill
+from builders import places
+from builders.cli import potstill
+from builders.tiny import tiny_model
+from potstill.data.answers import weighed
 from potstill.data.batch import collate
 from potstill.data.rows import Row
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.runs.examples import weighed
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate, each_row_once
 from potstill.types import Example
-from tiny import tiny_model
 
 LOSS = TokenLoss(Divergence.from_module(forward_kl))
 
@@ -54,28 +52,31 @@ def test_weights_do_not_depend_on_the_split_into_micro_batches():
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_recipe_names_the_column(tmp_path):
-    """Rows of weight 0 teach nothing: the student is the one of the other rows alone."""
+def test_a_recipe_names_the_column_of_weights(tmp_path):
+    """Rows of weight 0 teach nothing: whatever they answer, each training loss is the same."""
     rows = [r | {"importance": i % 2} for i, r in enumerate(places.answered(80))]
+    other = [r | ({} if r["importance"] else {"response": "w99 w98"}) for r in rows]
+    weighed, unweighed = "{train: rows.jsonl, weight: importance}", "{train: rows.jsonl}"
     stages = "[{finetune: {steps: 3, tokens_per_step: 100000, best_by: cross_entropy}}]"
-    places.write(tmp_path, rows, data="{train: rows.jsonl, weight: importance}", stages=stages)
-    done = potstill("run", "r.yaml", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    events = (tmp_path / "runs/r/stages/finetune/metrics.jsonl").read_text().splitlines()
-    weighed = [e["loss"] for e in map(json.loads, events) if e["event"] == "step"]
-    assert weighed[0] != weighed[-1]
-    places.write(tmp_path, rows, stages=stages)
-    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
-    events = (tmp_path / "runs/r/stages/finetune/metrics.jsonl").read_text().splitlines()
-    assert [e["loss"] for e in map(json.loads, events) if e["event"] == "step"] != weighed
+
+    def losses(rows: list[dict[str, object]], data: str) -> list[float]:
+        places.write(tmp_path, rows, data=data, stages=stages)
+        done = potstill("run", "r.yaml", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return [step["loss"] for step in places.steps(tmp_path, "finetune")]
+
+    first = losses(rows, weighed)
+    assert len(set(first)) == 3
+    assert losses(other, weighed) == pytest.approx(first, rel=1e-6)
+    assert losses(other, unweighed) != pytest.approx(losses(rows, unweighed), rel=1e-2)
+    assert losses(rows, unweighed) != pytest.approx(first, rel=1e-2)
 
 
-def test_a_second_answer_is_not_taken_for_a_row_of_that_name():
+def test_a_second_answer_may_meet_a_row_of_that_name():
     """Answer 1 to row "a" and a row named "a#1" may meet in one run."""
     rows = [Row("a", (), extra={"importance": 3}), Row("a#1", (), extra={"importance": 5})]
-    parts = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(weight="importance")))
     examples = [row("a", 10, 4), replace(row("a#1", 10, 4), part_of="a"), row("a#1", 40, 7)]
-    assert [e.weight for e in weighed(parts, examples, rows, "train")] == [3, 3, 5]
+    assert [e.weight for e in weighed(examples, rows, "importance")] == [3, 3, 5]
 
 
 @pytest.mark.parametrize("value", [-1, "much", None, True])

@@ -1,4 +1,4 @@
-"""What goes wrong in distillation losses, each with its right value: teacher logits [2, 1, 0], student [1, 1, 1]."""
+"""Frequent mistakes in distillation losses, each with its right value: teacher logits [2, 1, 0], student [1, 1, 1]."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def value(name: str, temperature: float = 1.0, **options: float) -> float:
 def gradient(name: str, temperature: float = 1.0) -> list[float]:
     """By the student's logits, pulled back from the closed form."""
     student, teacher = lp(STUDENT, temperature), lp(TEACHER, temperature)
-    g = importlib.import_module(f"potstill.divergences.{name}").partial(student, teacher)
+    g = importlib.import_module(f"potstill.divergences.{name}").value_and_partial(student, teacher)[1]
     return ((g - student.exp() * g.sum()) / temperature).squeeze(0).tolist()
 
 
@@ -62,7 +62,7 @@ def test_jsd_weights_the_teacher_by_beta_in_the_mixture(beta, expected):
     assert value("jsd", beta=beta) == near(expected)
 
 
-def test_jsd_with_a_swapped_mixture_would_be_seen():
+def test_jsd_with_a_swapped_mixture_has_another_value():
     p, q = lp(TEACHER).exp(), lp(STUDENT).exp()
     m = 0.1 * p + 0.9 * q
     swapped = (0.9 * (p * (p / m).log()) + 0.1 * (q * (q / m).log())).sum().item()
@@ -70,7 +70,7 @@ def test_jsd_with_a_swapped_mixture_would_be_seen():
     assert value("jsd", beta=0.9) != near(swapped, 0.1)
 
 
-def test_jsd_at_its_ends_is_a_kl_and_never_a_quiet_zero():
+def test_jsd_at_its_ends_is_a_kl():
     for normalize in (False, True):
         assert value("jsd", beta=0.0, normalize=normalize) == near(0.266217)
         assert value("jsd", beta=1.0, normalize=normalize) == near(0.308994)
@@ -99,12 +99,12 @@ def test_hard_cross_entropy_is_a_one_hot_teacher():
     assert 0.5 * hard.item() + 0.5 * value("forward_kl") == near(0.682415)
     torch.testing.assert_close(hard, divergences.soft_cross_entropy.value(lp(STUDENT), one_hot))
     torch.testing.assert_close(
-        divergences.hard_cross_entropy.partial(lp(STUDENT), one_hot),
-        divergences.soft_cross_entropy.partial(lp(STUDENT), one_hot),
+        divergences.hard_cross_entropy.value_and_partial(lp(STUDENT), one_hot)[1],
+        divergences.soft_cross_entropy.value_and_partial(lp(STUDENT), one_hot)[1],
     )
 
 
-def test_probabilities_in_place_of_log_probabilities_would_be_seen():
+def test_log_probabilities_are_taken_never_probabilities():
     target, prediction = torch.tensor([[0.3, 0.6, 0.1]]).double(), torch.tensor([[0.4, 0.5, 0.1]]).double()
     assert divergences.forward_kl.value(prediction.log(), target.log()).item() == near(0.023088)
 

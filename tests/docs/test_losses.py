@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from potstill import divergences
-from potstill.divergences import ALIASES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "losses.md").read_text(encoding="utf-8")
@@ -48,7 +47,7 @@ def cells(name: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in rows[2:]]
 
 
-def test_the_check_passes_and_sees_a_change(tmp_path, monkeypatch, capsys):
+def test_the_check_of_the_page_passes_and_notices_a_change(tmp_path, monkeypatch, capsys):
     assert script().main(["--check"]) == 0
     (tmp_path / "figures").mkdir()
     (tmp_path / "losses.md").write_text(PAGE.replace("| 0.088739 |", "| 0.088740 |"), encoding="utf-8")
@@ -83,11 +82,11 @@ def test_every_divergence_is_listed_with_what_it_takes():
 def test_the_divergences_that_merging_can_raise_are_named():
     sentence = next(line for line in PAGE.splitlines() if line.startswith("Merging ids"))
     able = {n for n in divergences.names() if "topk" in getattr(divergences, n).SUPPORTS}
-    raised = {n for n in able if "merging" in getattr(divergences, n).DISCLAIMS}
+    raised = {n for n in able if "merging" in getattr(getattr(divergences, n), "DISCLAIMS", {})}
     assert {n for n in able if f"`{n}`" in sentence} == raised
 
 
-def test_the_worked_position_in_prose():
+def test_the_worked_position_in_prose_is_computed():
     assert f"Forward KL is {kl(P, Q):.6f}, reverse KL {kl(Q, P):.6f}." in PAGE
     entropy = -sum(x * math.log(x) for x in P)
     assert f"{kl(P, Q) + entropy:.6f} on the worked position, H(p) = {entropy:.6f} more" in PAGE
@@ -100,7 +99,7 @@ def test_every_long_number_in_prose_is_one_that_is_computed_here():
     assert set(re.findall(r"\d+\.\d{4,}", prose)) == told
 
 
-def test_the_four_mistakes_on_one_row():
+def test_the_table_of_mistakes_is_computed():
     forward, reverse = kl(P, Q), kl(Q, P)
     factors = {
         "right": 1,
@@ -115,7 +114,7 @@ def test_the_four_mistakes_on_one_row():
         assert line[1:] == [f"{factor * forward:.6f}", f"{factor * reverse:.6f}"]
 
 
-def test_temperatures():
+def test_the_table_of_temperatures_is_computed():
     for t in (1.0, 4.0):
         told = ", ".join(f"{value:.4f}" for value in soft(t, 3, 2, 1))
         assert f"({told}) at T = {t:g}" in PAGE
@@ -125,7 +124,7 @@ def test_temperatures():
         assert line[1:] == [f"{raw:.6f}", f"{t**2 * raw:.6f}", f"{t**4 * raw:.6f}"]
 
 
-def test_betas():
+def test_the_table_of_betas_is_computed():
     for line in cells("betas"):
         beta = float(line[0])
         m, wrong = (
@@ -136,13 +135,6 @@ def test_betas():
         plain, normal = ends.get(beta) or (jsd, jsd / (beta * (1 - beta)))
         mixed = beta * kl(P, wrong) + (1 - beta) * kl(Q, wrong)
         assert line[1:] == [f"{plain:.6f}", f"{normal:.6f}", f"{mixed:.6f}"]
-
-
-def test_every_alias_is_listed():
-    assert [(line[0].strip("`"), line[1].strip("`")) for line in cells("aliases")] == list(ALIASES)
-    defaults = {line[0].strip("`"): line[4] for line in cells("aliases") if line[2] == "`jsd`"}
-    assert defaults["distillm"] == "`beta` = 0.1"
-    assert defaults["distillm-2"] == defaults["abkd"] == "`beta` = 0.9"
 
 
 def test_tails():
@@ -189,7 +181,7 @@ def test_a_bell_moved_or_widened_fits_no_better():
             assert loss(make.bell(centre + shift, log_width + stretch)[None], teacher) > best
 
 
-def test_facts_about_other_tools_that_a_line_can_show():
+def test_stated_facts_about_other_tools_hold():
     # The degenerate αβ-divergence with 1/β in place of 1/β²: half the value at ½.
     root = [[math.sqrt(x) for x in side] for side in (P, Q)]
     theirs = 2 * sum(q * math.log(q / p) - q + p for p, q in zip(*root, strict=True))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from potstill.evaluate import stats
+from potstill.types import Figure
 
 
 def test_the_value_is_a_ratio_of_sums_and_not_a_mean_of_ratios():
@@ -20,7 +22,22 @@ def test_prompts_without_tokens_do_not_count():
     assert stats.ratio([1.0, 0.0], [2.0, 0.0]).n == 1
     empty = stats.ratio([], [])
     assert empty.n == 0
-    assert math.isnan(empty.value)
+    assert empty.value is None
+    assert empty.reason == "no prompt could be measured"
+
+
+def test_a_value_that_is_not_finite_is_absent_with_its_reason():
+    """JSON has no infinity, and a perplexity of one says nothing."""
+    endless = stats.ratio([1e6, 2.0], [1.0, 1.0], transform=np.exp)
+    assert endless.value is None
+    assert "not a finite number (inf" in endless.reason
+
+
+def test_a_figure_keeps_its_description():
+    about = Figure("ppl", label="Perplexity", unit="", better="down", meaning="exp")
+    figure = stats.ratio([2.0], [1.0], figure=about)
+    assert replace(figure, value=None, low=None, high=None, n=None, pairs=()) == about
+    assert Figure(**figure.stored()) == replace(figure, pairs=())
 
 
 def test_perplexity_is_the_exponential_of_the_mean_with_its_interval():
@@ -54,7 +71,7 @@ def test_a_share_kept_is_resampled_on_the_same_prompts():
 
 def test_a_share_is_refused_where_the_teacher_does_not_clearly_succeed():
     one = stats.ratio([1.0] * 80, [1.0] * 80)
-    assert "includes 0" in stats.retained(stats.ratio([0.0] * 80, [1.0] * 80), one)
+    assert "includes 0" in stats.retained(stats.ratio([0.0] * 80, [1.0] * 80), one).reason
     few = stats.ratio([1.0] * 15 + [0.0] * 65, [1.0] * 80)
-    assert "only 15 prompts" in stats.retained(few, one)
-    assert "different prompts" in stats.retained(one, stats.ratio([1.0] * 40, [1.0] * 40))
+    assert "only 15 prompts" in stats.retained(few, one).reason
+    assert "different prompts" in stats.retained(one, stats.ratio([1.0] * 40, [1.0] * 40)).reason

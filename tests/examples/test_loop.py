@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +9,20 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from builders import scripts
+from builders.chats import write_lines
+from builders.jobs import spec_of
+from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.strategies.offline import Offline
 from potstill.teachers.local import LocalTeacher
-from potstill.train.loop import Hooks, Settings, train
+from potstill.train.loop import Hooks, train
 from potstill.train.step import StudentModule
-from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 LOOP = Path(__file__).parents[2] / "examples" / "loop.py"
-
-
-def flat_page():
-    spec = importlib.util.spec_from_file_location("loop", LOOP)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Pad:
@@ -37,7 +31,7 @@ class Pad:
 
 
 def test_the_flat_page_gives_the_trainers_losses_and_weights():
-    loop = flat_page()
+    loop = scripts.load("examples/loop.py")
     tokenizer = tiny_tokenizer()
     pairs = [
         (f"w{20 + i} w{30 + i}", " ".join(f"w{40 + (i * j) % 60}" for j in range(1, 3 + i % 5)))
@@ -60,7 +54,7 @@ def test_the_flat_page_gives_the_trainers_losses_and_weights():
     ]
     assert [list(e.input_ids) for e in examples] == [ids for ids, _ in rows]
     ours, events = tiny_model(seed=0), []
-    settings = Settings(steps=steps, learning_rate=rate, tokens_per_step=10**6, micro_batch_tokens=40)
+    settings = spec_of(steps=steps, learning_rate=rate, tokens_per_step=10**6, micro_batch_tokens=40)
     loss = TokenLoss(Divergence.from_module(forward_kl))
     teacher = LocalTeacher(tiny_model(seed=1), vocabulary=128, fingerprint="t")
     train(
@@ -86,12 +80,12 @@ def test_the_flat_page_runs_as_a_script(tmp_path):
     save_tiny(tmp_path / "teacher", seed=1)
     save_tiny(tmp_path / "student", layers=1)
     rows = [{"prompt": f"w{20 + i}", "response": f"w{30 + i}"} for i in range(8)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    write_lines(tmp_path / "rows.jsonl", *rows)
     places = [str(tmp_path / name) for name in ("teacher", "student", "rows.jsonl", "out")]
     done = subprocess.run([sys.executable, str(LOOP), *places], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 1
 
 
-def test_the_page_is_one_page():
+def test_the_flat_page_is_short():
     assert len(LOOP.read_text().splitlines()) <= 150

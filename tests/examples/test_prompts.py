@@ -145,7 +145,7 @@ SPOILED: list[tuple[Check, list[Row]]] = [
 
 
 @pytest.mark.parametrize(("check", "heldout"), SPOILED)
-def test_a_spoiled_held_out_prompt_is_found(check: Check, heldout: list[Row]) -> None:
+def test_a_spoiled_held_out_prompt_is_reported(check: Check, heldout: list[Row]) -> None:
     assert list(check([ONE], heldout)) != []
 
 

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tiny
-from e2e.cli import potstill
+from builders import places, tiny
+from builders.cli import potstill
 from potstill.data.rows import read_rows
 from potstill.errors import PotstillError
 from potstill.recipe.overrides import apply
@@ -73,13 +73,16 @@ def test_a_spoiled_recipe_is_read_or_refused_with_paths(raw):
 
 @settings(max_examples=100, **CALM)
 @given(text=st.text(max_size=200) | spoiled().map(lambda raw: yaml.safe_dump(raw, allow_unicode=True)))
-def test_any_text_is_a_recipe_or_a_sentence(tmp_path_factory, text):
+def test_any_text_is_a_recipe_or_an_error(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("fuzz") / "r.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     try:
-        read_recipe(path)
+        recipe = read_recipe(path)
     except PotstillError as error:
+        assert str(error).strip()
         assert error.exit_code == 2
+    else:
+        assert recipe.hash() == read_recipe(path).hash()
 
 
 @settings(max_examples=100, **CALM)
@@ -88,9 +91,13 @@ def test_any_text_is_a_recipe_or_a_sentence(tmp_path_factory, text):
 )
 def test_any_override_is_applied_or_refused(overrides):
     try:
-        parse_recipe(apply(json.loads(json.dumps(GOOD)), overrides, list(Recipe.model_fields)))
+        changed = apply(json.loads(json.dumps(GOOD)), overrides, list(Recipe.model_fields))
+        recipe = parse_recipe(changed)
     except PotstillError as error:
+        assert str(error).strip()
         assert error.exit_code == 2
+    else:
+        assert recipe.hash() == parse_recipe(changed).hash()
 
 
 lines = st.lists(
@@ -109,7 +116,7 @@ lines = st.lists(
     st.sampled_from([b"", b"\xef\xbb\xbf"]),
     st.sampled_from(["error", "skip"]),
 )
-def test_any_bytes_are_rows_or_a_sentence_with_the_place(tmp_path_factory, rows, end, start, policy):
+def test_any_bytes_are_rows_or_an_error_with_the_place(tmp_path_factory, rows, end, start, policy):
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
     path.write_bytes(start + end.join(rows))
     try:
@@ -123,21 +130,30 @@ def test_any_bytes_are_rows_or_a_sentence_with_the_place(tmp_path_factory, rows,
         json.dumps([row.messages for row in found.rows], ensure_ascii=False).encode()
 
 
+VERDICTS = {0: ": can run", 4: ": cannot run"}
+
+
 def _whole(folder: Path, raw: dict[str, object]) -> None:
     (folder / "r.yaml").write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
     done = potstill("check", "--quick", "r.yaml", cwd=folder)
-    assert done.returncode in (0, 2, 3, 4), done.stderr
     assert "Traceback" not in done.stderr
-    assert done.returncode == 0 or done.stderr.strip() or "FAIL" in done.stdout
+    if done.returncode in VERDICTS:
+        assert done.stdout.splitlines()[0].endswith(VERDICTS[done.returncode])
+    else:
+        assert done.returncode in (2, 3), done.stderr
+        assert "error: " in done.stderr
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("whole")
     tiny.save_tiny(place / "teacher", layers=3)
-    rows = [json.dumps({"prompt": f"w{20 + i}", "response": f"w{30 + i}"}) for i in range(30)]
-    (place / "rows.jsonl").write_text("\n".join(rows))
-    return place
+    return places.write(place, places.answered(30))
+
+
+def test_the_preflight_passes_the_recipe_that_is_spoiled(folder):
+    (folder / "r.yaml").write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    assert potstill("check", "--quick", "r.yaml", cwd=folder).returncode == 0
 
 
 @settings(max_examples=25, **CALM)

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from generate.small import KINDS, PAD, STOP, VOCABULARY, build, prompts, raised, watched
+from builders.hooks import raised, watched
+from builders.tiny import EOS as STOP
+from builders.tiny import KINDS, PAD, tiny_model
 from potstill.errors import DataError, ModelError, RecipeError
-from potstill.generate import decode
-from potstill.generate.local import Completion, Progress, Sampling, generate
+from potstill.generate import decode, local
+from potstill.generate.local import generate
+from potstill.generate.request import Completion, GenerationProgress, Request
+from potstill.generate.sampling import Sampling
 
 GREEDY = Sampling(12, temperature=0)
+VOCABULARY = 64
+
+
+def build(kind: str, **changes: Any) -> Any:
+    """A model of which some rows stop and others do not."""
+    return tiny_model(vocab=VOCABULARY, kind=kind, seed=16, num_attention_heads=4, **changes)
+
+
+def prompts(count: int = 12) -> list[list[int]]:
+    """Prompts of 1 to 9 ids; some hold the padding and the stop id."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(VOCABULARY, (1 + (7 * place) % 9,), generator=generator).tolist()
+        for place in range(count)
+    ]
 
 
 def write(
@@ -79,7 +99,7 @@ def test_left_padding_moves_no_logit_of_a_model_with_absolute_positions(
 
 def test_a_stop_token_that_wins_at_once_gives_one_token_and_is_counted() -> None:
     model, rows = build("llama"), prompts()
-    seen: list[Progress] = []
+    seen: list[GenerationProgress] = []
     with raised(model, STOP, 50.0), watched(model) as passes:
         found = write(model, rows, Sampling(16), on_progress=seen.append)
     assert all(row.ids == (STOP,) and row.finish == "stop" for row in found.values())
@@ -106,17 +126,22 @@ def test_a_stop_token_in_the_last_place_counts_as_a_stop() -> None:
 
 def test_completions_leave_the_prompt_out_and_keep_the_stop_token() -> None:
     rows = prompts()
-    for row in write(build("llama"), rows).values():
-        assert row.prompt_length == len(rows[row.index])
+    found = write(build("llama"), rows).values()
+    assert {row.finish for row in found} == {"stop", "length"}
+    for row in found:
+        assert 1 <= len(row.ids) <= GREEDY.max_new_tokens
         assert STOP not in row.ids[:-1]
         assert (row.ids[-1] == STOP) == (row.finish == "stop")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_training_mode_dropout_and_checkpointing_do_not_leak_into_text(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dropout"),
+    [("llama", ["attention_dropout"]), ("gpt2", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])],
+)
+def test_training_mode_dropout_and_checkpointing_do_not_leak_into_text(kind: str, dropout: list[str]) -> None:
     rows = prompts()
     fresh = write(build(kind), rows)
-    model = build(kind, dropout=0.5)
+    model = build(kind, **dict.fromkeys(dropout, 0.5))
     model.config.use_cache = False
     model.gradient_checkpointing_enable()
     model.train()
@@ -206,6 +231,30 @@ def test_samples_of_a_prompt_share_its_first_pass() -> None:
     assert passes[1][0] > 2
 
 
+def test_the_engine_writes_what_a_request_describes() -> None:
+    model, rows = build("llama"), prompts()
+    skip = {(0, 0), (3, 1)}
+    seen: list[GenerationProgress] = []
+    request = Request(
+        teacher=SimpleNamespace(loaded=lambda: SimpleNamespace(model=model)),
+        prompts=rows,
+        sampling=Sampling(12),
+        stop_ids=(STOP,),
+        pad_id=PAD,
+        seed=3,
+        batch_rows=4,
+        vocabulary=VOCABULARY - 8,
+        samples=2,
+        skip=skip,
+        on_progress=seen.append,
+    )
+    written = {(row.index, row.sample): row for row in local.write(request)}
+    assert written == write(
+        model, rows, Sampling(12), seed=3, batch_rows=4, vocabulary=VOCABULARY - 8, samples=2, skip=skip
+    )
+    assert seen[-1].done == seen[-1].total == len(written)
+
+
 def test_rows_that_exist_already_are_left_out_and_the_others_stay_the_same() -> None:
     model, rows = build("llama"), prompts()
     full = write(model, rows, Sampling(12), samples=2)
@@ -243,8 +292,10 @@ def test_the_context_does_not_grow_with_the_length_of_the_queue() -> None:
 
 def test_a_request_to_stop_yields_finished_rows_only() -> None:
     model, rows = build("llama"), prompts()
-    full = write(model, rows, Sampling(12))
-    for allowed in range(0, 30, 3):
+    with watched(model) as passes:
+        full = write(model, rows, Sampling(12))
+    needed = len(passes)
+    for allowed in range(0, needed + 3, 3):
         asked = 0
 
         def stop(limit: int = allowed) -> bool:
@@ -254,14 +305,13 @@ def test_a_request_to_stop_yields_finished_rows_only() -> None:
 
         with watched(model) as passes:
             part = write(model, rows, Sampling(12), should_stop=stop)
-        assert len(passes) <= allowed
-        assert len(part) < len(full) or len(passes) < allowed
+        assert len(passes) == min(allowed, needed)
+        assert (len(part) == len(full)) == (allowed >= needed)
         assert part.items() <= full.items()
-    assert part
 
 
 def test_progress_counts_rows_and_tokens_and_never_falls() -> None:
-    seen: list[Progress] = []
+    seen: list[GenerationProgress] = []
     with watched(model := build("llama")) as passes:
         found = write(model, prompts(), Sampling(12), on_progress=seen.append)
     assert len(seen) == len(passes)
@@ -282,7 +332,7 @@ def test_no_prompts_give_no_completions() -> None:
         ([[1, 2], []], {}, DataError, "Prompt 1"),
         ([[1]], {"batch_rows": 0}, RecipeError, "batch_rows"),
         ([[1]], {"samples": 0}, RecipeError, "samples"),
-        ([[1], [5] * 120], {}, RecipeError, "128"),
+        ([[1], [5] * 250], {}, RecipeError, "256"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_before_the_first_pass(

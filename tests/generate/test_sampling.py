@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from potstill.errors import RecipeError
-from potstill.generate import sampling as module
 from potstill.generate.sampling import NOT_FINITE, Sampling, choose, uniforms
 
 VOCABULARY = 40
@@ -81,11 +80,16 @@ def test_the_frequency_test_notices_a_wrong_temperature() -> None:
         assert_fits(counts(logits, Sampling(1)), wrong)
 
 
-def test_a_nucleus_wider_than_the_first_guess_is_still_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, sampling = flat_logits(), Sampling(1, top_p=0.95)
-    whole = counts(logits, sampling)
-    monkeypatch.setattr(module, "_NUCLEUS_GUESS", 2)
-    assert torch.equal(counts(logits, sampling), whole)
+def test_a_nucleus_of_thousands_of_ids_is_exact() -> None:
+    """It is wider than the first part that is sorted."""
+    logits = torch.arange(4000.0)[None] / 4000
+    probs = logits.double().softmax(-1)[0]
+    smallest = 3999 - int((probs.flip(0).cumsum(0) < 0.95).sum())
+    assert smallest < 1000
+    lowest = choose(logits, torch.tensor([0.0]), Sampling(1, top_p=0.95))
+    assert abs(lowest.item() - smallest) <= 1
+    almost_one = torch.tensor([1 - 2**-24])
+    assert choose(logits, almost_one, Sampling(1, top_p=0.95)).item() == 3999
 
 
 def test_top_p_always_keeps_the_first_choice() -> None:
@@ -94,7 +98,7 @@ def test_top_p_always_keeps_the_first_choice() -> None:
     assert observed[logits.argmax()] == DRAWS
 
 
-def test_greedy_takes_the_largest_and_needs_no_luck() -> None:
+def test_greedy_takes_the_largest_whatever_the_random_number() -> None:
     logits = torch.randn(50, VOCABULARY, generator=torch.Generator().manual_seed(1))
     for number in (0.0, 0.999):
         drawn = choose(logits, torch.full((50,), number), Sampling(1, temperature=0))
@@ -123,7 +127,7 @@ def test_low_precision_logits_are_drawn_from_in_float32() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_told_apart_row_by_row(temperature: float, bad: float) -> None:
+def test_logits_that_are_not_finite_are_reported_row_by_row(temperature: float, bad: float) -> None:
     logits = torch.zeros(2, 4)
     logits[1, 2] = bad
     drawn = choose(logits, torch.tensor([0.1, 0.1]), Sampling(1, temperature=temperature))

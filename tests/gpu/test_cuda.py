@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from invariance.steps import ragged_rows
+from builders.steps import ragged_rows
+from builders.tiny import tiny_model
 from potstill import divergences
 from potstill.data.batch import collate
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, linear_loss
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.recipe import resolve
+from potstill.signals.hidden import Hidden
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate
-from potstill.types import Head, Hidden
-from tiny import tiny_model
+from potstill.types import Head
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,7 @@ def value_and_gradients(name: str, place: str, dtype: torch.dtype, temperature: 
     ]
     hidden, weight = (t.requires_grad_() for t in tensors[:2])
     signal = Hidden(tensors[2], Head(tensors[3], 509))
-    divergence = Divergence.from_module(resolve.load("divergences", name, {}))
+    divergence = Divergence.from_module(plugins.load("divergences", name, {}))
     loss = TokenLoss(divergence, temperature)
     out = linear_loss(hidden, Head(weight, 509), loss.rowwise(signal), chunk_bytes=2 * 16 * 509 * 8)
     found = torch.autograd.grad(out.sum, [hidden, weight])
@@ -62,7 +62,7 @@ def test_a_step_gives_the_gradient_of_the_cpu():
     def gradient(place: str) -> list[Tensor]:
         student, teacher = tiny_model(seed=0).to(place), tiny_model(seed=1).to(place)
         module = StudentModule(student, 128)
-        loss = TokenLoss(Divergence.from_module(resolve.load("divergences", "jsd", {})))
+        loss = TokenLoss(Divergence.from_module(plugins.load("divergences", "jsd", {})))
         batch = collate(ragged_rows(), pad_id=0)
         accumulate(module, LocalTeacher(teacher, vocabulary=128, fingerprint="t"), [batch], loss)
         return [p.grad.double().cpu() for p in module.parameters()]
@@ -78,7 +78,7 @@ def test_logits_of_a_whole_batch_never_exist(n):
     hidden = torch.randn(n, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     signal = Hidden(hidden.detach().clone(), Head(weight.detach().clone(), vocabulary))
-    loss = TokenLoss(Divergence.from_module(resolve.load("divergences", "forward_kl", {})))
+    loss = TokenLoss(Divergence.from_module(plugins.load("divergences", "forward_kl", {})))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     linear_loss(hidden, Head(weight, vocabulary), loss.rowwise(signal)).sum.backward()

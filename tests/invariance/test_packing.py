@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from invariance.steps import ragged_rows
-from invariance.test_step import same
+from builders.steps import assert_same, ragged_rows
+from builders.tiny import tiny_model
 from potstill.data.batch import collate
 from potstill.data.plan import plan_steps
 from potstill.divergences import forward_kl
@@ -16,7 +16,6 @@ from potstill.teachers.local import LocalTeacher
 from potstill.train import packing
 from potstill.train.step import StudentModule, accumulate, each_row_once
 from potstill.types import Example
-from tiny import tiny_model
 
 LOSS = TokenLoss(Divergence.from_module(forward_kl), ce_weight=0.3)
 
@@ -36,7 +35,7 @@ def gradient(packed: bool, attention: str = "sdpa", by_row: bool = False) -> dic
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("by_row", [False, True], ids=["tokens", "sequence_mean"])
 def test_packed_rows_give_the_gradient_of_padded_ones(attention, by_row):
-    same(gradient(True, attention, by_row), gradient(False, attention, by_row))
+    assert_same(gradient(True, attention, by_row), gradient(False, attention, by_row))
 
 
 def test_no_row_predicts_the_start_of_the_next():

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from potstill import DistillationLoss
 from potstill.errors import PotstillError, SignalError
-from potstill.types import Head, TopK
+from potstill.signals.topk import TopK
+from potstill.types import Head
 
 TEACHER = torch.tensor([2.0, 1.0, 0.0])
 STUDENT = torch.tensor([1.0, 1.0, 1.0])
@@ -280,3 +281,24 @@ def test_it_needs_neither_transformers_nor_pydantic():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["jsd", "renyi"])
+@pytest.mark.parametrize("ce_weight", [0.0, 0.3])
+def test_mode_eval_has_the_value_and_the_metrics_of_mode_store_and_no_gradient(name, ce_weight):
+    student = torch.nn.Linear(16, 301, bias=False)
+    hidden = torch.randn(2, 9, 16, requires_grad=True)
+    teacher_hidden, teacher = torch.randn(2, 9, 16), torch.randn(301, 16)
+    labels = torch.randint(301, (2, 9))
+    stored, seen = (
+        DistillationLoss(name, ce_weight=ce_weight, mode=mode, chunk_bytes=1)(
+            hidden, student, teacher_hidden, teacher, labels=labels, metrics=True
+        )
+        for mode in ("store", "eval")
+    )
+    torch.testing.assert_close(seen.sum, stored.sum, rtol=1e-6, atol=1e-6)
+    assert not seen.sum.requires_grad
+    assert seen.count == stored.count
+    assert seen.metrics.keys() == stored.metrics.keys()
+    for metric, value in stored.metrics.items():
+        torch.testing.assert_close(seen.metrics[metric], value, rtol=1e-6, atol=1e-6)

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from invariance.steps import ragged_rows
+from builders.steps import ragged_rows
+from builders.tiny import tiny_model
 from potstill import DistillationLoss
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.errors import RecipeError, RecipeErrors, SignalError
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.recipe import resolve
+from potstill.recipe import plugins
+from potstill.signals.dense import Dense
 from potstill.teachers.local import LocalTeacher
 from potstill.token_weights import entropy, position
 from potstill.train.step import StudentModule, accumulate
-from potstill.types import Dense
-from tiny import tiny_model
 
 EVEN = torch.full((1, 8), 1 / 8).log()
 SURE = torch.tensor([[1.0] + [0.0] * 7]).log()
@@ -67,7 +67,7 @@ def gradient(sizes: list[int], weigh) -> tuple[dict[str, Tensor], float]:
 
 
 @pytest.mark.parametrize("weigh", [entropy.weights, position.weights])
-def test_a_step_divides_by_the_sum_of_all_weights_however_it_is_cut(weigh):
+def test_a_step_divides_by_the_sum_of_all_weights_for_any_split(weigh):
     whole, loss = gradient([7], weigh)
     cut, again = gradient([1, 2, 4], weigh)
     assert again == pytest.approx(loss, rel=1e-6)
@@ -111,7 +111,7 @@ def test_weights_do_not_carry_a_gradient():
 
 def test_a_name_that_does_not_exist_is_refused_with_the_nearest():
     with pytest.raises(RecipeErrors, match="did you mean entropy"):
-        resolve.load("token_weights", "entropi", {})
+        plugins.load("token_weights", "entropi", {})
 
 
 def test_weights_without_a_distribution_are_refused():
@@ -120,6 +120,6 @@ def test_weights_without_a_distribution_are_refused():
         loss.rowwise(Dense(torch.zeros(1, 4)), torch.zeros(1, dtype=torch.int64), place=torch.zeros(1))
 
 
-def test_the_entropy_of_nothing_certain_is_a_number():
+def test_the_entropy_weight_of_a_certain_token_is_finite():
     lp = torch.tensor([[0.0, -math.inf, -math.inf]])
     assert torch.isfinite(entropy.weights(lp, lp, torch.zeros(1))).all()

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tiny import save_tiny
+from builders.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
 
 
 def call(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
+        command, cwd=cwd, env=alone | environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

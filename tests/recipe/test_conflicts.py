@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from builders.recipes import problems, read
 from potstill.recipe import plugins
-from recipe.recipes import problems, read
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -18,7 +18,11 @@ def _two_strategies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "strategies"
     folder.mkdir()
     (folder / "offline.py").write_text("def build(): ...\n")
-    (folder / "on_policy.py").write_text("def build(*, on_policy_fraction: float = 1.0): ...\n")
+    (folder / "on_policy.py").write_text(
+        'STUDENT_WRITES = "on_policy_fraction"\ndef build(*, on_policy_fraction: float = 1.0): ...\n'
+    )
+    for family in set(plugins.FUNCTIONS) - {"strategies"}:
+        (tmp_path / family).symlink_to(plugins.PACKAGE / family)
     monkeypatch.setattr(plugins, "PACKAGE", tmp_path)
 
 
@@ -57,7 +61,7 @@ def test_hard_labels_are_fine_where_the_data_is_mixed_in_or_the_share_is_zero() 
     read({"distill": {"strategy": {"on_policy": {"on_policy_fraction": 0.5}}, "ce_weight": 0.5}})
 
 
-def test_a_strategy_that_does_not_exist_and_its_wrong_option_are_told() -> None:
+def test_an_unknown_strategy_and_its_wrong_option_are_reported() -> None:
     found = problems({"distill": {"strategy": "onpolicy"}})
     assert "no strategy is called 'onpolicy'; did you mean on_policy?" in found["stages.distill.strategy"]
     found = problems({"distill": {"strategy": {"on_policy": {"fraction": 1}}}})
@@ -145,6 +149,6 @@ def test_an_answer_as_long_as_the_row_leaves_no_room_for_a_prompt(wanted: int) -
     assert "leaves no room for a prompt" in found["data.max_length"]
 
 
-def test_contradictions_of_two_stages_are_both_told() -> None:
+def test_contradictions_of_two_stages_are_both_reported() -> None:
     found = problems({"distill": {"epochs": 1, "steps": 1}}, {"evaluate": {"metrics": ["speed", "speed"]}})
     assert set(found) == {"stages.distill.steps", "stages.evaluate.metrics"}

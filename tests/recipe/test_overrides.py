@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders.recipes import raw
 from potstill.errors import RecipeErrors
-from potstill.recipe import defaults
 from potstill.recipe.overrides import apply
-from potstill.recipe.recipe import Recipe, parse_recipe, read_recipe
-from potstill.recipe.stages import Distill
+from potstill.recipe.recipe import Recipe, expand, parse_recipe, read_recipe
 from potstill.recipe.yaml import load_value, to_yaml
-from recipe.recipes import raw
+from potstill.stages.distill import Distill
 
 TOP = tuple(Recipe.model_fields)
 STAGED = raw("generate", {"distill": {"epochs": 1}}, {"distill": {"name": "polish"}}, "evaluate")
@@ -64,14 +63,14 @@ def test_stages_that_are_only_implied_can_be_overridden(tmp_path: Path, method: 
     file = tmp_path / "r.yaml"
     file.write_text(to_yaml(raw() | ({"method": method} if method else {})))
     recipe = read_recipe(file, ["distill.steps=5"])
-    expected = defaults.expand(read_recipe(file))
+    expected = expand(read_recipe(file))
     assert [stage.verb for stage in recipe.stages] == [stage.verb for stage in expected.stages]
     assert isinstance(recipe.stages[1], Distill)
     assert recipe.stages[1].steps == 5
     assert recipe.method is None
 
 
-def test_an_override_that_reaches_nothing_is_told_with_the_nearest_name() -> None:
+def test_an_override_that_reaches_nothing_is_refused_with_the_nearest_name() -> None:
     (sentence,) = wrong("distil.epochs=2")
     assert "distil.epochs: the override reaches nothing; did you mean distill?" in sentence
     assert "polish" in sentence
@@ -97,7 +96,7 @@ def test_a_broken_override_says_what_is_wrong(override: str, sentence: str) -> N
     assert sentence in wrong(override)[0]
 
 
-def test_all_broken_overrides_are_told() -> None:
+def test_all_broken_overrides_are_reported() -> None:
     assert len(wrong("distil.epochs=2", "seed=3", "nothing", "x={a: 1, a: 2}")) == 3
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, and how it is said."""
+"""Problems of a recipe and their messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from recipe.recipes import problems, read
+from builders.recipes import problems, read
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,15 @@ from recipe.recipes import problems, read
         (
             {"generate": {"epochs": 1}},
             "stages.generate.epochs",
-            "epochs belongs in a distill stage, in a fin",
+            "epochs belongs in a control stage, in a distill stage or in a fin",
         ),
         ({"distill": {"xyzzy": 1}}, "stages.distill.xyzzy", "unknown key. Known here: name, epochs"),
         ({"distil": {}}, "stages.distil", "no stage is called 'distil'; did you mean distill?"),
-        ("sumarize", "stages.sumarize", "no stage is called 'sumarize'. Stages: generate"),
+        (
+            "sumarize",
+            "stages.sumarize",
+            "no stage is called 'sumarize'. Stages: control, distill, evaluate, finetune, generate",
+        ),
     ],
 )
 def test_an_unknown_key_or_stage_comes_with_a_suggestion(stage: Any, path: str, sentence: str) -> None:
@@ -50,7 +54,7 @@ def test_an_unknown_key_or_stage_comes_with_a_suggestion(stage: Any, path: str, 
 @pytest.mark.parametrize(
     ("top", "path", "sentence"),
     [
-        ({"epochs": 2}, "epochs", "unknown key. epochs belongs in a distill stage"),
+        ({"epochs": 2}, "epochs", "unknown key. epochs belongs in a control stage, in a distill stage"),
         ({"temprature": 2}, "temprature", "temperature belongs in a distill stage"),
         ({"teachr": {}}, "teachr", "did you mean teacher?"),
         (
@@ -111,7 +115,7 @@ def test_a_wrong_value_says_what_it_must_be(options: dict[str, Any], sentence: s
         ({"ce_weight": {"cosine": {"from": 2, "to": 0}}}, "stages.distill.ce_weight"),
     ],
 )
-def test_a_wrong_schedule_is_told_at_its_own_place(options: dict[str, Any], path: str) -> None:
+def test_a_wrong_schedule_is_reported_at_its_own_place(options: dict[str, Any], path: str) -> None:
     assert path in problems({"distill": options})
 
 
@@ -142,7 +146,7 @@ def test_a_wrong_shape_shows_the_right_one(top: dict[str, Any], path: str, sente
     assert sentence in found[path]
 
 
-def test_two_unknown_keys_are_both_told() -> None:
+def test_two_unknown_keys_are_both_reported() -> None:
     found = problems({"distill": {"temprature": 2, "kd-alpha": 0.5}}, {"generate": {"topk": 1}}, sed=1)
     assert set(found) == {
         "stages.distill.temprature",

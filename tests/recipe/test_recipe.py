@@ -12,28 +12,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from builders.recipes import raw, read
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe import defaults
+from potstill.recipe.methods import METHODS
 from potstill.recipe.recipe import (
     Recipe,
     dump_yaml,
+    expand,
     json_schema,
-    notes,
     parse_recipe,
     read_recipe,
     resolve_path,
 )
 from potstill.recipe.specs import Schedule, value_at
-from potstill.recipe.stages import STAGES, Distill
+from potstill.recipe.stages import stage_types
 from potstill.recipe.yaml import load_yaml
-from recipe.recipes import raw, read
+from potstill.stages.distill import Distill
 
 FIVE_LINES = "teacher: {model: org/t}\nstudent:\n  from_teacher: {keep_layers: 20}\ndata:\n  train: p.jsonl\n"
 
 
 def test_reading_recipes_imports_no_torch() -> None:
     code = (
-        "import sys, potstill.recipe.recipe, potstill.recipe.defaults, potstill.recipe.resolve, potstill.recipe.plugins\n"
+        "import sys, potstill.recipe.recipe, potstill.recipe.defaults, potstill.recipe.plugins\n"
         "potstill.recipe.recipe.json_schema()\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
@@ -48,7 +49,7 @@ def test_the_five_line_recipe_generates_distills_and_evaluates(tmp_path: Path) -
     assert recipe.name == "my-first-recipe"
     assert recipe.version == 1
     assert recipe.stages == ()
-    assert [stage.verb for stage in defaults.expand(recipe).stages] == ["generate", "distill", "evaluate"]
+    assert [stage.verb for stage in expand(recipe).stages] == ["generate", "distill", "evaluate"]
 
 
 def test_one_file_and_a_list_of_one_are_the_same_data() -> None:
@@ -81,7 +82,7 @@ CONTENT = raw(
     {
         "distill": {
             "epochs": 2,
-            "divergence": {"my.losses:tilted": {"beta": 0.1}},
+            "divergence": {"builders.recipes:tilted": {"beta": 0.1}},
             "temperature": {"linear": {"from": 2, "to": 1}},
         }
     },
@@ -133,7 +134,7 @@ def test_the_hash_changes_with_content_and_the_seedless_one_not_with_the_seed() 
     [
         read(),
         parse_recipe(CONTENT),
-        defaults.expand(read(method="seqkd")),
+        expand(read(method="seqkd")),
         read(name="1e5", runs="no", student={"from_teacher": {"by": [0, 2, 5]}}),
         read(
             {"finetune": {"data": ["a.jsonl"], "max_grad_norm": None}},
@@ -176,8 +177,11 @@ def test_a_schedule_starts_and_ends_where_it_says() -> None:
 
 
 def test_a_hard_label_share_of_one_is_allowed_and_noted() -> None:
-    assert "stages.distill.ce_weight" in notes(read({"distill": {"ce_weight": 1}}))[0]
-    assert notes(read({"distill": {"ce_weight": 0.5}}, "finetune")) == ()
+    (stage,) = read({"distill": {"ce_weight": 1}}).stages
+    assert "stages.distill.ce_weight" in next(stage.notes())
+    assert not [
+        note for stage in read({"distill": {"ce_weight": 0.5}}, "finetune").stages for note in stage.notes()
+    ]
 
 
 def test_a_hard_label_share_of_zero_means_zero() -> None:
@@ -189,17 +193,17 @@ def test_a_hard_label_share_of_zero_means_zero() -> None:
 def test_the_schema_knows_every_stage_key_and_plugin() -> None:
     schema = json_schema()
     stage = schema["properties"]["stages"]["items"]["anyOf"]
-    assert set(stage[0]["enum"]) == set(STAGES) == set(stage[1]["properties"])
+    assert set(stage[0]["enum"]) == set(stage_types()) == set(stage[1]["properties"])
     assert "verb" not in schema["$defs"]["Distill"]["properties"]
     assert set(schema["$defs"]["Distill"]["properties"]) == set(Distill.model_fields) - {"verb"}
     assert set(schema["properties"]) == set(Recipe.model_fields)
-    assert "offline" in schema["$defs"]["Strategy"]["anyOf"][0]["enum"]
+    assert "offline" in schema["$defs"]["StrategyChoice"]["anyOf"][0]["enum"]
     assert set(schema["$defs"]["Span"]["properties"]) == {"from", "to"}
 
 
 def test_every_method_of_the_recipe_has_a_preset() -> None:
     (methods, _) = get_args(Recipe.model_fields["method"].annotation)
-    assert set(get_args(methods)) == set(defaults.METHODS)
+    assert set(get_args(methods)) == set(METHODS)
 
 
 def test_all_problems_are_listed_at_once() -> None:

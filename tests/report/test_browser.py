@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from potstill.report.model import Answer, Curve, Sample, from_run
+from builders import made_up
+from potstill.report.content import Content
+from potstill.report.curves import Curve
 from potstill.report.page import render, write
-from report import made_up
 
 pytestmark = pytest.mark.browser
 
 WIDEST = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-OUTSIDE = """seen => [...document.querySelectorAll(`.${seen} svg text`)].filter(text => {
+OUTSIDE = """() => [...document.querySelectorAll("svg text")].filter(text => {
     const label = text.getBoundingClientRect(), all = text.closest("svg").getBoundingClientRect();
     return label.left < all.left - 2 || label.right > all.right + 2 || label.bottom > all.bottom + 2;
 }).map(text => text.textContent)"""
@@ -63,34 +64,34 @@ def watch(browser: Browser, path: Path, width: int, scheme: str = "light") -> tu
 
 
 @pytest.mark.parametrize("width", [320, 360, 700, 1280])
-def test_quiet_and_never_wider_than_the_window(browser: Browser, tmp_path: Path, width: int) -> None:
-    too_wide, events, _ = watch(browser, write(made_up.report(), tmp_path / "report.html"), width)
+def test_the_page_is_quiet_and_fits_the_window(browser: Browser, tmp_path: Path, width: int) -> None:
+    too_wide, events, _ = watch(browser, write(made_up.content(), tmp_path / "report.html"), width)
     assert too_wide <= 0
     assert events == []
 
 
-def test_endless_words_and_markup_from_models_neither_run_nor_widen(browser: Browser, tmp_path: Path) -> None:
+def test_endless_words_and_markup_neither_run_nor_widen(browser: Browser, tmp_path: Path) -> None:
     attack = "<script>alert(1)</script></style><img src=x onerror=alert(1)>" + "x" * 3000
-    answers = tuple(Answer(role, attack) for role in ("teacher", "before", "after"))
+    sample = made_up.sample(attack, made_up.answers(attack, attack, attack), attack)
     summary = made_up.summary() | {"name": attack}
     summary["student"]["name"] = summary["student"]["source"] = summary["after"]["ppl_reason"] = attack
     summary["after"]["ppl"] = None
     curve = Curve(attack, attack, attack, ((1.0, 2.0), (2.0, 1.0)))
-    report = from_run(summary, [curve], [Sample(attack, answers, attack)], attack, made_up.sections())
-    too_wide, events, _ = watch(browser, write(report, tmp_path / "report.html"), 360)
+    content = Content(summary, [curve], [sample], attack, **made_up.parts())
+    too_wide, events, _ = watch(browser, write(content, tmp_path / "report.html"), 360)
     assert too_wide <= 0
     assert events == []
 
 
-def test_light_and_dark_follow_the_reader(browser: Browser, tmp_path: Path) -> None:
-    path = write(made_up.report(), tmp_path / "report.html")
+def test_light_and_dark_follow_the_readers_setting(browser: Browser, tmp_path: Path) -> None:
+    path = write(made_up.content(), tmp_path / "report.html")
     assert watch(browser, path, 800, "light")[2] == "rgb(250, 248, 245)"
     assert watch(browser, path, 800, "dark")[2] == "rgb(21, 23, 26)"
 
 
-def test_policy_stops_what_escaping_would_have_missed(browser: Browser, tmp_path: Path) -> None:
+def test_the_policy_of_the_page_blocks_scripts_and_addresses(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    path.write_text(render(made_up.report()).replace("<main>", POLICY_TEST + "<main>"), encoding="utf-8")
+    path.write_text(render(made_up.content()).replace("<main>", POLICY_TEST + "<main>"), encoding="utf-8")
     page = browser.new_page()
     stopped: list[str] = []
     page.on("console", lambda message: stopped.append(message.text))
@@ -101,13 +102,16 @@ def test_policy_stops_what_escaping_would_have_missed(browser: Browser, tmp_path
     page.close()
 
 
-@pytest.mark.parametrize(("width", "seen", "hidden"), [(1280, "wide", "narrow"), (360, "narrow", "wide")])
-def test_each_window_gets_its_drawing_with_every_label_inside(
-    browser: Browser, tmp_path: Path, width: int, seen: str, hidden: str
+SMALLEST = """() => Math.min(...[...document.querySelectorAll("svg text")].map(text =>
+    parseFloat(getComputedStyle(text).fontSize) * text.getCTM().a))"""
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_every_label_of_a_chart_is_inside_it_and_large_enough_to_read(
+    browser: Browser, tmp_path: Path, width: int
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800})
-    page.goto(write(made_up.report(), tmp_path / "report.html").as_uri())
-    assert page.locator(f".{seen} svg").first.is_visible()
-    assert not page.locator(f".{hidden} svg").first.is_visible()
-    assert page.evaluate(OUTSIDE, seen) == []
+    page.goto(write(made_up.content(), tmp_path / "report.html").as_uri())
+    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(SMALLEST) >= 9.5
     page.close()

@@ -10,27 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.report import numbers
-from potstill.report.numbers import Measured, pair, read
+from potstill.report.numbers import pair
+from potstill.report.summary import read
+from potstill.types import Figure
 
 
 def test_null_value_carries_the_reason_beside_it() -> None:
-    found = read({"ppl": None, "ppl_reason": "an API gives no likelihood"}, "ppl")
-    assert found == Measured(None, reason="an API gives no likelihood")
+    figure = read({}, {"ppl": None, "ppl_reason": "an API gives no likelihood"}, "ppl")
+    assert figure == Figure("ppl", reason="an API gives no likelihood", label="ppl")
 
 
 def test_missing_key_and_missing_block_say_not_measured() -> None:
-    assert read({}, "ppl").reason == read(None, "ppl").reason == "not measured"
+    assert read({}, {}, "ppl").reason == read({}, None, "ppl").reason == "not measured"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_value_that_is_not_finite_is_not_shown_as_measured(value: float) -> None:
-    found = read({"ppl": {"value": value, "low": 1.0, "high": 2.0, "n": 5}}, "ppl")
-    assert found.value is None
-    assert "not a finite number" in found.reason
+    figure = read({}, {"ppl": {"value": value, "low": 1.0, "high": 2.0, "n": 5}}, "ppl")
+    assert figure.value is None
+    assert "not a finite number" in figure.reason
 
 
 def test_bare_number_has_no_interval() -> None:
-    assert read({"ppl": 4}, "ppl").interval is None
+    assert read({}, {"ppl": 4}, "ppl").interval is None
+
+
+def test_a_figure_is_read_with_its_description() -> None:
+    about = {"label": "Perplexity", "unit": "", "better": "down", "meaning": "exp", "place": "result"}
+    figure = read(
+        {"figures": {"ppl": about}}, {"ppl": {"value": 4.4, "low": 4.2, "high": 4.6, "n": 60}}, "ppl"
+    )
+    assert figure == Figure("ppl", 4.4, 4.2, 4.6, 60, label="Perplexity", better="down", meaning="exp")
 
 
 @given(st.floats(1e-3, 1e6), st.floats(1e-4, 1.0))
@@ -38,7 +48,7 @@ def test_both_ends_of_an_interval_differ_in_print_when_they_differ_by_a_tenth_of
     value: float, share: float
 ) -> None:
     half = max(value * share, 0.001)
-    _, span = pair(Measured(value, value - half, value + half))
+    _, span = pair(Figure("ppl", value, value - half, value + half))
     low, high = span.split(" to ")
     assert low != high
 
@@ -48,7 +58,7 @@ def test_a_printed_number_reads_back_within_one_percent(value: float) -> None:
     assert float(numbers.number(value).replace(",", "")) == pytest.approx(value, rel=0.051)
 
 
-def test_units_do_not_run_over_at_the_border() -> None:
+def test_units_change_at_their_border() -> None:
     assert numbers.size(999_999_999) == "1 GB"
     assert numbers.size(12) == "12 B"
     assert numbers.short(134_515_008) == "135 M"

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
+from builders import made_up
+from builders.made_up import measured
 from potstill.report.verdict import cautions, verdict
-from report import made_up
-from report.made_up import measured
 
 
 def kl(before: Any, after: Any, **more: Any) -> dict[str, Any]:
     """A summary that holds the forward KL alone."""
-    return {"before": {"forward_kl": before}, "after": {"forward_kl": after}} | more
+    blocks = {"before": {"forward_kl": before}, "after": {"forward_kl": after}}
+    return {"figures": made_up.FIGURES} | blocks | more
 
 
 def test_complete_run_states_share_fall_and_factor() -> None:
@@ -24,7 +25,7 @@ def test_complete_run_states_share_fall_and_factor() -> None:
     )
 
 
-def test_overlapping_intervals_are_no_fall() -> None:
+def test_overlapping_intervals_are_not_called_a_fall() -> None:
     text = verdict(kl(measured(0.50, 0.05), measured(0.45, 0.05)))
     assert "did not clearly move" in text
     assert "×" not in text
@@ -53,7 +54,7 @@ def test_unknown_values_give_their_reason() -> None:
     assert verdict({}) == "Held-out KL(teacher‖student) is unknown (not measured)."
 
 
-def test_refused_ratio_is_said_and_not_replaced() -> None:
+def test_a_refused_ratio_is_reported_with_its_reason() -> None:
     row = {
         "teacher": 0.02,
         "student": 0.01,
@@ -76,7 +77,7 @@ def test_size_is_not_claimed_when_the_student_is_not_smaller() -> None:
     assert "parameters" not in verdict(summary)
 
 
-def test_random_teacher_is_said_to_be_no_better_than_the_student() -> None:
+def test_a_random_teacher_is_called_no_better_than_the_student() -> None:
     summary = made_up.summary()
     summary["reference"]["ppl"] = measured(49152.0, 10.0)
     assert any(
@@ -84,7 +85,7 @@ def test_random_teacher_is_said_to_be_no_better_than_the_student() -> None:
     )
 
 
-def test_control_that_does_as_well_is_said() -> None:
+def test_a_control_that_does_as_well_is_reported() -> None:
     summary = made_up.summary()
     assert cautions(summary) == ()
     summary["control"]["forward_kl"] = measured(0.44, 0.03)
@@ -93,5 +94,5 @@ def test_control_that_does_as_well_is_said() -> None:
     assert "differ by less than" in cautions(summary)[0]
 
 
-def test_few_prompts_are_said() -> None:
+def test_few_prompts_are_reported() -> None:
     assert "Only 24" in cautions(kl(measured(3.0, 0.1, 24), measured(0.4, 0.1, 24)))[0]

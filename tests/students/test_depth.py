@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 import torch
 
-from potstill.errors import RecipeError
+from builders.tiny import save_tiny, tiny_model
+from potstill.console import Console
+from potstill.errors import ModelError, RecipeError
+from potstill.models import loading
 from potstill.students import depth
-from potstill.types import Batch
-from tiny import tiny_model
+from potstill.students._built import StudentContext
+from potstill.types import Batch, Example
 
 
 def batch() -> Batch:
@@ -16,6 +23,21 @@ def batch() -> Batch:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     positions = torch.arange(5).repeat(2, 1)
     return Batch(ids, mask, positions, mask.bool(), ids[mask.bool()], ("a", "b"), mask.bool()[mask.bool()])
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StudentContext:
+    source = loading.find_source(str(save_tiny(tmp_path / "teacher", layers=4)))
+    rows = [Example(f"r{n}", tuple(range(n, n + 9)), (False,) * 9) for n in (4, 30, 60)]
+    return StudentContext(
+        teacher=lambda: loading.load(source, dtype=torch.float32),
+        fingerprint="t",
+        layers=4,
+        examples=lambda: rows,
+        base=tmp_path,
+        device=torch.device("cpu"),
+        console=Console(quiet=True),
+    )
 
 
 @torch.no_grad()
@@ -81,11 +103,51 @@ def test_layers_that_do_not_exist_are_refused():
 
 
 def test_uniform_keeps_both_ends():
-    assert depth.uniform(30, 20)[0] == 0
-    assert depth.uniform(30, 20)[-1] == 29
-    assert len(depth.uniform(30, 20)) == 20
+    kept = depth.uniform(30, 20)
+    assert (kept[0], kept[-1], len(kept)) == (0, 29, 20)
+    assert {b - a for a, b in pairwise(kept)} == {1, 2}
     assert depth.uniform(5, 1) == [0]
 
 
 def test_most_influential_layers_stay_in_their_order():
     assert depth.most_influential([0.5, 0.1, 0.9, 0.2], 2) == [0, 2]
+
+
+def test_a_built_student_keeps_the_most_influential_layers(context: StudentContext):
+    built = depth.build(context, keep_layers=2)
+    teacher = context.teacher()
+    influence = depth.block_influence(teacher.model, context.batches("rows"))
+    assert built.facts["influence"] == influence
+    assert built.facts["kept_layers"] == depth.most_influential(influence, 2)
+    assert built.facts["of"] == 4
+    expected = depth.cut(teacher.model, built.facts["kept_layers"]).state_dict()
+    for name, tensor in built.model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    assert built.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
+
+
+def test_an_even_cut_measures_nothing_and_counts_the_teachers_parameters(context: StudentContext):
+    facts = depth.build(context, keep_layers=1, by="uniform").facts
+    assert facts["teacher_params"] == sum(p.numel() for p in context.teacher().model.parameters())
+    assert facts["influence"] == []
+
+
+def test_listed_layers_are_kept_without_a_measurement(context: StudentContext):
+    blind = replace(context, examples=lambda: pytest.fail("calibration rows were read"))
+    assert depth.build(blind, by=[0, 3]).facts["kept_layers"] == [0, 3]
+    assert depth.build(blind, keep_layers=2, by=[1, 2]).facts["kept_layers"] == [1, 2]
+    assert depth.build(blind, keep_layers=2, by="uniform").facts["kept_layers"] == [0, 3]
+
+
+@pytest.mark.parametrize("options", [{"keep_layers": 5}, {"by": [0, 4]}])
+def test_a_cut_of_more_layers_than_the_teacher_has_is_refused_before_its_weights_are_loaded(context, options):
+    blind = replace(context, teacher=lambda: pytest.fail("weights were loaded"))
+    with pytest.raises(RecipeError, match="needs 5 layers, the teacher has 4"):
+        depth.check(blind, **options)
+
+
+def test_a_teacher_whose_weights_are_not_finite_is_refused(context: StudentContext):
+    loaded = context.teacher()
+    loaded.model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        depth.build(replace(context, teacher=lambda: loaded), keep_layers=2)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from potstill.check import reading
+from potstill.check._subject import Subject
 from potstill.check.report import CheckReport
 from potstill.console import Console
-from potstill.runs import setup
+from potstill.runs.setup import open_recipe, set_up
 
 __all__ = ["CheckReport", "check"]
 
@@ -28,14 +29,15 @@ def check(
     """
     console = console or Console()
     console.say("reading recipe, tokenizers, configs and rows")
-    parts = setup.compose(setup.open_recipe(recipe, overrides))
-    found, rows = reading.read(parts)
+    opened = open_recipe(recipe, overrides)
+    subject = Subject(opened.recipe, opened.method, set_up(opened))
+    found, rows = reading.read(subject)
     if not proofs:
         return found
     from potstill.check.proofs import prove
 
     items = list(found.items)
-    for item in prove(parts, rows, console):
+    for item in prove(subject, rows, console):
         console.say(f"{'ok  ' if item.passed else 'FAIL'} {item.name}")
         items.append(item)
     return replace(found, items=tuple(items))

@@ -12,66 +12,72 @@ import torch
 from torch import Tensor
 
 from potstill.check import audit
+from potstill.check._subject import Subject
 from potstill.check.report import Item
 from potstill.console import Console
 from potstill.data.batch import collate
+from potstill.data.prompts import prompt_ids
 from potstill.errors import PotstillError
-from potstill.evaluate.teacher import known
+from potstill.evaluate.teacher import check_teacher
 from potstill.models import anatomy, loading
 from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
-from potstill.recipe import resolve
-from potstill.recipe.stages import Training
-from potstill.runs import examples
-from potstill.runs.setup import Parts
-from potstill.runs.training import objective_of
-from potstill.students import depth
+from potstill.recipe import plugins
+from potstill.signals.dense import Dense
+from potstill.signals.text import Text
+from potstill.stages._objective import objective_of
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate
-from potstill.types import Dense, Example, Text
+from potstill.types import Example
 
 ROWS = 4
 LONGEST_ROW = 96
 SMALL = 23  # vocabulary of the finite differences
 
 
-def prove(parts: Parts, rows: Sequence[Example], console: Console) -> Iterator[Item]:
+def prove(subject: Subject, rows: Sequence[Example], console: Console) -> Iterator[Item]:
     """One item a law. A law that cannot be tried is a failure with its reason."""
-    stages = [stage for stage in parts.recipe.stages if isinstance(stage, Training)]
-    for stage in stages:
+    setup = subject.setup
+    objectives = {stage.name: objective_of(stage).at(0, 2) for stage in subject.training}
+    for name, loss in objectives.items():
         # Named token weights are constants of the gradient, which no finite difference can hold still.
-        loss = replace(objective_of(stage, 2)[1](0), weigh=None)
-        yield _tried(f"gradient of {stage.name}", partial(_finite_differences, loss))
-    console.say("loading the teacher")
-    teacher = parts.teacher.load(parts.device)
+        yield _tried(f"gradient of {name}", partial(_finite_differences, replace(loss, weigh=None)))
     few = [_short(row) for row in rows[:ROWS]]
-    own = few if parts.reads_alike else [_short(row) for row in _as_student(parts)]
-    half = parts.teacher.dtype != torch.float32
-    for stage in stages:
-        if stage.verb == "distill":
-            loss = objective_of(stage, 2)[1](0)
-            limit = 1e-4 if half else 1e-6
-            law = partial(_self_teacher, parts, teacher.model, few, loss, limit)
-            yield _tried(f"self-teacher of {stage.name}", law)
-    if any(stage.verb == "distill" for stage in stages):
-        yield _tried("teacher's loss", partial(_teachers_loss, parts, teacher.model, few))
+    own = few if setup.readers.read_alike else [_short(row) for row in _as_student(subject)]
+    comparing = [stage.name for stage in subject.training if "distribution" in stage.needs]
+    teacher = None
+    if hasattr(setup.teacher, "loaded"):
+        console.say("loading the teacher")
+        teacher = setup.teacher.loaded().model
+        for name in comparing:
+            yield _tried(
+                f"self-teacher of {name}", partial(_self_teacher, subject, teacher, few, objectives[name])
+            )
+    if comparing:
+        yield _tried("teacher's loss", partial(_teachers_loss, subject, few))
     console.say("making the student")
-    student = _student(parts, teacher.model)
-    yield _tried("accumulation", lambda: _accumulation(parts, student, own))
-    yield _tried("save and load", lambda: _save_and_load(parts, student, own))
-    yield _padding(parts, teacher.model, student)
-    yield audit.memory(parts, anatomy.parameter_count(teacher.model), anatomy.parameter_count(student))
+    student = _student(subject, few)
+    yield _tried("accumulation", lambda: _accumulation(subject, student, own))
+    yield _tried("save and load", lambda: _save_and_load(subject, student, own))
+    yield _padding(subject, teacher, student)
+    if teacher is not None:
+        yield audit.memory(
+            setup,
+            anatomy.parameter_count(teacher),
+            next(teacher.parameters()).dtype,
+            anatomy.parameter_count(student),
+        )
 
 
-def _as_student(parts: Parts) -> list[Example]:
+def _as_student(subject: Subject) -> list[Example]:
     """The first rows as the student reads them."""
     found: list[Example] = []
-    for row in parts.data.train[:ROWS]:
+    for row in subject.setup.data.train[:ROWS]:
         if row.text is None:
-            ids = examples.prompt_ids(parts.student_templater, row)
+            ids = prompt_ids(subject.setup.readers.student.templater, row)
             found.append(Example(row.id, tuple(ids), (False,) * len(ids)))
         else:
-            found += parts.student_templater.encode_row(row)
+            found += subject.setup.readers.student.templater.encode_row(row)
     return found
 
 
@@ -116,13 +122,15 @@ def _finite_differences(loss: TokenLoss) -> tuple[bool, str]:
 
 
 def _self_teacher(
-    parts: Parts, teacher: torch.nn.Module, rows: Sequence[Example], loss: TokenLoss, limit: float
+    subject: Subject, teacher: torch.nn.Module, rows: Sequence[Example], loss: TokenLoss
 ) -> tuple[bool, str]:
     """Teacher against itself: the divergence must vanish on every path that a run takes."""
     if not loss.divergence.vanishes:
         return True, f"{loss.divergence.name} does not vanish at equality; nothing to prove"
-    size = parts.teacher_vocabulary.size
-    batch = collate(rows, pad_id=parts.pad_id).to(parts.device)
+    setup = subject.setup
+    size = setup.readers.asked.vocabulary.size
+    limit = 1e-6 if next(teacher.parameters()).dtype == torch.float32 else 1e-4
+    batch = collate(rows, pad_id=subject.setup.readers.student.pad_id).to(subject.setup.device)
     own = LocalTeacher(teacher, vocabulary=size, fingerprint="self")
     with torch.no_grad():
         _, _, metrics = StudentModule(teacher, size)(
@@ -132,37 +140,38 @@ def _self_teacher(
     return abs(found) <= limit, f"{found:.1e} nats per token, at most {limit:.0e}"
 
 
-def _teachers_loss(parts: Parts, teacher: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
+def _teachers_loss(subject: Subject, rows: Sequence[Example]) -> tuple[bool, str]:
     """A teacher that knows nothing says so by its entropy; a wrong tokenizer by its loss."""
-    batch = collate(rows, pad_id=parts.pad_id).to(parts.device)
-    own = LocalTeacher(teacher, vocabulary=parts.teacher_vocabulary.size, fingerprint="self")
-    forward = TokenLoss(Divergence.from_module(resolve.load("divergences", "forward_kl")))
-    found = known(own.signal(batch), batch, forward)
+    batch = collate(rows, pad_id=subject.setup.readers.student.pad_id).to(subject.setup.device)
+    forward = TokenLoss(Divergence.from_module(plugins.load("divergences", "forward_kl")))
+    found = check_teacher(
+        subject.setup.teacher.signal(batch), batch, forward, subject.setup.readers.student.vocabulary.size
+    )
     told = f"{found.loss:.2f} nats per token on the first rows, entropy {found.entropy:.2f}, ln V {found.most:.2f}"
     return not found.uniform, f"{told}; {found.fault}" if found.fault else told
 
 
-def _student(parts: Parts, teacher: torch.nn.Module) -> torch.nn.Module:
-    if parts.student is not None:
-        return loading.load(parts.student.source, dtype=torch.float32, device=parts.device).model
-    cut = parts.recipe.student.from_teacher
-    assert cut is not None
-    listed = (
-        list(cut.by)
-        if not isinstance(cut.by, str)
-        else depth.uniform(parts.layers, min(cut.count, parts.layers))
-    )
-    return depth.cut(teacher, listed).to(parts.device)
+def _student(subject: Subject, rows: Sequence[Example]) -> torch.nn.Module:
+    """The student as its plug-in makes it, measured on a few rows where it measures."""
+    ref = subject.setup.student
+    pad_id = subject.setup.readers.student.pad_id
+    context = replace(ref.context, examples=lambda: rows, pad_id=pad_id)
+    return ref.plugin.build(context, **ref.options).model.to(subject.setup.device)
 
 
-def _accumulation(parts: Parts, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
+def _accumulation(subject: Subject, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
     """One batch against one micro-batch a row: the same gradient."""
-    module = StudentModule(student, parts.vocabulary.size)
+    module = StudentModule(student, subject.setup.readers.student.vocabulary.size)
     loss = objective_of_text()
 
     def gradient(batches: Sequence[Sequence[Example]]) -> list[Tensor]:
         module.zero_grad(set_to_none=True)
-        accumulate(module, None, [collate(list(b), pad_id=parts.pad_id) for b in batches], loss)
+        accumulate(
+            module,
+            None,
+            [collate(list(b), pad_id=subject.setup.readers.student.pad_id) for b in batches],
+            loss,
+        )
         return [p.grad.clone() for p in module.parameters() if p.grad is not None]
 
     whole, split = gradient([rows]), gradient([[row] for row in rows])
@@ -174,28 +183,32 @@ def _accumulation(parts: Parts, student: torch.nn.Module, rows: Sequence[Example
 
 def objective_of_text() -> TokenLoss:
     """Cross-entropy on the rows' own tokens: needs no teacher."""
-    return TokenLoss(Divergence.from_module(resolve.load("divergences", "hard_cross_entropy")), ce_weight=1.0)
+    return TokenLoss(Divergence.from_module(plugins.load("divergences", "hard_cross_entropy")), ce_weight=1.0)
 
 
-def _save_and_load(parts: Parts, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
+def _save_and_load(subject: Subject, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
     """What is shipped computes what was trained."""
-    batch = collate(rows[:1], pad_id=parts.pad_id).to(parts.device)
+    batch = collate(rows[:1], pad_id=subject.setup.readers.student.pad_id).to(subject.setup.device)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        loading.save(student, parts.tokenizer, Path(folder))
-        again = loading.load(loading.find_source(folder), dtype=torch.float32, device=parts.device).model
+        loading.save(student, subject.setup.readers.student.tokenizer, Path(folder))
+        again = loading.load(
+            loading.find_source(folder), dtype=torch.float32, device=subject.setup.device
+        ).model
         a = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         b = again(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         worst = float((a - b).abs().max())
     return worst <= 1e-5, f"largest difference between logits {worst:.1e}"
 
 
-def _padding(parts: Parts, teacher: torch.nn.Module, student: torch.nn.Module) -> Item:
+def _padding(subject: Subject, teacher: torch.nn.Module | None, student: torch.nn.Module) -> Item:
     """Padded rows are cut before the softmax; here they are named."""
-    widths = {
-        "teacher": (anatomy.output_layer(teacher).weight.shape[0], parts.teacher_vocabulary.size),
-        "student": (anatomy.output_layer(student).weight.shape[0], parts.vocabulary.size),
-    }
-    told = [
-        f"{who} {rows} rows for {size} ids ({rows - size} padded)" for who, (rows, size) in widths.items()
+    readers = subject.setup.readers
+    sides = [("student", student, readers.student)]
+    if teacher is not None:
+        sides.insert(0, ("teacher", teacher, readers.asked))
+    widths = [
+        (who, anatomy.output_layer(model).weight.shape[0], reader.vocabulary.size)
+        for who, model, reader in sides
     ]
-    return Item("output rows", all(rows >= size for rows, size in widths.values()), "; ".join(told))
+    parts = [f"{who} {rows} rows for {size} ids ({rows - size} padded)" for who, rows, size in widths]
+    return Item("output rows", all(rows >= size for _, rows, size in widths), "; ".join(parts))

@@ -1,79 +1,73 @@
-"""What can be told without loading a weight."""
+"""What can be said without loading a weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from potstill.check import audit
+from potstill.check._subject import Subject
 from potstill.check.report import CheckReport, Item, Rendered
 from potstill.data import split
 from potstill.data.examples import Encoded, encode
+from potstill.data.prompts import prompt_ids, prompts
 from potstill.data.rows import Row
 from potstill.errors import DataError
-from potstill.models import anatomy, loading
-from potstill.recipe.defaults import METHODS, Default, resolve_auto, twin_of
-from potstill.recipe.recipe import notes
-from potstill.recipe.stages import Control, Generate, Training
-from potstill.runs import setup
-from potstill.runs.examples import prompt_ids, prompts
-from potstill.runs.setup import Parts
+from potstill.recipe.defaults import Default
+from potstill.recipe.methods import METHODS
+from potstill.recipe.stages import StageSpec, resolve_auto
 from potstill.types import Example
 
 SHOWN = 3
-_ESTIMATE = ("sizes that depend on the number of tokens are reckoned with answers of full length.",)
+ESTIMATE = "sizes that depend on the number of tokens are reckoned with answers of full length."
 
 
-def read(parts: Parts) -> tuple[CheckReport, list[Example]]:
-    """Models, vocabulary, rows, split, defaults and three rendered rows; and the rows as examples.
-
-    Where a generate stage comes first, the examples are the prompts alone.
+def read(subject: Subject) -> tuple[CheckReport, list[Example]]:
+    """Report on models, vocabulary, rows, split and defaults, with three rendered rows; and the rows as
+    examples. Where the teacher writes first, the examples are the prompts alone.
     """
-    longest = max((s.max_new_tokens for s in parts.recipe.stages if isinstance(s, Generate)), default=0)
-    writes = longest > 0
-    encoded = None if writes else _encoded(parts, parts.data.train)
-    examples = list(encoded.examples) if encoded else _asked(parts, longest)
-    measured = _measured(parts, longest)
-    sizes = encoded.lengths if encoded else [len(example.input_ids) for example in examples]
-    items = [
-        *_items(parts),
-        *measured,
-        audit.stop_tokens(parts, examples),
-        audit.lengths(parts, sizes, longest),
-    ]
-    found = CheckReport(
-        recipe=parts.recipe.name,
-        items=tuple(items),
-        stages=tuple(stage.name for stage in parts.recipe.stages),
-        defaults=_defaults(parts, examples, longest),
-        rows=tuple(_prompts(parts) if writes else (_marked(parts, e) for e in examples[:SHOWN])),
-        notes=parts.notes + notes(parts.recipe) + _sources(parts) + (_ESTIMATE if writes else ()),
+    recipe, setup, writes = subject.recipe, subject.setup, subject.answer_tokens > 0
+    encoded = None if writes else _encoded(subject, setup.data.train)
+    examples = list(encoded.examples) if encoded else _prompt_examples(subject)
+    lengths = encoded.lengths if encoded else [len(example.input_ids) for example in examples]
+    notes = [*setup.notes, *(note for stage in recipe.stages for note in stage.notes())]
+    if subject.method is not None:
+        notes.append(f"method {subject.method}: {METHODS[subject.method].source}")
+    if writes:
+        notes.append(ESTIMATE)
+    report = CheckReport(
+        recipe=recipe.name,
+        items=(
+            *_items(subject),
+            *_measurable(subject),
+            audit.stop_tokens(setup, examples),
+            audit.lengths(setup, lengths, subject.answer_tokens),
+        ),
+        stages=tuple(stage.name for stage in recipe.stages),
+        defaults=_defaults(subject, examples),
+        rows=tuple(_prompts(subject) if writes else (_marked(subject, e) for e in examples[:SHOWN])),
+        notes=tuple(notes),
     )
-    return found, examples
+    return report, examples
 
 
-def _items(parts: Parts) -> list[Item]:
-    data = parts.data
+def _items(subject: Subject) -> list[Item]:
+    setup, data = subject.setup, subject.setup.data
     seen = split.overlap(data.trained_on, data.heldout)
     reads = ", ".join(f"{count} {name}" for name, count in data.funnel.items() if count)
-    student = "cut from the teacher" if parts.student is None else parts.student.source.location
+    size, shared = setup.readers.student.vocabulary.size, setup.readers.shared_vocabulary
     return [
+        Item("teacher", True, _named(subject.recipe.teacher, getattr(setup.teacher, "dtype", None))),
         Item(
-            "teacher",
-            True,
-            f"{parts.teacher.source.location}, {str(parts.teacher.dtype).removeprefix('torch.')}",
+            "student", True, "cut from the teacher" if setup.student.cut else _named(subject.recipe.student)
         ),
-        Item("student", True, student),
-        Item("device", True, parts.device.type),
-        Item(
-            "vocabulary",
-            True,
-            f"{parts.vocabulary.size} ids, shared" if parts.shared_vocabulary else "not shared",
-        ),
+        Item("device", True, setup.device.type),
+        Item("vocabulary", True, f"{size} ids, shared" if shared else "not shared"),
         Item("rows", True, f"{data.shape}; {reads}"),
         Item(
             "split",
             True,
-            f"{len(data.train)} train, {len(data.validation)} validation, {len(data.heldout)} held out ({data.source})",
+            f"{len(data.train)} train, {len(data.validation)} validation, {len(data.heldout)} held out "
+            f"({data.source})",
         ),
         Item(
             "overlap",
@@ -81,102 +75,114 @@ def _items(parts: Parts) -> list[Item]:
             f"of {seen.of} held-out prompts {seen.exact} stand in training, {seen.near} nearly, "
             f"{seen.gram} share {split.GRAM} words in a row",
         ),
-        Item("longest row", True, f"{parts.max_length} tokens may stand in a row"),
+        Item("longest row", True, f"{setup.max_length} tokens may stand in a row"),
     ]
 
 
-def _encoded(parts: Parts, rows: Sequence[Row]) -> Encoded:
-    policy = parts.recipe.data.on_bad_row
-    return encode(rows, parts.student_templater, max_length=parts.max_length, on_bad_row=policy)
+def _named(spec: object, dtype: object = None) -> str:
+    name = str(getattr(spec, "model", None) or getattr(spec, "name", ""))
+    return name if dtype is None else f"{name}, {str(dtype).removeprefix('torch.')}"
 
 
-def _asked(parts: Parts, new_tokens: int) -> list[Example]:
+def _encoded(subject: Subject, rows: Sequence[Row]) -> Encoded:
+    setup = subject.setup
+    return encode(
+        rows,
+        setup.readers.student.templater,
+        max_length=setup.max_length,
+        on_bad_row=setup.on_bad_row,
+    )
+
+
+def _asked(subject: Subject, rows: Sequence[Row]) -> int:
+    """How many of the rows the teacher can be asked."""
+    setup = subject.setup
+    kept, _ = prompts(
+        setup.readers,
+        rows,
+        train_ids=(),
+        new_tokens=subject.answer_tokens,
+        samples=1,
+        max_length=setup.max_length,
+        on_bad_row=setup.on_bad_row,
+    )
+    return len(kept)
+
+
+def _prompt_examples(subject: Subject) -> list[Example]:
     """The training prompts as ids, too long ones among them; nothing in them is scored."""
-    prompts(parts, parts.data.everything, new_tokens, 1)
-    found = []
-    for row in parts.data.train:
+    setup = subject.setup
+    _asked(subject, setup.data.everything)
+    examples = []
+    for row in setup.data.train:
         try:
-            ids = prompt_ids(parts.teacher_templater, row)
+            ids = prompt_ids(setup.readers.asked.templater, row)
         except DataError:
-            if parts.recipe.data.on_bad_row == "error":
+            if setup.on_bad_row == "error":
                 raise
             continue
-        found.append(Example(row.id, tuple(ids), (False,) * len(ids)))
-    return found
+        examples.append(Example(row.id, tuple(ids), (False,) * len(ids)))
+    return examples
 
 
-def _measured(parts: Parts, new_tokens: int) -> list[Item]:
-    """Whether the held-out rows can be measured, where the recipe evaluates."""
-    if not any(stage.verb == "evaluate" for stage in parts.recipe.stages):
+def _measurable(subject: Subject) -> list[Item]:
+    """Whether the held-out rows can be measured, where a stage measures."""
+    if not any(stage.measures for stage in subject.recipe.stages):
         return []
-    rows = parts.data.heldout
+    rows = subject.setup.data.heldout
     try:
-        if new_tokens:
-            count = len(prompts(parts, rows, new_tokens, 1)[0])
-        else:
-            count = len(_encoded(parts, rows).examples)
+        count = _asked(subject, rows) if subject.answer_tokens else len(_encoded(subject, rows).examples)
     except DataError as error:
         return [Item("held-out rows", False, str(error))]
     return [Item("held-out rows", count > 0, f"{count} of {len(rows)} can be measured")]
 
 
-def _defaults(parts: Parts, examples: list[Example], longest: int) -> tuple[Default, ...]:
+def _defaults(subject: Subject, examples: Sequence[Example]) -> tuple[Default, ...]:
     """What `auto` becomes; before the teacher has written, as if every answer had full length."""
-    tokens = len(parts.data.train) * longest or sum(example.count for example in examples)
-    found: list[Default] = []
-    settled: dict[str, Training] = {}
-    parameters = None if parts.student is None else _parameters(parts.student.source)
-    for stage in parts.recipe.stages:
-        if isinstance(stage, Control):
-            stage, shared = twin_of(stage, parts.recipe.stages, settled)
-            found += shared
+    setup, stages, longest = subject.setup, subject.recipe.stages, subject.answer_tokens
+    tokens = len(setup.data.train) * longest or sum(example.count for example in examples)
+    count = getattr(setup.student.plugin, "parameters", None)
+    parameters = None if count is None else count(setup.student.context, **setup.student.options)
+    lines: list[Default] = []
+    resolved: dict[str, StageSpec] = {}
+    for stage in stages:
+        stage, shared = stage.completed(stages, resolved)
+        trained = any(earlier.trains for earlier in resolved.values())
         facts = setup.facts(
-            parts,
-            tokens or None,
-            parameters,
-            longest or None,
-            untrained=not settled or isinstance(stage, Control),
+            untrained=stage.from_untrained or not trained,
+            parameters=parameters,
+            train_tokens=tokens or None,
+            answer_tokens=longest or None,
         )
         stage, defaults = resolve_auto(stage, facts)
-        if isinstance(stage, Training):
-            settled[stage.name] = stage
-        found += defaults
-    return tuple(found)
+        resolved[stage.name] = stage
+        lines += [*shared, *defaults]
+    return tuple(lines)
 
 
-def _parameters(source: loading.Source) -> int:
-    """How many parameters a model has, without reading its weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = loading.load_config(source)
-    with loading.quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
-    return anatomy.parameter_count(model)
-
-
-def _prompts(parts: Parts) -> list[Rendered]:
+def _prompts(subject: Subject) -> list[Rendered]:
     """Prompts as the teacher reads them, and as the student does where that differs."""
-    sides = [(parts.teacher_templater, "train" if parts.reads_alike else "train, as the teacher reads it")]
-    if not parts.reads_alike:
-        sides.append((parts.student_templater, "train, as the student reads it"))
-    found = []
-    for row in parts.data.train:
+    readers = subject.setup.readers
+    sides = [(readers.asked, "train" if readers.read_alike else "train, as the teacher reads it")]
+    if not readers.read_alike:
+        sides.append((readers.student, "train, as the student reads it"))
+    shown: list[Rendered] = []
+    for row in subject.setup.data.train:
         try:
-            texts = [templater.prompt_text(row.prompt, list(row.tools) or None) for templater, _ in sides]
+            texts = [side.templater.prompt_text(row.prompt, list(row.tools) or None) for side, _ in sides]
         except DataError:
             continue  # named or skipped where the rows were read
-        shown = zip(texts, sides, strict=True)
-        found += [Rendered(row.id, where, text + "⟦the teacher's answer⟧") for text, (_, where) in shown]
-        if len(found) >= SHOWN * len(sides):
+        for text, (_, where) in zip(texts, sides, strict=True):
+            shown.append(Rendered(row.id, where, text + "⟦the teacher's answer⟧"))
+        if len(shown) >= SHOWN * len(sides):
             break
-    return found
+    return shown
 
 
-def _marked(parts: Parts, example: Example) -> Rendered:
+def _marked(subject: Subject, example: Example) -> Rendered:
     """The example's own ids as text, runs of scored tokens in brackets."""
+    decode = subject.setup.readers.student.tokenizer.decode
     pieces, run = [], []
-    decode = parts.tokenizer.decode
     for index, token in enumerate(example.input_ids):
         run.append(token)
         last = index + 1 == len(example.input_ids)
@@ -185,8 +191,3 @@ def _marked(parts: Parts, example: Example) -> Rendered:
             pieces.append(f"⟦{text}⟧" if example.scored[index] else text)
             run = []
     return Rendered(example.id, "train", "".join(pieces))
-
-
-def _sources(parts: Parts) -> tuple[str, ...]:
-    method = parts.opened.method
-    return () if method is None else (f"method {method}: {METHODS[method].source}",)

@@ -1,4 +1,4 @@
-"""What a check found, for people and for programs."""
+"""The result of a check, for people and for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from potstill.recipe.defaults import Default
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that was looked at."""
+    """One property that was checked."""
 
     name: str
     passed: bool
@@ -20,7 +20,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as the models read it; what is scored stands between ⟦ and ⟧."""
+    """A row as the models read it, with scored tokens between ⟦ and ⟧."""
 
     row_id: str
     split: str
@@ -43,11 +43,11 @@ class CheckReport:
         return all(item.passed for item in self.items)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for programs."""
+        """The report as JSON-safe values."""
         return {"passed": self.passed, **asdict(self)}
 
     def text(self, width: int = 100) -> str:
-        """The same for people."""
+        """The report as lines of text."""
         lines = [f"{self.recipe}: {'can run' if self.passed else 'cannot run'}", ""]
         lines += [f"  {'ok  ' if item.passed else 'FAIL'} {item.name}: {item.detail}" for item in self.items]
         lines += ["", f"stages: {' → '.join(self.stages)}", "", "defaults that `auto` becomes:"]

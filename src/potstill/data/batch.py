@@ -1,4 +1,4 @@
-"""Padded tensors. The shift between a logit and its target is made here and nowhere else."""
+"""Examples as tensors. The shift between a logit and its target is made here and nowhere else."""
 
 from __future__ import annotations
 
@@ -16,44 +16,65 @@ def collate(
     *,
     pad_id: int,
     device: torch.device | str | None = None,
-    multiple_of: int = 1,
     packed: bool = False,
 ) -> Batch:
-    """Right-padded rows as a batch; `packed` lays them end to end in one row instead, without padding.
+    """Make a batch of right-padded rows, or with `packed` of one row that joins them without padding.
 
     predicts[b, i] = scored[b, i + 1]: the logits at i are scored against token i + 1. Masks come from
     lengths, so a token of the text may equal `pad_id`. Padding repeats the last position, which keeps
     learned position tables in range.
+
+    Where examples carry the teacher's reading, the batch holds both.
+
+    Raises:
+        ValueError: no example, or the teacher's reading is missing or scores another number of tokens.
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
-    batch = _pack(examples) if packed else _pad(examples, pad_id, multiple_of)
+    batch = _pack(examples) if packed else _pad(examples, pad_id)
     if any(example.weight != 1.0 for example in examples):
         each = [example.weight for example in examples for mark in example.scored[1:] if mark]
         batch = replace(batch, weights=torch.tensor(each, dtype=torch.float32))
+    if any(example.reading is not None for example in examples):
+        read = [_as_teacher_reads(example) for example in examples]
+        # Id 0 pads, because every vocabulary has it.
+        batch = replace(batch, teacher=collate(read, pad_id=0, packed=packed))
     return batch if device is None else batch.to(device)
 
 
-def _pad(examples: Sequence[Example], pad_id: int, multiple_of: int) -> Batch:
+def _as_teacher_reads(example: Example) -> Example:
+    reading = example.reading
+    if reading is None:
+        raise ValueError(f"row {example.id} has no reading of the teacher, another row of its batch has one")
+    read = replace(example, input_ids=reading.input_ids, scored=reading.scored, weight=1.0, reading=None)
+    if sum(example.scored[1:]) != sum(reading.scored[1:]):
+        raise ValueError(
+            f"row {example.id} scores {sum(example.scored[1:])} tokens, its reading of the teacher "
+            f"{sum(reading.scored[1:])}: readings of different lengths are not aligned"
+        )
+    return read
+
+
+def _pad(examples: Sequence[Example], pad_id: int) -> Batch:
     lengths = torch.tensor([len(example.input_ids) for example in examples])
-    size = -(-int(lengths.max()) // multiple_of) * multiple_of
+    size = int(lengths.max())
     input_ids = torch.full((len(examples), size), pad_id, dtype=torch.int64)
     scored = torch.zeros((len(examples), size), dtype=torch.bool)
     for row, example in enumerate(examples):
         input_ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids, dtype=torch.int64)
         scored[row, : len(example.scored)] = torch.tensor(example.scored, dtype=torch.bool)
-    places = torch.arange(size)
+    columns = torch.arange(size)
     predicts = torch.zeros_like(scored)
     predicts[:, :-1] = scored[:, 1:]
-    written = torch.tensor([example.origin != "student" for example in examples])
+    hard = torch.tensor([example.origin != "student" for example in examples])
     return Batch(
         input_ids=input_ids,
-        attention_mask=(places < lengths[:, None]).long(),
-        position_ids=torch.minimum(places, lengths[:, None] - 1),
+        attention_mask=(columns < lengths[:, None]).long(),
+        position_ids=torch.minimum(columns, lengths[:, None] - 1),
         predicts=predicts,
         targets=input_ids[:, 1:][predicts[:, :-1]],
         row_ids=tuple(example.id for example in examples),
-        hard=written[:, None].expand_as(predicts)[predicts],
+        hard=hard[:, None].expand_as(predicts)[predicts],
     )
 
 
@@ -62,7 +83,7 @@ def _pack(examples: Sequence[Example]) -> Batch:
     # An example's first token is never scored, so no example predicts the next one's start.
     scored = [mark for example in examples for mark in (False, *example.scored[1:])]
     predicts = torch.tensor([[*scored[1:], False]])
-    written = [example.origin != "student" for example in examples for _ in example.input_ids]
+    hard = [example.origin != "student" for example in examples for _ in example.input_ids]
     return Batch(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
@@ -70,7 +91,7 @@ def _pack(examples: Sequence[Example]) -> Batch:
         predicts=predicts,
         targets=input_ids[:, 1:][predicts[:, :-1]],
         row_ids=tuple(example.id for example in examples),
-        hard=torch.tensor([written])[predicts],
+        hard=torch.tensor([hard])[predicts],
         packed=True,
     )
 
@@ -78,9 +99,10 @@ def _pack(examples: Sequence[Example]) -> Batch:
 def left_pad(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(input_ids, attention_mask, position_ids), each [B, S] int64, for batched generation only.
+    """Pad prompts on the left for generation: (input_ids, attention_mask, position_ids), each [B, S] int64.
 
-    Positions count a row's own tokens, so a row's logits do not depend on its neighbours' lengths.
+    Positions count a row's own tokens, so a row's logits do not depend on its neighbours' lengths. The mask
+    comes from lengths, so a prompt may hold the padding id.
     """
     size = max(len(ids) for ids in rows)
     input_ids = torch.full((len(rows), size), pad_id, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What a conversation must look like, whatever file it came from."""
+"""The roles of a conversation, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -13,38 +13,34 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 SYSTEM = ("system", "developer")
 
 
-def flaw(messages: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence about what no template can render, or "" when the roles are in order."""
+def problem(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one sentence why no template can render the conversation; "" when the roles are in order."""
     if not messages:
         return "the conversation is empty."
     roles = [message["role"] for message in messages]
-    asked = [role for role in roles if role not in SYSTEM]
-    if not asked:
+    turns = [role for role in roles if role not in SYSTEM]
+    if not turns:
         return "the conversation holds a system prompt only."
-    if asked[0] == "assistant":
-        return "the conversation starts with an assistant turn; what was asked is missing."
-    for before, after in itertools.pairwise(roles):
-        if before == after == "assistant":
-            return "two assistant turns stand in a row."
+    if turns[0] == "assistant":
+        return "the conversation starts with an assistant turn; its prompt is missing."
+    if ("assistant", "assistant") in itertools.pairwise(roles):
+        return "two assistant turns stand in a row."
     return ""
 
 
-def unfinished(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Why the conversation has no answer to learn from, or ""."""
+def missing_answer(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Say why the conversation has no answer to learn from, or ""."""
     last = messages[-1]["role"]
-    return (
-        ""
-        if last == "assistant"
-        else f"it needs an assistant turn at its end; its last turn is by the {last}."
-    )
+    if last == "assistant":
+        return ""
+    return f"it needs an assistant turn at its end; its last turn is by the {last}."
 
 
 def opening(messages: Sequence[Message]) -> Messages:
     """The turns before the assistant's first."""
-    first = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-    return tuple(messages[:first])
+    return tuple(itertools.takewhile(lambda message: message["role"] != "assistant", messages))
 
 
-def question(messages: Sequence[Message]) -> Messages:
-    """What a model is asked: everything but a final assistant turn."""
+def prompt(messages: Sequence[Message]) -> Messages:
+    """What a model answers: the conversation without a final assistant turn."""
     return tuple(messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages)

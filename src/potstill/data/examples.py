@@ -1,4 +1,4 @@
-"""Rows to examples, with a count of what could not become one."""
+"""Rows as examples, with a count of those that cannot become one."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from potstill.data import policies
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
-from potstill.types import Example, Origin
+from potstill.types import Example
 
 log = logging.getLogger("potstill")
 
-WORTH_SAYING = 0.01  # share of rows that may be dropped without a word
+SILENT_SHARE = 0.01  # share of rows that may be dropped without a warning
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples, what became of the rows, and the length in tokens of every example made, dropped or not.
+    """Examples, counts, and the length in tokens of every example, dropped ones too.
 
-    `funnel`: rows; broken, too_long and no_target examples dropped; examples kept; `split` rows became
-    several examples; `reasoning` rows hold reasoning.
+    `funnel` counts rows, dropped examples (broken, too_long, no_target), kept examples, rows `split` into
+    several examples, and rows with `reasoning`.
     """
 
     examples: tuple[Example, ...]
     funnel: Mapping[str, int]
     lengths: tuple[int, ...]
 
-    def length_for(self, share: float) -> int:
-        """The smallest max_length at which `share` of the examples fit."""
-        return length_for(self.lengths, share)
-
 
 def length_for(lengths: Sequence[int], share: float) -> int:
-    """The smallest length that at least `share` of `lengths` do not exceed."""
+    """Find the smallest length that at least `share` of `lengths` do not exceed."""
     return sorted(lengths)[max(0, math.ceil(share * len(lengths)) - 1)]
+
+
+def describe_lengths(lengths: Sequence[int]) -> str:
+    """Say at which max_length half, most and all rows fit."""
+    shares = ", ".join(f"{share:.0%} fit {length_for(lengths, share)}" for share in (0.5, 0.95, 1.0))
+    return f"of the rows, {shares} tokens"
 
 
 def encode(
@@ -47,15 +49,14 @@ def encode(
     templater: Templater,
     *,
     max_length: int | None,
-    origin: Origin = "data",
     on_bad_row: Literal["error", "skip"] = "error",
     needed: bool = True,
 ) -> Encoded:
-    """Tokenise rows. A row longer than `max_length` is dropped whole: no prompt and no answer is ever cut.
+    """Tokenise rows. A row longer than `max_length` is dropped whole: no prompt and no answer is cut.
 
     Raises:
-        DataError: a row cannot be encoded, or, where rows are `needed`, none is left with a token to score;
-            says why.
+        DataError: a row cannot be encoded and `on_bad_row` is error; or examples are `needed` and none is
+            left with a token to score.
     """
     funnel = Counter(rows=len(rows))
     examples: list[Example] = []
@@ -63,17 +64,17 @@ def encode(
     first_problem = ""
     for row in rows:
         try:
-            made = templater.encode_row(row, origin=origin)
+            encoded = templater.encode_row(row)
         except DataError as error:
             if on_bad_row == "error":
                 raise
             first_problem = first_problem or str(error)
             funnel["broken"] += 1
             continue
-        funnel["split"] += len(made) > 1
-        funnel["reasoning"] += _reasons(row)
+        funnel["split"] += len(encoded) > 1
+        funnel["reasoning"] += _holds_reasoning(row)
         fit: list[Example] = []
-        for example in made:
+        for example in encoded:
             lengths.append(len(example.input_ids))
             if max_length is not None and lengths[-1] > max_length:
                 funnel["too_long"] += 1
@@ -82,19 +83,19 @@ def encode(
             else:
                 fit.append(example)
         if len(fit) > 1:
-            whole = sum(example.count for example in fit)
-            fit = [replace(example, share=example.count / whole) for example in fit]
+            scored = sum(example.count for example in fit)
+            fit = [replace(example, share=example.count / scored) for example in fit]
         examples += fit
     funnel["examples"] = len(examples)
     keys = ("rows", "broken", "too_long", "no_target", "examples", "split", "reasoning")
-    encoded = Encoded(tuple(examples), {key: funnel[key] for key in keys}, tuple(lengths))
+    result = Encoded(tuple(examples), {key: funnel[key] for key in keys}, tuple(lengths))
     if not examples and needed:
-        raise _nothing_left(encoded, max_length, first_problem)
-    _report(encoded, max_length)
-    return encoded
+        raise _nothing_left(result, max_length, first_problem)
+    _warn(result, max_length)
+    return result
 
 
-def _reasons(row: Row) -> bool:
+def _holds_reasoning(row: Row) -> bool:
     return any(m["role"] == "assistant" and policies.split_reasoning(m)[0] for m in row.messages)
 
 
@@ -106,30 +107,25 @@ def _nothing_left(encoded: Encoded, max_length: int | None, problem: str) -> Dat
             f"{message}: {funnel['too_long']} are longer than max_length {max_length}.",
             path="data.max_length",
             value=max_length,
-            fix=f"{_lengths(encoded)} Raise data.max_length.",
+            fix=f"Raise data.max_length; {describe_lengths(encoded.lengths)}.",
         )
     if funnel["broken"]:
-        return DataError(f"{message}. {problem}", path="data.train", fix="Look at the first of them.")
+        return DataError(f"{message}. {problem}", path="data.train", fix="Look at the first of these rows.")
     return DataError(f"{message}: no row has a token to score.", path="data.train", fix="Check the rows.")
 
 
-def _lengths(encoded: Encoded) -> str:
-    shares = ", ".join(f"{share:.0%} fit {encoded.length_for(share)}" for share in (0.5, 0.95, 1.0))
-    return f"Of the rows, {shares} tokens."
-
-
-def _report(encoded: Encoded, max_length: int | None) -> None:
+def _warn(encoded: Encoded, max_length: int | None) -> None:
     funnel = encoded.funnel
-    made = len(encoded.lengths)
-    if funnel["too_long"] > WORTH_SAYING * made:
+    total = len(encoded.lengths)
+    if funnel["too_long"] > SILENT_SHARE * total:
         log.warning(
-            "%d of %d examples are longer than max_length %s and dropped. %s",
-            *(funnel["too_long"], made, max_length, _lengths(encoded)),
+            "%d of %d examples are longer than max_length %s and dropped; %s",
+            *(funnel["too_long"], total, max_length, describe_lengths(encoded.lengths)),
         )
-    if funnel["no_target"] > WORTH_SAYING * made:
-        log.warning("%d of %d examples have no token to score and are dropped", funnel["no_target"], made)
+    if funnel["no_target"] > SILENT_SHARE * total:
+        log.warning("%d of %d examples have no token to score and are dropped", funnel["no_target"], total)
     if 0 < funnel["reasoning"] < funnel["rows"] - funnel["broken"]:
         log.warning(
-            "%d of %d rows hold reasoning and the others none; a student learns both habits",
+            "%d of %d rows hold reasoning and the others none; the student learns both habits",
             *(funnel["reasoning"], funnel["rows"]),
         )

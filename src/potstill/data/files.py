@@ -1,7 +1,7 @@
-"""Records out of files: JSON lines, JSON, CSV, Parquet, Arrow, and data sets on the hub.
+"""Records of files: JSON lines, JSON, CSV, Parquet, Arrow, and data sets on the hub.
 
-A record is a dict, a blank line, or a problem; nothing is dropped here. `read_files` opens one
-file at a time, and lines are streamed.
+A record is a dict, a blank line, or a problem; nothing is dropped here. `read_files` opens one file at a
+time and streams its lines.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+){0,2}")
 
 @dataclass(frozen=True)
 class Record:
-    """One row as it stands in a file. Without a value it is blank, or `problem` says what is wrong."""
+    """One row of a file. Without a value it is blank, or `problem` says what is wrong."""
 
     source: str
     value: dict[str, Any] | None = None
@@ -39,26 +40,26 @@ class Record:
 
 
 def read_files(paths: Sequence[str]) -> Iterator[Record]:
-    """Every record of every file, in order.
+    """Read every record of every file, in order.
 
-    A folder stands for the data files in it. What is no file is a data set on the hub:
-    NAME, NAME:SUBSET or NAME:SUBSET:SPLIT.
+    A folder means the data files in it. A name without a file is a data set on the hub: NAME, NAME:SUBSET or
+    NAME:SUBSET:SPLIT.
 
     Raises:
         DataError: a file is missing, unreadable or without any row.
     """
     for name in paths:
         for path in _expand(name):
-            found = False
+            empty = True
             for record in _hub(name) if path is None else _file(path):
-                found |= not record.blank
+                empty &= record.blank
                 yield record
-            if not found:
+            if empty:
                 raise DataError("has no rows.", path=str(path or name), fix="Check how the file was written.")
 
 
 def _expand(name: str) -> list[Path | None]:
-    """The files behind a name; [None] for a data set on the hub."""
+    """List the files that a name means; [None] for a data set on the hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if _kind(p) in _READERS)
@@ -83,7 +84,9 @@ def _kind(path: Path) -> str:
 def _file(path: Path) -> Iterator[Record]:
     reader = _READERS.get(_kind(path))
     if reader is None:
-        raise DataError("is of a kind that is not read.", path=str(path), value=path.suffix, fix=_SUFFIX_FIX)
+        raise DataError(
+            "has a file type that potstill does not read.", path=str(path), value=path.suffix, fix=_SUFFIX_FIX
+        )
     try:
         yield from reader(path)
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
@@ -92,7 +95,7 @@ def _file(path: Path) -> Iterator[Record]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked, without a byte-order mark."""
+    """Open a file's bytes, decompressed and without a byte-order mark."""
     with path.open("rb") as raw:
         handle: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
         start = handle.read(3)
@@ -103,10 +106,10 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 
 def parse_json(text: str) -> Any:
-    """JSON, with NaN and infinities read as null: they are how tables write a missing value.
+    """Parse JSON; NaN and infinities become null, since tables write missing values so.
 
     Raises:
-        ValueError: it is not JSON; says where.
+        ValueError: the text is not JSON; says where.
     """
     try:
         return json.loads(text, parse_constant=lambda _: None)
@@ -139,7 +142,7 @@ def _json(path: Path) -> Iterator[Record]:
 
 def _json_lines(path: Path) -> Iterator[Record]:
     with _open(path) as handle:
-        # Bytes are split at line feeds only: text may hold U+2028 and its kin.
+        # Bytes are split at line feeds only: text may hold U+2028 and similar separators.
         for number, line in enumerate(handle, 1):
             source = f"{path}:{number}"
             if not line.strip():
@@ -160,17 +163,12 @@ def _record(source: str, value: Any) -> Record:
 
 
 def describe(value: object) -> str:
-    """What a value is, in the words of JSON."""
+    """Name a value's type in JSON's terms."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else "true or false"
-    names = {
-        str: "text",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        tuple: "a list",
-        dict: "an object",
-    }
+    if isinstance(value, list | tuple):
+        return "a list"
+    names = {str: "text", int: "a number", float: "a number", dict: "an object"}
     return names.get(type(value), type(value).__name__)
 
 
@@ -197,42 +195,41 @@ def _csv(path: Path) -> Iterator[Record]:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from _rows(str(path), (batch.to_pylist() for batch in file.iter_batches(1024)))
-    except pa.ArrowException as error:
-        raise DataError(
-            f"is not a readable Parquet file: {error}.", path=str(path), fix="Check it."
-        ) from error
+    with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
+        yield from _rows(str(path), (batch.to_pylist() for batch in file.iter_batches(1024)))
 
 
 def _arrow(path: Path) -> Iterator[Record]:
     import pyarrow as pa
 
-    with path.open("rb") as handle:
-        try:
-            if handle.read(6) == b"ARROW1":
-                file = pa.ipc.open_file(path)
-                batches: Iterator[Any] = (file.get_batch(i) for i in range(file.num_record_batches))
-            else:
-                handle.seek(0)
-                batches = iter(pa.ipc.open_stream(handle))
-            yield from _rows(str(path), (batch.to_pylist() for batch in batches))
-        except pa.ArrowException as error:
-            raise DataError(
-                f"is not a readable Arrow file: {error}.", path=str(path), fix="Check it."
-            ) from error
+    with path.open("rb") as handle, _readable(path, "Arrow"):
+        if handle.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(path)
+            batches: Iterator[Any] = (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            handle.seek(0)
+            batches = iter(pa.ipc.open_stream(handle))
+        yield from _rows(str(path), (batch.to_pylist() for batch in batches))
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Report a damaged file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(
+            f"is not a readable {kind} file: {error}.", path=str(path), fix="Check the file."
+        ) from error
 
 
 def _rows(name: str, batches: Iterator[list[dict[str, Any]]]) -> Iterator[Record]:
-    number = 0
-    for batch in batches:
-        for value in batch:
-            number += 1
-            yield Record(f"{name}, row {number}", value)
+    for number, value in enumerate(itertools.chain.from_iterable(batches), 1):
+        yield Record(f"{name}, row {number}", value)
 
 
 def _hub(name: str) -> Iterator[Record]:
@@ -240,8 +237,8 @@ def _hub(name: str) -> Iterator[Record]:
 
     owner, subset, split = (*name.split(":"), "", "")[:3]
     try:
-        found = datasets.load_dataset(owner, subset or None, split=split or None)
-    # datasets lets through whatever its network, file and script layers raise.
+        dataset = datasets.load_dataset(owner, subset or None, split=split or None)
+    # datasets passes on whatever its network, file and script layers raise.
     except Exception as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0", "false", "False")
         reason = (
@@ -252,13 +249,15 @@ def _hub(name: str) -> Iterator[Record]:
             path=name,
             fix="Name a file that exists, or a data set this machine can reach as NAME:SUBSET:SPLIT.",
         ) from error
-    if isinstance(found, dict):
-        if "train" not in found and len(found) != 1:
+    if isinstance(dataset, dict):
+        if "train" not in dataset and len(dataset) != 1:
             raise DataError(
-                f"has the splits {', '.join(found)}.", path=name, fix="Write NAME:SUBSET:SPLIT to choose one."
+                f"has the splits {', '.join(dataset)}.",
+                path=name,
+                fix="Write NAME:SUBSET:SPLIT to choose one.",
             )
-        found = found["train"] if "train" in found else next(iter(found.values()))
-    yield from _rows(name, iter([[dict(row)] for row in found]))
+        dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
+    yield from _rows(name, ([dict(row)] for row in dataset))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -1,9 +1,9 @@
-"""Which rows an optimizer step trains on, cut into micro-batches and shared among ranks."""
+"""Rows cut into batches: by length, into optimizer steps, and among ranks."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 Micro: TypeAlias = list[int]
@@ -20,56 +20,69 @@ def plan_steps(
     epoch: int,
     packing: bool = False,
 ) -> list[Step]:
-    """One epoch: steps -> micro-batches -> row indices. Every row stands in it exactly once.
+    """Plan one epoch: steps -> micro-batches -> row indices. Every row occurs exactly once.
 
     Args:
         lengths: tokens of each row.
         counts: scored tokens of each row.
-        tokens_per_step: a step gathers shuffled rows until its scored tokens reach this; the last is
-            what remains.
-        micro_batch_tokens: most padded tokens (rows x longest) of a micro-batch; a longer row stands alone.
-        packing: rows stand end to end, so a micro-batch counts its own tokens only.
+        tokens_per_step: a step gathers shuffled rows until its scored tokens reach this; the last step has
+            the rest.
+        micro_batch_tokens: most padded tokens (rows x longest) of a micro-batch; a longer row is alone.
+        packing: rows follow each other without padding, so a micro-batch counts its own tokens only.
         seed, epoch: the plan depends on these and the sizes alone.
     """
     order = list(range(len(lengths)))
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    steps: list[Step] = []
-    rows: list[int] = []
+    groups: list[list[int]] = [[]]
     gathered = 0
     for row in order:
-        rows.append(row)
+        groups[-1].append(row)
         gathered += counts[row]
         if gathered >= tokens_per_step:
-            steps.append(_cut(rows, lengths, micro_batch_tokens, packing))
-            rows, gathered = [], 0
-    if rows:
-        steps.append(_cut(rows, lengths, micro_batch_tokens, packing))
-    return steps
+            groups.append([])
+            gathered = 0
+    # The longest rows come first, so that memory peaks at once.
+    return [
+        by_length(lengths, micro_batch_tokens, rows=rows, longest_first=True, packing=packing)
+        for rows in groups
+        if rows
+    ]
 
 
-def _cut(rows: Sequence[int], lengths: Sequence[int], budget: int, packing: bool) -> Step:
-    """Micro-batches of like lengths, the longest first, so that memory peaks at once."""
-    step: Step = []
-    for row in sorted(rows, key=lambda row: lengths[row], reverse=True):
-        if step and padded([*step[-1], row], lengths, packing) <= budget:
-            step[-1].append(row)
+def by_length(
+    lengths: Sequence[int],
+    tokens: int,
+    *,
+    rows: Iterable[int] | None = None,
+    longest_first: bool = False,
+    packing: bool = False,
+) -> list[Micro]:
+    """Cut rows (all without `rows`) into batches of similar lengths, of at most `tokens` padded tokens each.
+
+    A row longer than that is a batch of its own.
+    """
+    batches: list[Micro] = []
+    rows = range(len(lengths)) if rows is None else rows
+    for row in sorted(rows, key=lambda row: lengths[row], reverse=longest_first):
+        if batches and padded([*batches[-1], row], lengths, packing) <= tokens:
+            batches[-1].append(row)
         else:
-            step.append([row])
-    return step
+            batches.append([row])
+    return batches
 
 
 def padded(micro: Micro, lengths: Sequence[int], packing: bool = False) -> int:
-    """Tokens of a micro-batch with its padding, of which a packed one has none."""
+    """Count the tokens of a micro-batch with its padding; a packed one has none."""
     if packing:
         return sum(lengths[row] for row in micro)
     return len(micro) * max((lengths[row] for row in micro), default=0)
 
 
 def shard(step: Step, rank: int, world: int, *, lengths: Sequence[int]) -> Step:
-    """This rank's micro-batches of a step: as many as every other rank's, padded tokens in balance.
+    """Select this rank's micro-batches of a step: every rank gets as many, with padded tokens in balance.
 
-    Micro-batches are halved until they can be dealt out evenly; where rows run out, some are empty.
-    None is larger than one of `step`.
+    Micro-batches are halved until their number is a multiple of `world`; where rows run out, some are
+    empty. None is larger than one of `step`.
     """
 
     def size(micro: Micro) -> int:

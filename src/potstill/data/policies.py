@@ -1,4 +1,4 @@
-"""What is done with system prompts and with reasoning before a conversation reaches the template."""
+"""System prompts and reasoning, changed as the recipe says before a conversation reaches the template."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def apply_system(messages: Sequence[Message], policy: System) -> list[Message]:
     """Keep system prompts, merge each into the user turn that follows, or drop them.
 
     Raises:
-        DataError: a system prompt is to be merged and no user turn follows.
+        DataError: the policy is merge and no user turn follows a system prompt.
     """
     if policy == "keep":
         return list(messages)
@@ -42,25 +42,24 @@ def apply_system(messages: Sequence[Message], policy: System) -> list[Message]:
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:
-    """(reasoning, answer) of an assistant turn, wherever it holds its reasoning; both without outer space."""
+    """Split an assistant turn into (reasoning, answer), from its fields or its <think> block, both stripped."""
     field = message.get("reasoning_content") or message.get("reasoning") or ""
     thought = _THOUGHT.match(message["content"])
-    inside, answer = (
-        (thought[1], message["content"][thought.end() :]) if thought else ("", message["content"])
-    )
-    return (field or inside).strip(), answer.strip() if thought or field else answer
+    if thought is None:
+        return field.strip(), message["content"].strip() if field else message["content"]
+    return (field or thought[1]).strip(), message["content"][thought.end() :].strip()
 
 
 def wrapped(reasoning: str, answer: str) -> str:
-    """An answer with its reasoning before it, as most models write it."""
+    """Put reasoning before its answer, as most models write it."""
     return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}" if reasoning else answer
 
 
 def apply_reasoning(messages: Sequence[Message], policy: Reasoning) -> list[Message]:
-    """Reasoning wrapped into the answer, stripped, or in its own field `reasoning_content`.
+    """Keep reasoning in the answer, strip it, or separate it into the field `reasoning_content`.
 
     Raises:
-        DataError: an answer is nothing but reasoning, and that is to be stripped.
+        DataError: the policy is strip and an answer is nothing but reasoning.
     """
     return [_with_policy(m, policy) if m["role"] == "assistant" else m for m in messages]
 
@@ -69,12 +68,12 @@ def _with_policy(message: Message, policy: Reasoning) -> Message:
     reasoning, answer = split_reasoning(message)
     if not reasoning:
         return message
-    own_field = bool(message.get("reasoning_content") or message.get("reasoning"))
+    has_field = bool(message.get("reasoning_content") or message.get("reasoning"))
     rest = {k: v for k, v in message.items() if k not in ("reasoning_content", "reasoning")}
     if policy == "keep":
-        # A model whose prompt opens the block writes the rest of it; the tag comes back here.
-        opened = own_field or OPEN in message["content"]
-        content = wrapped(reasoning, answer) if own_field else message["content"]
+        # A prompt may open the block, so that the model writes the rest of it only: add the tag.
+        opened = has_field or OPEN in message["content"]
+        content = wrapped(reasoning, answer) if has_field else message["content"]
         return {**rest, "content": content if opened else f"{OPEN}\n{content.lstrip()}"}
     if policy == "separate":
         return {**rest, "content": answer, "reasoning_content": reasoning}

@@ -1,7 +1,7 @@
 """Conversations as text and text as ids, with one tokenizer and one chat template.
 
-Templated text is tokenised without adding special tokens, as transformers and servers do for chat:
-the template alone decides about the start token.
+Templated text is tokenised without special tokens, as transformers and servers do for chat: the template
+alone decides about the start token.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _TEMPLATE_FIX = "Name a Jinja file: data.template.file."
 
 
 class Ending(NamedTuple):
-    """How an assistant turn ends: the text after it, the ids to append, and the token that stops generation.
+    """What ends an assistant turn: its text, the ids to append, and the token that stops generation.
 
-    `marked` says that the template itself prints the stop token.
+    `marked` says that the template prints the stop token.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Renderer:
                 )
 
     def template_text(self, tools: bool = False) -> str:
-        """The template in use; some tokenizers have another one for tools.
+        """The template in use; some tokenizers have a second one for tools.
 
         Raises:
             DataError: there is none.
@@ -72,35 +72,35 @@ class Renderer:
         except ValueError as error:
             raise DataError("the tokenizer has no chat template.", fix=_TEMPLATE_FIX) from error
 
-    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, ask: bool = False) -> str:
-        """The conversation as text; `ask` adds what makes the assistant answer.
+    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, prompt: bool = False) -> str:
+        """Render a conversation as text; `prompt` adds what opens the assistant's turn.
 
         Raises:
             DataError: there is no template, or it refuses the conversation.
         """
-        text = self._render(messages, tools, ask=ask)
-        return text + self._header if ask else text
+        text = self._render(messages, tools, prompt=prompt)
+        return text + self._header if prompt else text
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, ask: bool = False) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, prompt: bool = False) -> str:
         template = self.template_text(bool(tools))
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
                 chat_template=template,
-                add_generation_prompt=ask,
+                add_generation_prompt=prompt,
                 tokenize=False,
                 **self.kwargs,
             )
-        # What a template does wrong surfaces as the error of whatever Python it ran.
+        # A faulty template raises the error of whatever Python code it runs.
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise DataError(f"the chat template refuses it: {error}.", fix=_TEMPLATE_FIX) from error
 
     def require_system(self, role: str) -> None:
-        """Make sure that the template prints what a system prompt says.
+        """Require that the template prints system prompts of this role.
 
         Raises:
-            DataError: it refuses the role, or leaves it out without a word.
+            DataError: it refuses the role, or leaves its text out.
         """
         if role not in self._system:
             self._system[role] = self._try_system(role)
@@ -113,7 +113,7 @@ class Renderer:
     def _try_system(self, role: str) -> str:
         try:
             text = self._render(
-                [{"role": role, "content": _PROBE}, {"role": "user", "content": "?"}], ask=True
+                [{"role": role, "content": _PROBE}, {"role": "user", "content": "?"}], prompt=True
             )
         except DataError as error:
             return f"refuses the role {role} ({error.message})"
@@ -121,19 +121,19 @@ class Renderer:
 
     @cached_property
     def default_system(self) -> str:
-        """The system prompt that the template puts where a conversation has none; "" for none."""
+        """The system prompt that the template adds to a conversation without one; "" for none."""
         user = {"role": "user", "content": "?"}
         try:
-            own = self._render([{"role": "system", "content": _PROBE}, user])
+            text = self._render([{"role": "system", "content": _PROBE}, user])
         except DataError:
             return ""
-        before, found, after = own.partition(_PROBE)
+        before, probe, after = text.partition(_PROBE)
         plain = self._render([user])
-        same = found and plain.startswith(before) and plain.endswith(after)
+        same = probe and plain.startswith(before) and plain.endswith(after)
         return plain[len(before) : len(plain) - len(after)].strip() if same else ""
 
     def ids(self, text: str) -> list[int]:
-        """Ids of templated text, nothing added.
+        """Tokenise templated text, without special tokens.
 
         Raises:
             DataError: it begins with two start tokens.
@@ -145,7 +145,7 @@ class Renderer:
         return ids
 
     def document_ids(self, text: str) -> list[int]:
-        """Ids of plain text: one start token if the tokenizer adds one, and the end token."""
+        """Tokenise plain text: one start token if the tokenizer adds one, the text, and the end token."""
         start = self.tokenizer.bos_token_id
         adds_start = start is not None and self.tokenizer("a", verbose=False)["input_ids"][:1] == [start]
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -164,7 +164,8 @@ class Renderer:
         return frozenset(added | set(self.tokenizer.all_special_ids))
 
     @cached_property
-    def _probed(self) -> str:
+    def _sample(self) -> str:
+        """A conversation with `_PROBE` as its answer."""
         text = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}])
         if _PROBE not in text:
             raise DataError("the chat template does not print the assistant's answer.", fix=_TEMPLATE_FIX)
@@ -175,15 +176,15 @@ class Renderer:
         """What opens an assistant turn, for templates that ignore add_generation_prompt; else empty."""
         user = [{"role": "user", "content": "?"}]
         plain = self._render(user)
-        if self._render(user, ask=True) != plain or not self._probed.startswith(plain):
+        if self._render(user, prompt=True) != plain or not self._sample.startswith(plain):
             return ""
-        header = self._probed[len(plain) : self._probed.rindex(_PROBE)]
+        header = self._sample[len(plain) : self._sample.rindex(_PROBE)]
         return header if header.strip() else ""
 
     @cached_property
     def ending(self) -> Ending:
-        """How the template closes an assistant turn. Where it prints no stop token, eos is appended."""
-        text = self._probed[self._probed.rindex(_PROBE) + len(_PROBE) :]
+        """The end of an assistant turn; where the template prints no stop token, it is the end token."""
+        text = self._sample[self._sample.rindex(_PROBE) + len(_PROBE) :]
         ids = self.ids(text)
         stop = next((i for i, token in enumerate(ids) if token in self.special), None)
         if stop is None:
@@ -191,13 +192,13 @@ class Renderer:
             closing = self.ids(text.strip()) if text.strip() else []
             return Ending(text, (*closing, eos), eos, marked=False)
         words = text.partition(self.tokenizer.convert_ids_to_tokens(ids[stop]))[0].strip()
-        # Space before a stop token belongs to the template's layout; a model need not write it.
+        # White space before a stop token is the template's layout; a model need not write it.
         return Ending(text, tuple(ids[0 if words else stop : stop + 1]), ids[stop], marked=True)
 
     def marks(
         self, messages: Sequence[Message], tools: Sequence[Any] = ()
     ) -> tuple[list[int], list[bool]] | None:
-        """(ids, inside {% generation %}) of a conversation; None when the template marks nothing."""
+        """Tokenise a conversation into (ids, whether each is inside {% generation %}); None without marks."""
         template = self.template_text(bool(tools))
         if not self.tokenizer.is_fast or not re.search(r"\{%-?\s*generation\s*-?%\}", template):
             return None

@@ -1,4 +1,4 @@
-"""How people write a row: chat messages, prompt and response, text, ShareGPT, Alpaca."""
+"""The forms in which people write a row: chat messages, prompt and response, text, ShareGPT, Alpaca."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SHAREGPT_ROLES = {
 
 
 class BadRow(Exception):
-    """A row that cannot be used: `empty` ones are dropped and counted, others need a decision."""
+    """Raised for a row that cannot be used. Empty ones are always dropped; others are the user's decision."""
 
     def __init__(self, message: str, *, empty: bool = False) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Content:
-    """A row in the one form that the rest of potstill knows."""
+    """A row in the one form that the rest of potstill reads."""
 
     messages: tuple[Message, ...] = ()
     text: str | None = None
@@ -56,7 +56,7 @@ class Content:
 
 
 def detect(values: Sequence[Mapping[str, Any]]) -> str | None:
-    """The shape that most rows fit, the richer one when two fit as many; None when none fits any."""
+    """Find the shape that most rows fit, of equals the first in `REQUIRED`; None when no row fits any."""
     fits = {shape: sum(row.get(column) is not None for row in values) for shape, column in REQUIRED.items()}
     best = max(fits, key=fits.__getitem__)
     return best if fits[best] else None
@@ -68,7 +68,7 @@ def columns_of(shape: str) -> tuple[str, ...]:
 
 
 def convert(shape: str, row: Mapping[str, Any]) -> Content:
-    """A row's content.
+    """Read a row's content.
 
     Raises:
         BadRow: a column is missing, of the wrong type or empty, or the roles are out of order.
@@ -82,9 +82,8 @@ def convert(shape: str, row: Mapping[str, Any]) -> Content:
     messages = list(_MESSAGES[shape](row))
     if str(row.get("system") or "").strip() and not (messages and messages[0]["role"] in chat.SYSTEM):
         messages.insert(0, {"role": "system", "content": _text(row, "system")})
-    flaw = chat.flaw(messages)
-    if flaw:
-        raise BadRow(flaw)
+    if problem := chat.problem(messages):
+        raise BadRow(problem)
     return Content(messages=tuple(messages), tools=_tools(row.get("tools")), extra=extra)
 
 
@@ -100,7 +99,9 @@ def _sharegpt(row: Mapping[str, Any]) -> Iterator[Message]:
             raise BadRow(f"{where} is {describe(turn)}, not an object.")
         role = _SHAREGPT_ROLES.get(str(turn.get("from", turn.get("role"))))
         if role is None:
-            raise BadRow(f"{where} is from {turn.get('from')!r}; known are {', '.join(_SHAREGPT_ROLES)}.")
+            raise BadRow(
+                f"{where} is from {turn.get('from')!r}; potstill reads {', '.join(_SHAREGPT_ROLES)}."
+            )
         rest = {k: v for k, v in turn.items() if k not in ("from", "value", "role", "content")}
         turns.append({"role": role, "content": turn.get("value", turn.get("content")), **rest})
     yield from _turns(turns, "conversations")
@@ -126,7 +127,7 @@ _MESSAGES = {"messages": _messages, "sharegpt": _sharegpt, "prompt": _prompt, "a
 
 
 def _turns(value: Any, name: str, role: str | None = None) -> Iterator[Message]:
-    """A list of messages; text too where its role is known."""
+    """Read a list of messages; with a `role`, text too."""
     if role is not None and isinstance(value, str):
         yield {"role": role, "content": _text({name: value}, name)}
         return
@@ -140,13 +141,13 @@ def _turn(turn: Any, where: str) -> Message:
     message = {key: item for key, item in strip_nulls(turn).items() if key != "tool_calls" or item}
     role = message.get("role")
     if role not in chat.ROLES:
-        raise BadRow(f"{where} has the role {role!r}; known are {', '.join(chat.ROLES)}.")
+        raise BadRow(f"{where} has the role {role!r}; potstill reads {', '.join(chat.ROLES)}.")
     calls = message.get("tool_calls")
     if calls is not None:
         if not isinstance(calls, list):
             raise BadRow(f"{where}.tool_calls is {describe(calls)}, not a list.")
         message["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
-        # Templates ask whether content is truthy; few of them expect it to be absent.
+        # Templates test whether content is empty; few of them expect it to be absent.
         message.setdefault("content", "")
     for key in ("content", "reasoning_content", "reasoning"):
         if key in message and not isinstance(message[key], str):
@@ -159,7 +160,7 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _call(call: Any, where: str) -> Any:
-    """A tool call whose arguments are an object: servers write them as JSON text, templates print objects."""
+    """Read a tool call's arguments as an object: servers write JSON text, templates print objects."""
     if not isinstance(call, dict):
         raise BadRow(f"{where} is {describe(call)}, not an object.")
     function = call.get("function", call)
@@ -184,7 +185,7 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _list(value: Any, name: str) -> list[Any]:
-    """A list, also one that a table holds as JSON text."""
+    """Read a list, also from JSON text as tables hold it."""
     if isinstance(value, str):
         try:
             value = parse_json(value)
@@ -207,7 +208,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def strip_nulls(value: Any) -> Any:
-    """The value without null fields: tables fill in every field that any other row has."""
+    """Remove null fields: tables fill in every field that any other row has."""
     if isinstance(value, dict):
         return {key: strip_nulls(item) for key, item in value.items() if item is not None}
     return [strip_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Rows that are measured on and never trained on, and how much of them training has seen anyway."""
+"""Held-out rows: measured on, never trained on; and their overlap with the training rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NEAR = 0.8
 def split_heldout(
     rows: Sequence[Row], *, fraction: float | None = None, seed: int = 0
 ) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """(train, heldout). Rows that share a prompt stay together; the order of rows does not matter.
+    """Split rows into (train, heldout). Rows with one prompt stay together; the order of rows has no effect.
 
     Without `fraction`: 10 %, between 60 and 500 rows, never more than half.
 
     Raises:
-        DataError: all rows share one prompt, so that nothing can be held out.
+        DataError: all rows have the same prompt, so that nothing can be held out.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
@@ -43,11 +43,11 @@ def split_heldout(
         most = len(rows) - 1
         wanted = min(max(round(fraction * len(rows)), 1), most)
 
-    def place(prompt: str) -> bytes:
+    def rank(prompt: str) -> bytes:
         return hashlib.sha256(f"{seed}\0{prompt}".encode(errors="surrogatepass")).digest()
 
     held: set[int] = set()
-    for prompt in sorted(groups, key=place):
+    for prompt in sorted(groups, key=rank):
         if len(held) >= wanted:
             break
         if len(held) + len(groups[prompt]) <= most:
@@ -58,10 +58,10 @@ def split_heldout(
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many held-out prompts stand in the training rows; one prompt may count in all three.
+    """How many of the held-out prompts (`of`) training has seen; one prompt may count in all three.
 
-    `exact` up to case and spaces; `gram` shares eight words in a row; `near` shares 80 % of its words
-    (Jaccard index of the word sets).
+    `exact`: equal up to case and spaces; `gram`: eight words in a row are shared; `near`: 80 % of the words
+    are shared (Jaccard index of the word sets).
     """
 
     exact: int
@@ -71,45 +71,44 @@ class Overlap:
 
 
 def overlap(train: Sequence[Row], heldout: Sequence[Row]) -> Overlap:
-    """Count the held-out prompts that training has seen, exactly or nearly. Exact, no hashing."""
-    held = [normal(row.prompt_text) for row in heldout]
-    seen = [normal(row.prompt_text) for row in train]
-    known = set(seen)
-    grams = {gram for text in held for gram in _grams(text)}
-    shared = {gram for text in known for gram in _grams(text) if gram in grams}
+    """Count the held-out prompts that training has seen, exactly or nearly. The counts are exact, not hashed."""
+    held_texts = [normal(row.prompt_text) for row in heldout]
+    train_texts = {normal(row.prompt_text) for row in train}
+    grams = {gram for text in held_texts for gram in _grams(text)}
+    shared = {gram for text in train_texts for gram in _grams(text) if gram in grams}
     return Overlap(
-        exact=sum(text in known for text in held),
-        gram=sum(any(gram in shared for gram in _grams(text)) for text in held),
-        near=len(_near(held, known)),
-        of=len(held),
+        exact=sum(text in train_texts for text in held_texts),
+        gram=sum(any(gram in shared for gram in _grams(text)) for text in held_texts),
+        near=len(_near(held_texts, train_texts)),
+        of=len(held_texts),
     )
 
 
-def _near(held: Sequence[str], known: set[str]) -> set[int]:
-    """Held-out texts with a training text of Jaccard index NEAR or more.
+def _near(held_texts: Sequence[str], train_texts: set[str]) -> set[int]:
+    """Find the held-out texts with a training text of Jaccard index NEAR or more.
 
-    Two sets that similar share at least NEAR of either one's words, so one word at least out of any
-    (1 - NEAR) of them and one more: it is enough to look up the rarest.
+    Two such sets share at least NEAR of either one's words, so at least one of any (1 - NEAR) of them plus
+    one: it is enough to look up the rarest words.
     """
-    sets = [frozenset(text.split()) for text in held]
-    frequency = Counter(word for text in known for word in set(text.split()))
+    sets = [frozenset(text.split()) for text in held_texts]
+    frequency = Counter(word for text in train_texts for word in set(text.split()))
     index: dict[str, list[int]] = defaultdict(list)
     for number, words in enumerate(sets):
         rarest = sorted(words, key=lambda word: (frequency[word], word))
         for word in rarest[: len(words) - math.ceil(NEAR * len(words)) + 1]:
             index[word].append(number)
-    found: set[int] = set()
-    for text in known:
+    near: set[int] = set()
+    for text in train_texts:
         words = frozenset(text.split())
-        for number in {n for word in words for n in index.get(word, ())} - found:
+        for number in {n for word in words for n in index.get(word, ())} - near:
             other = sets[number]
             if len(words & other) >= NEAR * len(words | other):
-                found.add(number)
-    return found
+                near.add(number)
+    return near
 
 
 def normal(text: str) -> str:
-    """What makes two prompts one: case and spaces apart, the same words."""
+    """Normalise a prompt for comparison: case and spaces do not count."""
     return " ".join(text.casefold().split())
 
 

@@ -66,14 +66,14 @@ def _guarded_difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def forward(pair: Pair) -> tuple[Tensor, Tensor]:
-    """KL(p ‖ q) by elements, p (expm1(d) - d) >= 0, and its partial q - p."""
-    return (pair.gap - product(pair.p, pair.log_ratio)).clamp(min=0), pair.gap
+    """KL(p ‖ q) [N], a sum of p (expm1(d) - d) >= 0, and its partial q - p."""
+    return (pair.gap - product(pair.p, pair.log_ratio)).clamp(min=0).sum(-1), pair.gap
 
 
 def reverse(pair: Pair) -> tuple[Tensor, Tensor]:
-    """KL(q ‖ p) by elements, q (expm1(-d) + d) >= 0, and its partial q d."""
+    """KL(q ‖ p) [N], a sum of q (expm1(-d) + d) >= 0, and its partial q d."""
     flow = product(pair.q, pair.log_ratio)
-    return (flow - pair.gap).clamp(min=0), flow
+    return (flow - pair.gap).clamp(min=0).sum(-1), flow
 
 
 class Mixture(NamedTuple):
@@ -107,28 +107,28 @@ def _log1p(x: Tensor) -> Tensor:
 
 
 def alpha_beta(student_lp: Tensor, teacher_lp: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """The αβ-divergence by elements, and its partial; α + β > 0.
+    """The αβ-divergence [N], and its partial; α + β > 0.
 
     -1/(αβ) [p^α q^β - α/(α+β) p^(α+β) - β/(α+β) q^(α+β)], with limits reverse KL of the powers β over β²
     at α = 0 and forward KL of the powers α over α² at β = 0 (Cichocki, Cruces & Amari 2011).
     """
     if alpha == 0:
-        terms, partial = reverse(compare(beta * student_lp, beta * teacher_lp))
-        return terms / beta**2, partial / beta
+        value, partial = reverse(compare(beta * student_lp, beta * teacher_lp))
+        return value / beta**2, partial / beta
     if beta == 0:
-        terms, partial = forward(compare(alpha * student_lp, alpha * teacher_lp))
-        return terms / alpha**2, partial / alpha
+        value, partial = forward(compare(alpha * student_lp, alpha * teacher_lp))
+        return value / alpha**2, partial / alpha
     dtype = student_lp.dtype
     if dtype != torch.float64 and min(abs(alpha), abs(beta)) < 1e-3:
         # Quotients by αβ whose difference fp32 cannot see; a schedule towards a limit passes here.
-        terms, partial = alpha_beta(student_lp.double(), teacher_lp.double(), alpha, beta)
-        return terms.to(dtype), partial.to(dtype)
+        value, partial = alpha_beta(student_lp.double(), teacher_lp.double(), alpha, beta)
+        return value.to(dtype), partial.to(dtype)
     total = alpha + beta
     d = student_lp.clamp(min=FLOOR) - teacher_lp.clamp(min=FLOOR)
     q, p = (total * student_lp).exp(), (total * teacher_lp).exp()
     cross = (total * teacher_lp.clamp(min=FLOOR) + beta * d).exp()
     terms = difference(q, p, total * d) / (alpha * total) - difference(cross, p, beta * d) / (alpha * beta)
-    return terms.clamp(min=0), difference(q, cross, alpha * d) / alpha
+    return terms.clamp(min=0).sum(-1), difference(q, cross, alpha * d) / alpha
 
 
 def require(ok: bool, option: str, value: float, allowed: str) -> None:

@@ -20,29 +20,25 @@ from potstill.divergences._math import compare, forward, product, require, rever
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-DISCLAIMS: dict[str, str] = {
+DISCLAIMS = {
     "merging": "merging outcomes moves mass between head and tail, and with it the weights of the two KLs"
 }
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor, tail: bool = False, *, head_mass: float = 0.5) -> Tensor:
-    """AKL in nats, [N] from two [N, K]; `tail` says that the last column is a tail bucket.
-
-    Raises:
-        RecipeError: head_mass lies outside (0, 1).
-    """
-    return value_and_partial(student_lp, teacher_lp, tail, head_mass=head_mass)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, tail: bool = False, *, head_mass: float = 0.5) -> Tensor:
-    """(a (q - p) + b q log(q/p)) / (a + b), [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, tail, head_mass=head_mass)[1]
+EXAMPLES = ({"head_mass": 0.8},)
+COUNTEREXAMPLES = {
+    "merging": ([0.481, 0.505, 0.006, 0.008], [0.42, 0.075, 0.315, 0.19]),
+}
 
 
 def value_and_partial(
     student_lp: Tensor, teacher_lp: Tensor, tail: bool = False, *, head_mass: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """AKL in nats [N], and its partial (a (q - p) + b q log(q/p)) / (a + b) [N, K].
+
+    `tail` says that the last column is a tail bucket.
+
+    Raises:
+        RecipeError: head_mass lies outside (0, 1).
+    """
     require(0 < head_mass < 1, "adaptive_kl.head_mass", head_mass, "between 0 and 1")
     pair = compare(student_lp, teacher_lp)
     head = _head(pair.p.detach(), tail, head_mass)
@@ -52,7 +48,7 @@ def value_and_partial(
     whole = torch.where(a + b > 0, a + b, 1.0)
     a, b = a / whole, b / whole
     (covering, gap), (seeking, flow) = forward(pair), reverse(pair)
-    mixed = product(a, covering.sum(-1, keepdim=True)) + product(b, seeking.sum(-1, keepdim=True))
+    mixed = product(a, covering.unsqueeze(-1)) + product(b, seeking.unsqueeze(-1))
     return mixed.squeeze(-1), product(a, gap) + product(b, flow)
 
 

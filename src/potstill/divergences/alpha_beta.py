@@ -17,30 +17,27 @@ from potstill.divergences import _math
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {"merging": "with α + β > 1 merging two outcomes can increase it"}
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
-    """αβ-divergence, [N] from two [N, K].
-
-    Raises:
-        RecipeError: alpha or beta is negative, or both are 0.
-    """
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha, beta=beta)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
-    """(q^(α+β) - p^α q^β) / α, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha, beta=beta)[1]
+DISCLAIMS = {"merging": "with α + β > 1 merging two outcomes can increase it"}
+EXAMPLES = (
+    {"alpha": 1.0, "beta": 0.0},
+    {"alpha": 0.0, "beta": 1.0},
+    {"alpha": 0.0, "beta": 0.5},
+    {"alpha": 0.6, "beta": 0.7},
+)
+COUNTEREXAMPLES = {
+    "merging": ([0.084, 0.031, 0.346, 0.539], [0.962, 0.014, 0.004, 0.02], {"alpha": 0.6, "beta": 0.7}),
+}
 
 
 def value_and_partial(
     student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.2, beta: float = 0.7
 ) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """αβ-divergence [N], and its partial (q^(α+β) - p^α q^β) / α [N, K].
+
+    Raises:
+        RecipeError: alpha or beta is negative, or both are 0.
+    """
     _math.require(0 <= alpha < float("inf"), "alpha_beta.alpha", alpha, "at least 0")
     _math.require(0 <= beta < float("inf"), "alpha_beta.beta", beta, "at least 0")
     _math.require(alpha + beta > 0, "alpha_beta.beta", beta, "above 0, as alpha is 0")
-    terms, partial = _math.alpha_beta(student_lp, teacher_lp, alpha, beta)
-    return terms.sum(-1), partial
+    return _math.alpha_beta(student_lp, teacher_lp, alpha, beta)

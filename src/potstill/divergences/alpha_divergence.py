@@ -17,26 +17,14 @@ from potstill.divergences import _math
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
+EXAMPLES = ({"alpha": 0.2}, {"alpha": 0.0}, {"alpha": 1.0})
 
 
-def value(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.5) -> Tensor:
-    """α-divergence in nats, [N] from two [N, K].
+def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
+    """α-divergence in nats [N], and its partial (q - p^α q^(1-α)) / α, and q log(q/p) at α = 0 [N, K].
 
     Raises:
         RecipeError: alpha is not finite.
     """
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.5) -> Tensor:
-    """(q - p^α q^(1-α)) / α, and q log(q/p) at α = 0, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha)[1]
-
-
-def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Both at once."""
     _math.require(math.isfinite(alpha), "alpha_divergence.alpha", alpha, "a finite value, such as 0.5")
-    terms, partial = _math.alpha_beta(student_lp, teacher_lp, alpha, 1 - alpha)
-    return terms.sum(-1), partial
+    return _math.alpha_beta(student_lp, teacher_lp, alpha, 1 - alpha)

@@ -17,38 +17,26 @@ from potstill.divergences._math import compare, forward, product, require, rever
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-DISCLAIMS: dict[str, str] = {
-    "merging": "merging outcomes lowers the teacher's entropy, which can switch to a larger KL"
+DISCLAIMS = {"merging": "merging outcomes lowers the teacher's entropy, which can switch to a larger KL"}
+EXAMPLES = ({"threshold": 0.5, "keep_reverse": True},)
+COUNTEREXAMPLES = {
+    "merging": ([0.026, 0.91, 0.045, 0.019], [0.237, 0.007, 0.323, 0.433]),
 }
-
-
-def value(
-    student_lp: Tensor, teacher_lp: Tensor, *, threshold: float = 1.0, keep_reverse: bool = False
-) -> Tensor:
-    """Gated KL in nats, [N] from two [N, K].
-
-    Raises:
-        RecipeError: threshold is negative.
-    """
-    return value_and_partial(student_lp, teacher_lp, threshold=threshold, keep_reverse=keep_reverse)[0]
-
-
-def partial(
-    student_lp: Tensor, teacher_lp: Tensor, *, threshold: float = 1.0, keep_reverse: bool = False
-) -> Tensor:
-    """q - p on uncertain tokens, q log(q/p) on the others, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, threshold=threshold, keep_reverse=keep_reverse)[1]
 
 
 def value_and_partial(
     student_lp: Tensor, teacher_lp: Tensor, *, threshold: float = 1.0, keep_reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """Gated KL in nats [N], and its partial q - p on uncertain tokens, q log(q/p) on the others [N, K].
+
+    Raises:
+        RecipeError: threshold is negative.
+    """
     require(threshold >= 0, "entropy_gated_kl.threshold", threshold, "in nats, at least 0")
     pair = compare(student_lp, teacher_lp)
     entropy = -product(pair.p, teacher_lp).sum(-1, keepdim=True).detach()
     cover = (entropy >= threshold).to(pair.p.dtype)
     seek = torch.ones_like(cover) if keep_reverse else 1 - cover
     (covering, gap), (seeking, flow) = forward(pair), reverse(pair)
-    mixed = product(cover, covering.sum(-1, keepdim=True)) + product(seek, seeking.sum(-1, keepdim=True))
+    mixed = product(cover, covering.unsqueeze(-1)) + product(seek, seeking.unsqueeze(-1))
     return mixed.squeeze(-1), product(cover, gap) + product(seek, flow)

@@ -18,21 +18,8 @@ SUPPORTS = frozenset({"dense", "topk", "sampled"})
 TEMPERATURE_POWER = 2
 VANISHES = True
 TANGENT = True  # q - p sums to nothing: it is the gradient by the logits already
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """Forward KL in nats, [N] from two [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """q - p, [N, K], without cancellation where the two are close."""
-    return value_and_partial(student_lp, teacher_lp)[1]
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at once."""
-    terms, partial = forward(compare(student_lp, teacher_lp))
-    return terms.sum(-1), partial
+    """Forward KL in nats [N], and its partial q - p [N, K], without cancellation where the two are close."""
+    return forward(compare(student_lp, teacher_lp))

@@ -11,21 +11,9 @@ from potstill.divergences._math import compare
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """Squared Hellinger distance in [0, 1], [N] from two [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """½ √q (√q - √p), [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[1]
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """Squared Hellinger distance [N], in [0, 1], and its partial ½ √q (√q - √p) [N, K]."""
     roots = compare(student_lp / 2, teacher_lp / 2)
     return 0.5 * roots.gap.square().sum(-1), 0.5 * roots.q * roots.gap

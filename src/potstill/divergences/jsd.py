@@ -9,7 +9,7 @@ The formula vanishes at both ends. β = 0 is therefore forward KL and β = 1 rev
 `normalize` divides by β (1-β), which makes the ends the limits, so β can be swept at one learning rate.
 
 Other projects: TRL since 2025-03-13, `beta` = β; TRL SDFT and DistiLLM-2's gkd, alpha = β; DistiLLM's
-js_distance and its fork in ABKD, lam = 1-β; DSKD, ½; earlier TRL equals no β. `divergences.translate` knows.
+js_distance and its fork in ABKD, lam = 1-β; DSKD, ½; earlier TRL equals no β. docs/losses.md has a table.
 """
 
 import torch
@@ -20,33 +20,21 @@ from potstill.divergences._math import compare, forward, mixture, require, rever
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor, *, beta: float = 0.5, normalize: bool = False) -> Tensor:
-    """JSD in nats, [N] from two [N, K].
-
-    Raises:
-        RecipeError: beta lies outside [0, 1].
-    """
-    return value_and_partial(student_lp, teacher_lp, beta=beta, normalize=normalize)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, beta: float = 0.5, normalize: bool = False) -> Tensor:
-    """(1-β) q log(q / m), [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, beta=beta, normalize=normalize)[1]
+EXAMPLES = ({"beta": 0.1}, {"beta": 0.9, "normalize": True}, {"beta": 0.0}, {"beta": 1.0})
 
 
 def value_and_partial(
     student_lp: Tensor, teacher_lp: Tensor, *, beta: float = 0.5, normalize: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """JSD in nats [N], and its partial (1-β) q log(q / m) [N, K].
+
+    Raises:
+        RecipeError: beta lies outside [0, 1].
+    """
     require(0 <= beta <= 1, "jsd.beta", beta, "in [0, 1]: the teacher's share in the mixture")
     if beta in (0, 1):
         kl = forward if beta == 0 else reverse
-        terms, partial = kl(compare(student_lp, teacher_lp))
-        return terms.sum(-1), partial
+        return kl(compare(student_lp, teacher_lp))
     mix = mixture(student_lp, teacher_lp, beta)
     scale = 1 / (beta * (1 - beta)) if normalize else 1.0
     partial = scale * (1 - beta) * mix.q * mix.q_over_m()

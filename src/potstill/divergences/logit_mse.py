@@ -16,24 +16,17 @@ SUPPORTS = frozenset({"dense"})
 TEMPERATURE_POWER = 0
 VANISHES = True
 TANGENT = True
-DISCLAIMS: dict[str, str] = {
+DISCLAIMS = {
     "merging": "a merged outcome has another logit and another share in the mean",
     "appending": "an id of negligible probability still has a logit, and moves the means",
 }
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """Centred MSE in logits squared, [N] from two [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """2 ((z - z̄) - (t - t̄)) / V, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[1]
+COUNTEREXAMPLES = {
+    "merging": ([0.007, 0.779, 0.138, 0.076], [0.568, 0.008, 0.166, 0.258]),
+}
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """Centred MSE in logits squared [N], and its partial 2 ((z - z̄) - (t - t̄)) / V [N, K]."""
     student_dead, teacher_dead = student_lp == float("-inf"), teacher_lp == float("-inf")
     used = ~(student_dead | teacher_dead)
     count = used.sum(-1, keepdim=True).clamp(min=1)

@@ -16,29 +16,18 @@ SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
 TANGENT = True
-DISCLAIMS: dict[str, str] = {}
+EXAMPLES = ({"r": 2.0}, {"r": 1.0})
 
 
-def value(student_lp: Tensor, teacher_lp: Tensor, *, r: float = 0.5) -> Tensor:
-    """Rényi divergence in nats, [N] from two [N, K].
+def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, r: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Rényi divergence in nats [N], and its partial q - w [N, K].
 
     Raises:
         RecipeError: r is not positive and finite.
     """
-    return value_and_partial(student_lp, teacher_lp, r=r)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, r: float = 0.5) -> Tensor:
-    """q - w, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, r=r)[1]
-
-
-def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, r: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Both at once."""
     _math.require(0 < r < float("inf"), "renyi.r", r, "above 0")
     if r == 1:
-        terms, partial = _math.forward(_math.compare(student_lp, teacher_lp))
-        return terms.sum(-1), partial
+        return _math.forward(_math.compare(student_lp, teacher_lp))
     d = student_lp - teacher_lp.clamp(min=_math.FLOOR)
     powers = (teacher_lp + (1 - r) * d).masked_fill(teacher_lp == float("-inf"), float("-inf"))
     log_sum = powers.logsumexp(-1, keepdim=True)
@@ -46,7 +35,7 @@ def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, r: float = 0.5)
     near = log_sum.abs() < 0.5
     # Rows that are far compare the teacher with itself there: an overflow would reach their gradient.
     close = torch.where(near, student_lp, teacher_lp)
-    missing = r * (1 - r) * _math.alpha_beta(close, teacher_lp, r, 1 - r)[0].sum(-1)
+    missing = r * (1 - r) * _math.alpha_beta(close, teacher_lp, r, 1 - r)[0]
     log_total = torch.where(near.squeeze(-1), torch.log1p(-missing), log_sum.squeeze(-1))
     partial = _math.difference(student_lp.exp(), (powers - log_sum).exp(), r * d + log_sum)
     return log_total / (r - 1), partial

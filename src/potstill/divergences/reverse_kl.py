@@ -16,21 +16,8 @@ from potstill.divergences._math import compare, reverse
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """Reverse KL in nats, [N] from two [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """q log(q / p), [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[1]
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at once."""
-    terms, partial = reverse(compare(student_lp, teacher_lp))
-    return terms.sum(-1), partial
+    """Reverse KL in nats [N], and its partial q log(q / p) [N, K]."""
+    return reverse(compare(student_lp, teacher_lp))

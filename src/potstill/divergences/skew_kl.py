@@ -14,30 +14,18 @@ from potstill.divergences._math import compare, forward, mixture, require
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
+EXAMPLES = ({"alpha": 0.5},)
 
 
-def value(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """Skew KL in nats, [N] from two [N, K].
+def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Skew KL in nats [N], and its partial (1-α) q (1 - p/m) = (1-α)² q (q - p)/m [N, K].
 
     Raises:
         RecipeError: alpha lies outside [0, 1).
     """
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """(1-α) q (1 - p/m) = (1-α)² q (q - p)/m, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha)[1]
-
-
-def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Both at once."""
     require(0 <= alpha < 1, "skew_kl.alpha", alpha, "in [0, 1): the teacher's share in the mixture")
     if alpha == 0:
-        terms, partial = forward(compare(student_lp, teacher_lp))
-        return terms.sum(-1), partial
+        return forward(compare(student_lp, teacher_lp))
     mix = mixture(student_lp, teacher_lp, alpha)
     # m - p sums to nothing, and makes each element non-negative.
     terms = (mix.p * mix.p_over_m()).add(mix.gap, alpha=1 - alpha).clamp(min=0)

@@ -16,30 +16,18 @@ from potstill.divergences._math import compare, mixture, require, reverse
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
+EXAMPLES = ({"alpha": 0.5},)
 
 
-def value(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """Skew reverse KL in nats, [N] from two [N, K].
+def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Skew reverse KL in nats [N], and its partial q log(q/m) + α q (1 - q/m) = q log(q/m) - α (1-α) q (q - p)/m [N, K].
 
     Raises:
         RecipeError: alpha lies outside [0, 1).
     """
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """q log(q/m) + α q (1 - q/m) = q log(q/m) - α (1-α) q (q - p)/m, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, alpha=alpha)[1]
-
-
-def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Both at once."""
     require(0 <= alpha < 1, "skew_reverse_kl.alpha", alpha, "in [0, 1): the student's share in the mixture")
     if alpha == 0:
-        terms, partial = reverse(compare(student_lp, teacher_lp))
-        return terms.sum(-1), partial
+        return reverse(compare(student_lp, teacher_lp))
     mix = mixture(student_lp, teacher_lp, 1 - alpha)
     flow = mix.q * mix.q_over_m()
     # m - q sums to nothing, and makes each element non-negative.

@@ -15,18 +15,12 @@ SUPPORTS = frozenset({"dense", "topk", "sampled"})
 TEMPERATURE_POWER = 2
 VANISHES = False
 TANGENT = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {
+DISCLAIMS = {
     "at_equality": "it is the teacher's entropy there",
     "quadratic": "it tends to log V as T grows",
 }
 
 
-def value(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """Soft cross-entropy in nats, [N] from two [N, K]."""
-    return product(teacher_lp.exp(), -student_lp).sum(-1)
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """q - p, [N, K], without cancellation where the two are close."""
-    return compare(student_lp, teacher_lp).gap
+def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:
+    """Soft cross-entropy in nats [N], and its partial q - p [N, K], without cancellation where the two are close."""
+    return product(teacher_lp.exp(), -student_lp).sum(-1), compare(student_lp, teacher_lp).gap

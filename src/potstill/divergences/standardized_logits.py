@@ -17,11 +17,15 @@ from potstill.divergences._math import compare, forward, require
 SUPPORTS = frozenset({"dense"})
 TEMPERATURE_POWER = 0
 VANISHES = True
-DISCLAIMS: dict[str, str] = {
+DISCLAIMS = {
     "only_at_equality": "logits and any positive multiple of them are the same to it",
     "merging": "merging changes the logits' mean and std",
     "appending": "an id of negligible probability still has a logit, and moves mean and std",
     "quadratic": "it does not depend on the temperature",
+}
+COUNTEREXAMPLES = {
+    "only_at_equality": ([1.0, 2.0, 4.0], [1.0, 4.0, 16.0]),
+    "merging": ([0.406, 0.394, 0.087, 0.113], [0.306, 0.299, 0.191, 0.204]),
 }
 
 _EPSILON = 1e-7
@@ -37,7 +41,7 @@ def value(student_lp: Tensor, teacher_lp: Tensor, *, base_temperature: float = 2
     require(0 < tau < float("inf"), "standardized_logits.base_temperature", tau, "above 0")
     student = torch.log_softmax(_standardise(student_lp) / tau, -1)
     teacher = torch.log_softmax(_standardise(teacher_lp) / tau, -1)
-    return tau**2 * forward(compare(student, teacher))[0].sum(-1)
+    return tau**2 * forward(compare(student, teacher))[0]
 
 
 def _standardise(lp: Tensor) -> Tensor:

@@ -14,30 +14,19 @@ from potstill.divergences._math import compare, forward, require, reverse
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {}
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor, *, weight: float = 0.5) -> Tensor:
-    """Symmetric KL in nats, [N] from two [N, K].
-
-    Raises:
-        RecipeError: weight lies outside (0, 1).
-    """
-    return value_and_partial(student_lp, teacher_lp, weight=weight)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, weight: float = 0.5) -> Tensor:
-    """(1-w) (q - p) + w q log(q / p), [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, weight=weight)[1]
+EXAMPLES = ({"weight": 0.2},)
 
 
 def value_and_partial(
     student_lp: Tensor, teacher_lp: Tensor, *, weight: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """Symmetric KL in nats [N], and its partial (1-w) (q - p) + w q log(q / p) [N, K].
+
+    Raises:
+        RecipeError: weight lies outside (0, 1).
+    """
     # The ends are left to forward_kl and reverse_kl: 0 times the other one's infinity is no number.
     require(0 < weight < 1, "symmetric_kl.weight", weight, "between 0 and 1, or use forward_kl or reverse_kl")
     pair = compare(student_lp, teacher_lp)
     (covering, gap), (seeking, flow) = forward(pair), reverse(pair)
-    return (1 - weight) * covering.sum(-1) + weight * seeking.sum(-1), (1 - weight) * gap + weight * flow
+    return (1 - weight) * covering + weight * seeking, (1 - weight) * gap + weight * flow

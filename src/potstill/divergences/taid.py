@@ -18,30 +18,21 @@ SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
 TANGENT = True
-DISCLAIMS: dict[str, str] = {
-    "merging": "the interpolated target of merged outcomes is not the merged interpolated target"
+DISCLAIMS = {"merging": "the interpolated target of merged outcomes is not the merged interpolated target"}
+EXAMPLES = ({"t": 1.0}, {"t": 0.2})
+COUNTEREXAMPLES = {
+    "merging": ([0.077, 0.883, 0.036, 0.004], [0.092, 0.077, 0.041, 0.79]),
 }
 
 
-def value(student_lp: Tensor, teacher_lp: Tensor, *, t: float = 0.5) -> Tensor:
-    """TAID in nats, [N] from two [N, K].
+def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, t: float = 0.5) -> tuple[Tensor, Tensor]:
+    """TAID in nats [N], and its partial q - r [N, K].
 
     Raises:
         RecipeError: t lies outside (0, 1].
     """
-    return value_and_partial(student_lp, teacher_lp, t=t)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor, *, t: float = 0.5) -> Tensor:
-    """q - r, [N, K]."""
-    return value_and_partial(student_lp, teacher_lp, t=t)[1]
-
-
-def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, t: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Both at once."""
     require(0 < t <= 1, "taid.t", t, "in (0, 1]: the teacher's share in the target")
     target = teacher_lp
     if t < 1:
         target = torch.log_softmax((1 - t) * student_lp.detach() + t * teacher_lp, -1)
-    terms, partial = forward(compare(student_lp, target))
-    return terms.sum(-1), partial
+    return forward(compare(student_lp, target))

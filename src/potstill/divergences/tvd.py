@@ -14,23 +14,10 @@ from potstill.divergences._math import compare
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 1
 VANISHES = True
-ADDITIVE = True
-DISCLAIMS: dict[str, str] = {
-    "quadratic": "linear near equality: T times TVD tends to half the mean |difference|"
-}
-
-
-def value(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """Total variation in [0, 1], [N] from two [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[0]
-
-
-def partial(student_lp: Tensor, teacher_lp: Tensor) -> Tensor:
-    """½ q sign(q - p), [N, K]."""
-    return value_and_partial(student_lp, teacher_lp)[1]
+DISCLAIMS = {"quadratic": "linear near equality: T times TVD tends to half the mean |difference|"}
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at once."""
+    """Total variation [N], in [0, 1], and its partial ½ q sign(q - p) [N, K]."""
     pair = compare(student_lp, teacher_lp)
     return 0.5 * pair.gap.abs().sum(-1), 0.5 * pair.q * pair.gap.sign()

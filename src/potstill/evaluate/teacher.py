@@ -1,21 +1,24 @@
-"""What a teacher knows of the rows it is to teach: told before anything is learnt from it."""
+"""What a teacher knows of the rows that it is to teach, before anything is learnt from it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from potstill.objectives.fused import linear_loss
+from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import TokenLoss
-from potstill.types import Batch, Hidden
+from potstill.signals.dense import Dense
+from potstill.signals.signal import Signal
+from potstill.types import Batch
 
-UNIFORM = 0.99  # share of ln V from which a mean entropy says that nothing is known
+UNIFORM = 0.99  # share of ln V from which a mean entropy says that the teacher knows nothing
 
 
 @dataclass(frozen=True)
-class Known:
+class TeacherCheck:
     """Means over scored tokens, in nats; `most` is ln V, what a uniform guess has of both."""
 
     entropy: float
@@ -24,6 +27,7 @@ class Known:
 
     @property
     def uniform(self) -> bool:
+        """Whether the distribution is that of a guess."""
         return self.entropy > UNIFORM * self.most
 
     @property
@@ -43,11 +47,18 @@ class Known:
 
 
 @torch.no_grad()
-def known(signal: Hidden, batch: Batch, divergence: TokenLoss) -> Known:
-    """Entropy of the teacher and its cross-entropy on the batch's targets. `divergence`: any dense one."""
-    if not batch.count:
-        return Known(0.0, 0.0, math.log(signal.head.vocabulary))
-    rowwise = divergence.rowwise(signal, batch.targets, metrics=True)
-    found = linear_loss(signal.hidden, signal.head, rowwise).metrics
-    entropy, loss = (float(found[name]) / batch.count for name in ("teacher_entropy", "cross_entropy"))
-    return Known(entropy, loss, math.log(signal.head.vocabulary))
+def check_teacher(signal: Signal, batch: Batch, divergence: TokenLoss, vocabulary: int) -> TeacherCheck:
+    """Measure the teacher's entropy and its cross-entropy on the batch's targets.
+
+    `divergence` is any dense one. Of a signal without a whole distribution nothing is said.
+    """
+    most = math.log(vocabulary)
+    if not batch.count or signal.kind != "dense":
+        return TeacherCheck(0.0, 0.0, most)
+    like = torch.zeros(batch.count, vocabulary, device=batch.targets.device)
+    prepared = signal.prepared(divergence.divergence, "bucket")
+    teacher = cast(Dense, prepared.chunk(slice(0, batch.count), like))
+    rows = divergence.rowwise(signal, batch.targets, metrics=True)
+    metrics = logits_loss(teacher.logits, rows).metrics
+    entropy, loss = (float(metrics[name]) / batch.count for name in ("teacher_entropy", "cross_entropy"))
+    return TeacherCheck(entropy, loss, most)

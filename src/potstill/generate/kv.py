@@ -1,4 +1,4 @@
-"""Rows of a key-value cache: keep some of them, or put two caches together.
+"""Rows of a key-value cache: select some of them, or join two caches.
 
 Positions are aligned on the right, where the next token goes; what is missing on the left is
 padding that the attention mask hides.
@@ -14,13 +14,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 def select(cache: Any, rows: Tensor) -> None:
-    """Keep these rows [R], in this order; a row may be taken twice. In place."""
-    # Every kind of layer knows how to reorder, recurrent states included.
+    """Keep these rows [R], in this order; a row may occur twice. In place."""
+    # Every kind of layer can reorder its rows, recurrent states included.
     cache.reorder_cache(rows)
 
 
 def joinable(cache: Any) -> bool:
-    """Whether `join` knows every layer: plain attention, with or without a sliding window."""
+    """Whether `join` supports every layer: plain attention, with or without a sliding window."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
@@ -36,7 +36,7 @@ def join(cache: Any, other: Any, length: int) -> None:
 
 
 def fit(states: Tensor, length: int, dim: int = -2) -> Tensor:
-    """The last `length` positions; zeros on the left where there are fewer."""
+    """Cut to the last `length` positions, or pad with zeros on the left."""
     missing = length - states.shape[dim]
     if missing <= 0:
         return states.narrow(dim, -missing, length)

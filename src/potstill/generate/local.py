@@ -1,7 +1,7 @@
 """Text from a model in this process.
 
-The decode loop is ours because a row's text must depend on what the caller asks alone: not on the
-model's own generation settings, not on its training state, not on the rows that share its batch.
+The decode loop is potstill's own because a row's text must depend on the request alone: not on the
+model's generation settings, not on its training state, not on the rows that share its batch.
 """
 
 from __future__ import annotations
@@ -10,26 +10,32 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from potstill.errors import DataError, RecipeError
-from potstill.generate.decode import Completion, Decoder, Row
+from potstill.generate.decode import Decoder, Pending
+from potstill.generate.request import Completion, GenerationProgress, Request
 from potstill.generate.sampling import Sampling, uniforms
 
-__all__ = ["Completion", "Progress", "Sampling", "generate"]
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a generation is: finished rows of those to be written, ids written so far, seconds since the start."""
-
-    done: int
-    total: int
-    tokens: int
-    seconds: float
+def write(request: Request) -> Iterator[Completion]:
+    """Write the completions of a request with the teacher's own weights; raises as `generate` does."""
+    return generate(
+        request.teacher.loaded().model,
+        request.prompts,
+        request.sampling,
+        stop_ids=request.stop_ids,
+        pad_id=request.pad_id,
+        seed=request.seed,
+        batch_rows=request.batch_rows,
+        vocabulary=request.vocabulary,
+        samples=request.samples,
+        skip=request.skip,
+        on_progress=request.on_progress,
+        should_stop=request.should_stop,
+    )
 
 
 def generate(
@@ -44,16 +50,14 @@ def generate(
     vocabulary: int | None = None,
     samples: int = 1,
     skip: Collection[tuple[int, int]] = (),
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[GenerationProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Completion]:
-    """Complete each prompt `samples` times; rows are yielded as they finish, in no particular order.
+    """Complete each prompt `samples` times; `request.Request` describes the arguments.
 
-    `vocabulary` counts the ids that may be written; the head's padded rows beyond are never drawn.
-    `skip` names rows (prompt, sample) that exist already; the draws of the others stay as they are.
-    At most `batch_rows` rows are in flight at once. `should_stop` is asked before every forward
-    pass; once true, unfinished rows are dropped. Whenever a row is handed over, each module of the
-    model is in the mode (training or evaluation) in which it was given.
+    Completions are yielded as they finish, in no particular order. The head's padded rows beyond
+    `vocabulary` are never drawn. `should_stop` is asked before every forward pass. Whenever a completion
+    is yielded, each module of the model is in the mode (training or evaluation) in which it was given.
 
     Raises:
         RecipeError: `batch_rows` or `samples` is below 1, or prompt and completion together exceed
@@ -65,7 +69,7 @@ def generate(
     # Longest prompts first: neighbours need little padding, and memory peaks near the start.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     queue = deque(
-        Row(index, sample, prompts[index], uniforms(seed, index, sample, sampling.max_new_tokens))
+        Pending(index, sample, prompts[index], uniforms(seed, index, sample, sampling.max_new_tokens))
         for index in order
         for sample in range(samples)
         if (index, sample) not in skip
@@ -75,25 +79,27 @@ def generate(
 
 
 def _run(
-    decoder: Decoder, on_progress: Callable[[Progress], None] | None, should_stop: Callable[[], bool]
+    decoder: Decoder,
+    on_progress: Callable[[GenerationProgress], None] | None,
+    should_stop: Callable[[], bool],
 ) -> Iterator[Completion]:
     total, done, start = len(decoder.queue), 0, time.monotonic()
     going = True
     while going:
         finished: list[Completion] = []
-        # The caller may train between two rows, so the mode is held only while no one else looks.
+        # The caller may train between two completions, so evaluation mode ends before each yield.
         with _evaluating(decoder.model):
             while not finished and (going := decoder.busy and not should_stop()):
                 finished = decoder.step()
                 done += len(finished)
                 if on_progress:
-                    on_progress(Progress(done, total, decoder.tokens, time.monotonic() - start))
+                    on_progress(GenerationProgress(done, total, decoder.tokens, time.monotonic() - start))
         yield from finished
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off; and gradient checkpointing too, which acts in training mode only and drops the cache."""
+    """Turn off dropout and gradient checkpointing, which acts in training mode only and drops the cache."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""How the next id is chosen: greedy, or drawn from the tempered, cut distribution.
+"""Choose the next id: greedily, or drawn from the tempered and truncated distribution.
 
-A row's draws are a function of (seed, prompt, sample, step) alone, so neither the other rows of a
-batch nor the batch size decide what a row becomes.
+A row's draws depend on (seed, prompt, sample, step) alone: neither the other rows of a batch nor its size
+change a row's text.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _NUCLEUS_GUESS = 1024
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of one generation. All of them are explicit; a model's own defaults never count.
+    """Settings of one generation. All are explicit; a model's own defaults have no effect.
 
-    `max_new_tokens` counts the stop token too. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1
-    keep every id; both cuts apply after the temperature, top-k first.
+    `max_new_tokens` counts the stop token too. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every
+    id; both apply after the temperature, top-k first.
 
     Raises:
         RecipeError: a value is out of its range.
@@ -51,31 +51,31 @@ class Sampling:
 
 
 def uniforms(seed: int, index: int, sample: int, count: int) -> np.ndarray:
-    """The `count` numbers in [0, 1) that sample `sample` of prompt `index` draws with, float32."""
+    """Draw `count` numbers in [0, 1) for sample `sample` of prompt `index`, float32."""
     return np.random.default_rng([seed, index, sample]).random(count, dtype=np.float32)
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """One id for each row [B] from logits [B, V] and uniform numbers [B]; -1 where logits are not finite.
+    """Choose one id for each row [B] from logits [B, V] and uniform numbers [B]; -1 for logits not finite.
 
-    A draw is the inverse CDF: the first id whose cumulative probability exceeds the number, in fp32.
+    A draw inverts the CDF: the first id whose cumulative probability exceeds the number, in fp32.
     """
     logits = logits.float()
     peak, best = logits.max(-1)
     if sampling.temperature == 0:
         return best.where(peak.isfinite(), NOT_FINITE)
-    # The peak is taken off first, so that a tiny temperature cannot overflow.
-    probs = _cut(((logits - peak[:, None]) / sampling.temperature).softmax(-1), sampling)
-    # A parallel cumulative sum can be off by a rounding and so point at an id that was cut: only
-    # ids with a probability count.
+    # The peak is subtracted first, so that a tiny temperature cannot overflow.
+    probs = _truncated(((logits - peak[:, None]) / sampling.temperature).softmax(-1), sampling)
+    # A parallel cumulative sum may round so that it points at a truncated id: only ids with a probability
+    # count.
     cdf = probs.cumsum(-1).masked_fill_(probs == 0, 0.0)
     total = cdf.amax(-1, keepdim=True)
     chosen = (cdf > uniform[:, None] * total).to(torch.uint8).argmax(-1)
     return chosen.where(total[:, 0].isfinite(), NOT_FINITE)
 
 
-def _cut(probs: Tensor, sampling: Sampling) -> Tensor:
-    """Zero outside the top-k and the nucleus. Not renormalised; equal probabilities stay together."""
+def _truncated(probs: Tensor, sampling: Sampling) -> Tensor:
+    """Zero outside the top-k and the nucleus, not renormalised. Equal probabilities are kept or cut together."""
     if 0 < sampling.top_k < probs.shape[-1]:
         weakest = probs.topk(sampling.top_k).values[:, -1:]
         probs = probs * (probs >= weakest)

@@ -1,7 +1,7 @@
 """The parts of a causal language model: backbone, head, blocks.
 
-What a model does to its logits after the output layer (scale, softcap) is found and proven by a
-probe, not by its class's name.
+What a model does to its logits after the output layer (scale, softcap) is measured by a probe, not looked
+up by its class's name.
 """
 
 from __future__ import annotations
@@ -17,21 +17,18 @@ from potstill.types import Batch, Head
 
 
 def backbone(model: Any) -> nn.Module:
-    """The model without its head: its output's `last_hidden_state` is what the head reads."""
+    """The model without its head; the head reads the `last_hidden_state` of its output."""
     return unwrapped(model).base_model
 
 
 def unwrapped(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper, with its adapters in place; else the model itself."""
-    return (
-        model.get_base_model()
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-        else model
-    )
+    wrapped = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    return model.get_base_model() if wrapped else model
 
 
 def output_layer(model: Any) -> Any:
-    """The layer that makes logits.
+    """The layer that computes logits.
 
     Raises:
         ModelError: the model has none.
@@ -43,10 +40,9 @@ def output_layer(model: Any) -> Any:
 
 
 def states_of(model: nn.Module, batch: Batch) -> Tensor:
-    """Final hidden states [B, S, H] of a batch, without a cache and without the head.
+    """Compute a batch's final hidden states [B, S, H], without a cache and without the head.
 
-    A packed batch goes without a mask: restarting positions are what tells transformers where one
-    example ends and the next begins.
+    A packed batch has no mask: its restarting positions tell transformers where an example begins.
     """
     mask = None if batch.packed else batch.attention_mask
     return hidden_states(model, batch.input_ids, mask, batch.position_ids)
@@ -55,7 +51,7 @@ def states_of(model: nn.Module, batch: Batch) -> Tensor:
 def hidden_states(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor
 ) -> Tensor:
-    """The same for tensors."""
+    """Compute final hidden states [B, S, H] from tensors."""
     output = backbone(model)(
         input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
     )
@@ -63,13 +59,13 @@ def hidden_states(
 
 
 def head_of(model: Any, vocabulary: int, form: HeadForm | None = None) -> Head:
-    """The model's head as values. `form` holds its scale and softcap, from `head_form`."""
+    """Read the model's head as a value, with the scale and softcap of `form`, from `head_form`."""
     form = form or HeadForm()
     return replace(read_head(output_layer(model), vocabulary), scale=form.scale, softcap=form.softcap)
 
 
 def read_head(layer: Any, vocabulary: int) -> Head:
-    """An output layer as values; one whose forward may be more than h W' + b stays a module."""
+    """Read an output layer as a value; a layer that may do more than h W' + b stays a module."""
     if type(layer) is nn.Linear or _is_sharded_linear(layer):
         return Head(layer.weight, vocabulary, layer.bias)
     lora = _plain_lora(layer)
@@ -98,7 +94,7 @@ def _plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
 
 
 def _is_sharded_linear(layer: nn.Module) -> bool:
-    # fully_shard swaps a module's class for a subclass of both.
+    # fully_shard replaces a module's class by a subclass of it and FSDPModule.
     return isinstance(layer, nn.Linear) and type(layer).__name__ == "FSDPLinear"
 
 
@@ -112,13 +108,13 @@ class HeadForm:
 
 @torch.no_grad()
 def head_form(model: Any) -> HeadForm:
-    """Find how the model scales its logits, and prove it on four tokens.
+    """Find how the model scales its logits, by comparison on four tokens.
 
     Raises:
-        ModelError: the model's own logits follow none of the known forms.
+        ModelError: the model's logits are not finite or follow none of the supported forms.
     """
     training = model.training
-    model.eval()  # dropout would make every pass another
+    model.eval()  # dropout would change every pass
     try:
         return _probed(model)
     finally:
@@ -136,26 +132,25 @@ def _probed(model: Any) -> HeadForm:
     layer = output_layer(model)
     ids = torch.arange(4, device=layer.weight.device).unsqueeze(0)
     mask = torch.ones_like(ids)
-    own = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    if not torch.isfinite(own).any():
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    if not torch.isfinite(logits).any():
         raise ModelError(
             f"the logits of {model.config.name_or_path or type(model).__name__} are not finite.",
             fix="Its weights hold NaN or infinity: download or convert them again.",
         )
     raw = layer(hidden_states(model, ids, mask, ids)).float()
+    tolerance = 2e-2 * float(logits[logits.isfinite()].abs().max().clamp(min=1e-6))
     for cap in (softcap, None):
         for scale in dict.fromkeys(scales):
             form = HeadForm(scale, float(cap) if cap else None)
-            made = (
-                raw * scale if form.softcap is None else form.softcap * torch.tanh(raw * scale / form.softcap)
-            )
-            if torch.allclose(
-                made, own, rtol=2e-2, atol=2e-2 * float(own[own.isfinite()].abs().max().clamp(min=1e-6))
-            ):
+            scaled = raw * scale
+            if form.softcap is not None:
+                scaled = form.softcap * torch.tanh(scaled / form.softcap)
+            if torch.allclose(scaled, logits, rtol=2e-2, atol=tolerance):
                 return form
     raise ModelError(
-        f"{type(model).__name__} changes its logits after the output layer in a way that is not known here.",
-        fix="Use another model, or open a request that names it.",
+        f"{type(model).__name__} changes its logits after the output layer in a way that potstill does not know.",
+        fix="Use another model, or open an issue that names this one.",
     )
 
 
@@ -163,7 +158,7 @@ def layers(model: Any) -> nn.ModuleList:
     """The list of transformer blocks.
 
     Raises:
-        ModelError: no list of that length is found.
+        ModelError: the model has no such list.
     """
     depth = unwrapped(model).config.get_text_config().num_hidden_layers
     for module in backbone(model).children():
@@ -175,5 +170,13 @@ def layers(model: Any) -> nn.ModuleList:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters, tied ones once."""
+    """Count parameters, tied ones once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Count parameters and bytes, tied weights once."""
+    return {
+        "params": parameter_count(model),
+        "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+    }

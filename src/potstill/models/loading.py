@@ -1,7 +1,7 @@
 """Load and save causal language models.
 
-Weights come as safetensors or GGUF, never pickled. Anything that is not a decoder-only text model
-is refused by name, and a weight that is missing on load is an error, never random.
+Weights are read from safetensors or GGUF, never from pickles. A model that is not a decoder-only text model
+is refused by name, and a missing weight is an error, never initialised at random.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -23,17 +22,18 @@ from typing import Any
 import torch
 
 from potstill.errors import OUT_OF_SCOPE, ModelError
-from potstill.models.anatomy import output_layer
+from potstill.models.anatomy import output_layer, parameter_count
 from potstill.models.source import Source as Source
 from potstill.models.source import find_source as find_source
 from potstill.models.vocabulary import Vocabulary, read_vocabulary, require_width
+from potstill.store.artifacts import file_hash, move_into_place, write_json
 
 log = logging.getLogger("potstill")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer and what identifies them."""
+    """A model with its tokenizer, vocabulary and source."""
 
     model: Any
     tokenizer: Any
@@ -42,7 +42,7 @@ class Loaded:
 
 
 def fingerprint(source: Source) -> str:
-    """Identity of the weights: sha256 over the files, or the hub id at its commit.
+    """Identify the weights: sha256 of the files, or of the hub id at its commit.
 
     Raises:
         ModelError: a hub model whose commit cannot be resolved.
@@ -52,15 +52,13 @@ def fingerprint(source: Source) -> str:
     files = [source.path] if source.kind == "gguf" else _model_files(source.path)
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+        digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()
 
 
 def _model_files(folder: Path) -> list[Path]:
-    wanted = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-    return sorted({file for pattern in wanted for file in folder.glob(pattern)})
+    patterns = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
 def _commit(source: Source) -> str:
@@ -74,43 +72,58 @@ def _commit(source: Source) -> str:
 
 
 def load_config(source: Source) -> Any:
-    """The config alone; refuses everything but decoder-only text models.
+    """Load the config alone; refuse everything but decoder-only text models.
 
     Raises:
         ModelError: missing, unreadable or out of scope.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     with quiet():
         try:
             config = AutoConfig.from_pretrained(**_where(source))
         except (OSError, ValueError, KeyError) as error:
             raise _cannot_load(source, error) from error
-    name = source.location
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{name} is an encoder-decoder ({config.model_type}), which is out of scope.", fix=OUT_OF_SCOPE
-        )
-    declared = getattr(config, "architectures", None) or []
-    if declared and not any("CausalLM" in a or "LMHead" in a for a in declared):
-        raise ModelError(f"{name} is a {declared[0]}, not a decoder-only text model.", fix=OUT_OF_SCOPE)
-    # Encoders with a language head attend to what comes later unless their config says otherwise.
-    if hasattr(config, "is_decoder") and config.model_type in ENCODERS and not config.is_decoder:
-        raise ModelError(
-            f"{name} is an encoder ({config.model_type} with is_decoder: false), not a decoder-only text model.",
-            fix=OUT_OF_SCOPE,
-        )
-    if config.model_type not in CAUSAL and not source.trust_remote_code:
-        raise ModelError(
-            f"{name} has the model type {config.model_type}, not a decoder-only text model.", fix=OUT_OF_SCOPE
-        )
+    if problem := _out_of_scope(config, source.trust_remote_code):
+        raise ModelError(f"{source.location} {problem}, not a decoder-only text model.", fix=OUT_OF_SCOPE)
     return config
 
 
+def context_length(config: Any) -> int | None:
+    """The most tokens that a model reads, None where its config does not say."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
+def count_parameters(source: Source) -> int:
+    """Count a model's parameters without reading its weights, tied ones once."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(source)
+    with quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+    return parameter_count(model)
+
+
+def _out_of_scope(config: Any, trusted: bool) -> str:
+    """Say what a model is instead of a decoder-only text model, or ""."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        return f"is an encoder-decoder ({kind})"
+    declared = getattr(config, "architectures", None) or []
+    if declared and not any("CausalLM" in name or "LMHead" in name for name in declared):
+        return f"is a {declared[0]}"
+    # Encoders with a language head attend to later tokens unless their config says is_decoder.
+    if hasattr(config, "is_decoder") and kind in ENCODERS and not config.is_decoder:
+        return f"is an encoder ({kind} with is_decoder: false)"
+    return "" if kind in CAUSAL or trusted else f"has the model type {kind}"
+
+
 def load_tokenizer(source: Source) -> Any:
-    """The tokenizer that belongs to the weights.
+    """Load the tokenizer that belongs to the weights.
 
     Raises:
         ModelError: there is none, or it cannot be read.
@@ -127,10 +140,10 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
-    """The weights in `dtype`, in eval mode.
+    """Load the weights in `dtype`, in evaluation mode.
 
     Raises:
-        ModelError: missing or pickled weights, or a tensor the config asks for is not in the files.
+        ModelError: the weights are missing or pickled, or lack a tensor that the config asks for.
     """
     from transformers import AutoModelForCausalLM
 
@@ -175,7 +188,7 @@ def _refuse_missing(source: Source, model: Any, info: dict[str, Any]) -> None:
 
 
 def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Loaded:
-    """Weights, tokenizer and vocabulary together; the head must be as wide as the tokenizer."""
+    """Load weights, tokenizer and vocabulary; refuse a head that is narrower than the tokenizer."""
     tokenizer = load_tokenizer(source)
     vocabulary = read_vocabulary(tokenizer)
     model = load_model(source, dtype=dtype, device=device)
@@ -184,7 +197,7 @@ def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cp
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A folder that AutoModelForCausalLM and AutoTokenizer load without potstill."""
+    """Write a folder that AutoModelForCausalLM and AutoTokenizer load without potstill."""
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -201,33 +214,29 @@ def _where(source: Source) -> dict[str, Any]:
 
 
 def _cannot_load(source: Source, error: Exception, what: str = "model") -> ModelError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    fix = (
-        "Check the folder."
-        if source.kind != "hub"
-        else (
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    fix = "Check the folder."
+    if source.kind == "hub":
+        fix = (
             "Check the name and the revision, and that this machine may reach the hub; "
             "potstill never replaces one model by another."
         )
-    )
     return ModelError(f"cannot load the {what} {source.location}: {reason}", fix=fix)
 
 
 def cache_folder() -> Path:
-    """Where converted files live: $POTSTILL_CACHE, else the user's cache folder."""
-    given = os.environ.get("POTSTILL_CACHE")
-    root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "potstill"
-    return Path(given).expanduser() if given else root
+    """The folder of converted files: $POTSTILL_CACHE, else potstill's part of the user's cache."""
+    folder = os.environ.get("POTSTILL_CACHE")
+    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "potstill")).expanduser()
 
 
 def _converted(source: Source) -> Path:
-    """The GGUF file's blocks unpacked once into a safetensors folder, made atomically."""
+    """Unpack a GGUF file once into a safetensors folder, and return the folder."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     auto: Any = AutoModelForCausalLM
-    with source.path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    digest = file_hash(source.path)
     target = cache_folder() / "gguf" / f"{digest[:32]}-{transformers.__version__}"
     if (target / "complete.json").is_file():
         return target
@@ -235,7 +244,7 @@ def _converted(source: Source) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     try:
-        # Its bar writes carriage returns to standard error and knows no switch.
+        # Its bar writes carriage returns to standard error and has no switch.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             try:
                 model, info = auto.from_pretrained(
@@ -251,9 +260,9 @@ def _converted(source: Source) -> Path:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         save(model, tokenizer, temporary)
-        (temporary / "complete.json").write_text(json.dumps({"sha256": digest, "file": source.path.name}))
+        write_json(temporary / "complete.json", {"sha256": digest, "file": source.path.name})
         try:
-            temporary.rename(target)
+            move_into_place(temporary, target)
         except OSError:  # another process was faster; its copy is as good
             if not (target / "complete.json").is_file():
                 raise
@@ -264,7 +273,7 @@ def _converted(source: Source) -> Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' bars and advice are not ours to print; errors still raise."""
+    """Silence transformers' bars and advice; errors still raise."""
     from transformers.utils import logging as their_logging
 
     level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
@@ -279,7 +288,7 @@ def quiet() -> Iterator[None]:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are faster than fp32 ones on this device."""
+    """Whether bf16 matrix products are faster than fp32 ones on this device."""
     if device.type == "cpu":
         abilities = torch.cpu.get_capabilities()
         return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16"))
@@ -287,7 +296,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def best_device() -> torch.device:
-    """cuda, else mps, else cpu."""
+    """Choose cuda, else mps, else cpu."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -93,3 +93,18 @@ class Projection:
         if self.lora is not None:
             a, b, scaling = self.lora
             out.addmm_(grad @ b.to(self.dtype), a.to(self.dtype), alpha=scaling)
+
+
+def plain_logits(head: Head, hidden: Tensor) -> Tensor:
+    """A head's logits [N, vocabulary] of hidden states [N, H] without a graph, at least in fp32."""
+    if head.module is not None:
+        return module_logits(head, hidden)
+    out = torch.empty(hidden.shape[0], head.vocabulary, dtype=wide(hidden.dtype), device=hidden.device)
+    return Projection(head, hidden.dtype).logits(hidden, out)
+
+
+@torch.no_grad()
+def module_logits(head: Head, hidden: Tensor) -> Tensor:
+    """The same through a head of unknown form."""
+    assert head.module is not None
+    return head.shaped(head.module(hidden)[:, : head.vocabulary].float())

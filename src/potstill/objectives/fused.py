@@ -8,102 +8,108 @@ late in training the gradient is a small difference p - q, which rounding would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from potstill.errors import SignalError
 from potstill.models.projection import Projection, wide
 from potstill.types import Head, Loss
 
 DEFAULT_CHUNK_BYTES = 96 * 2**20
 
 Mode = Literal["store", "recompute"]
-Rowwise = Callable[[Tensor, slice, bool], tuple[Tensor, Mapping[str, Tensor]]]
-"""(logits [c, V] before temperature, their rows, want gradient) -> (weighted loss [c], metric sums).
-
-With a gradient wanted it is written into the logits' memory, weights included."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A rowwise loss that says how many rows each of its inputs has."""
+class Rowwise(Protocol):
+    """The loss of the rows of one batch, called chunk by chunk."""
 
-    call: Rowwise
-    counts: tuple[int, ...]
+    def require_rows(self, n: int) -> None:
+        """Refuse inputs that do not have N rows."""
 
-    def __call__(self, logits: Tensor, rows: slice, grad: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return self.call(logits, rows, grad)
+    def __call__(self, logits: Tensor, rows: slice, gradient: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Weighted losses [c] of logits [c, V] before temperature, and metric sums.
 
-
-@dataclass(frozen=True)
-class _Needs:
-    hidden: bool
-    weight: bool
-    bias: bool
-    lora: bool
-
-    @property
-    def any(self) -> bool:
-        return self.hidden or self.weight or self.bias or self.lora
+        With `gradient` the derivative of their sum is written into the logits' memory.
+        """
 
 
-_NOTHING = _Needs(False, False, False, False)
 _TWICE = (
     "the loss was backpropagated twice; its gradients live only once. "
     "Call it again instead of retain_graph=True. From hidden states and a linear head, "
     "DistillationLoss(mode='recompute') computes them anew each time."
 )
-_Gradients = tuple[Tensor | None, ...]
 
 
-def _sweep(
-    hidden: Tensor,
-    head: Head,
-    rowwise: Rowwise,
-    chunk_rows: int,
-    needs: _Needs,
-    metrics: dict[str, Tensor],
-) -> tuple[Tensor, _Gradients]:
-    """All chunks once: the summed loss, and the gradients by hidden, weight, bias and LoRA's two."""
-    projection = Projection(head, hidden.dtype)
-    dtype, vocabulary, n = projection.dtype, head.vocabulary, hidden.shape[0]
-    lora_a, lora_b = head.lora[:2] if head.lora is not None else (None, None)
+class _Gradients:
+    """Gradients by hidden states, weight, bias and LoRA's A and B, summed chunk by chunk; None where not needed."""
 
-    def zeros(like: Tensor | None, wanted: bool) -> Tensor | None:
-        return torch.zeros_like(like, dtype=dtype) if wanted and like is not None else None
+    def __init__(self, projection: Projection, hidden: Tensor, needed: Sequence[bool]) -> None:
+        head, dtype = projection.head, projection.dtype
+        self._projection = projection
+        self._hidden = torch.empty_like(hidden, dtype=dtype) if needed[0] else None
+        lora = (None, None) if head.lora is None else head.lora[:2]
+        self._weight, self._bias, self._a, self._b = (
+            torch.zeros_like(tensor, dtype=dtype) if tensor is not None and need else None
+            for tensor, need in zip((head.weight, head.bias, *lora), needed[1:], strict=True)
+        )
 
-    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    d_hidden = torch.empty_like(hidden, dtype=dtype) if needs.hidden else None
-    d_weight, d_bias = zeros(head.weight, needs.weight), zeros(head.bias, needs.bias)
-    d_a, d_b = zeros(lora_a, needs.lora), zeros(lora_b, needs.lora)
-    buffer = torch.empty(min(chunk_rows, n), vocabulary, dtype=dtype, device=hidden.device)
-    for start in range(0, n, chunk_rows):
-        rows = slice(start, min(start + chunk_rows, n))
-        chunk = hidden[rows]
-        logits = projection.logits(chunk, buffer[: chunk.shape[0]])
-        slope = projection.slope(logits) if needs.any else None
-        losses, sums = rowwise(logits, rows, needs.any)
-        total += losses.sum(dtype=torch.float64)
-        _add(metrics, sums)
-        if not needs.any:
-            continue
-        grad = projection.to_linear(logits, slope)
-        if d_hidden is not None:
-            projection.d_hidden(grad, d_hidden[rows])
-        if d_weight is not None:
-            _add_product(d_weight[:vocabulary], grad, chunk)
-        if d_bias is not None:
-            d_bias[:vocabulary] += grad.sum(0)
-        if d_a is not None and d_b is not None and projection.lora is not None:
+    def add(self, by_linear: Tensor, chunk: Tensor, rows: slice) -> None:
+        """Add those of a chunk, given the gradient by h W' + b."""
+        projection = self._projection
+        vocabulary, dtype = projection.head.vocabulary, projection.dtype
+        if self._hidden is not None:
+            projection.d_hidden(by_linear, self._hidden[rows])
+        if self._weight is not None:
+            _add_product(self._weight[:vocabulary], by_linear, chunk)
+        if self._bias is not None:
+            self._bias[:vocabulary] += by_linear.sum(0)
+        if projection.lora is not None:
             a, b, scaling = projection.lora
-            d_b[:vocabulary].addmm_(grad.t(), chunk.to(dtype) @ a.to(dtype).t(), alpha=scaling)
-            d_a.addmm_((grad @ b.to(dtype)).t(), chunk.to(dtype), alpha=scaling)
-    return total.to(dtype), (d_hidden, d_weight, d_bias, d_a, d_b)
+            if self._b is not None:
+                self._b[:vocabulary].addmm_(by_linear.t(), chunk.to(dtype) @ a.to(dtype).t(), alpha=scaling)
+            if self._a is not None:
+                self._a.addmm_((by_linear @ b.to(dtype)).t(), chunk.to(dtype), alpha=scaling)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self._hidden, self._weight, self._bias, self._a, self._b
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """One pass over a batch, chunk by chunk: logits, their loss and gradient, the gradient's way back."""
+
+    head: Head
+    rowwise: Rowwise
+    chunk_rows: int
+    needed: tuple[bool, ...]  # gradients, in the order of `_Gradients.tensors`
+
+    def __call__(
+        self, hidden: Tensor, metrics: dict[str, Tensor], *, gradient: bool
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The summed loss, and with `gradient` those that are needed; metric sums come into `metrics`."""
+        projection, n = Projection(self.head, hidden.dtype), hidden.shape[0]
+        gradients = None
+        if gradient and any(self.needed):
+            gradients = _Gradients(projection, hidden, self.needed)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        size = (min(self.chunk_rows, n), self.head.vocabulary)
+        buffer = torch.empty(size, dtype=projection.dtype, device=hidden.device)
+        for start in range(0, n, self.chunk_rows):
+            rows = slice(start, min(start + self.chunk_rows, n))
+            chunk = hidden[rows]
+            logits = projection.logits(chunk, buffer[: chunk.shape[0]])
+            slope = None if gradients is None else projection.slope(logits)
+            losses, sums = self.rowwise(logits, rows, gradients is not None)
+            total += losses.sum(dtype=torch.float64)
+            _add(metrics, sums)
+            if gradients is not None:
+                gradients.add(projection.to_linear(logits, slope), chunk, rows)
+        nothing = (None,) * len(self.needed)
+        return total.to(projection.dtype), nothing if gradients is None else gradients.tensors()
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -117,18 +123,14 @@ class _LinearLoss(torch.autograd.Function):
         bias: Tensor | None,
         lora_a: Tensor | None,
         lora_b: Tensor | None,
-        head: Head,
-        rowwise: Rowwise,
-        chunk_rows: int,
-        needs: _Needs,
+        sweep: _Sweep,
         mode: Mode,
         metrics: dict[str, Tensor],
     ) -> Tensor:
-        now = needs if mode == "store" else _NOTHING
-        total, gradients = _sweep(hidden, head, rowwise, chunk_rows, now, metrics)
-        ctx.gradients = gradients if mode == "store" else None
-        ctx.again = None if mode == "store" else (head, rowwise, chunk_rows, needs)
+        total, gradients = sweep(hidden, metrics, gradient=mode == "store")
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (hidden, weight, bias, lora_a, lora_b))
+        ctx.gradients = gradients if mode == "store" else None
+        ctx.sweep = sweep if mode == "recompute" else None
         if mode == "recompute":
             ctx.save_for_backward(hidden)
         return total
@@ -136,11 +138,10 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        if ctx.again is not None:
-            head, rowwise, chunk_rows, needs = ctx.again
-            hidden = ctx.saved_tensors[0]
+        if ctx.sweep is not None:
+            (hidden,) = ctx.saved_tensors
             with torch.autocast(hidden.device.type, enabled=False):
-                _, ctx.gradients = _sweep(hidden, head, rowwise, chunk_rows, needs, {})
+                _, ctx.gradients = ctx.sweep(hidden, {}, gradient=True)
         if ctx.gradients is None:
             raise RuntimeError(_TWICE)
         gradients, ctx.gradients = ctx.gradients, None
@@ -148,7 +149,7 @@ class _LinearLoss(torch.autograd.Function):
             None if g is None else g.mul_(grad_output.to(g.dtype)).to(dtype)
             for g, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None, None, None, None)
+        return (*scaled, None, None, None)
 
 
 class _LogitLoss(torch.autograd.Function):
@@ -198,29 +199,24 @@ def linear_loss(
         sum, count N, and metric sums. In mode "store" a second backward raises. Under `torch.no_grad`
         or with nothing to train no gradient is computed in either mode.
     """
-    _require_rows(rowwise, hidden.shape[0])
+    rowwise.require_rows(hidden.shape[0])
     metrics: dict[str, Tensor] = {}
     count = torch.tensor(hidden.shape[0], device=hidden.device)
     rows_at_once = chunk_rows(head.vocabulary, wide(hidden.dtype), chunk_bytes)
     if head.module is not None:
         return Loss(_through_module(hidden, head, rowwise, rows_at_once, metrics), count, metrics)
-    assert head.weight is not None
-    lora_a, lora_b = head.lora[:2] if head.lora is not None else (None, None)
-    hidden_, weight, bias, a, b = (
-        torch.is_grad_enabled() and t is not None and t.requires_grad
-        for t in (hidden, head.weight, head.bias, lora_a, lora_b)
-    )
-    needs = _Needs(hidden_, weight, bias, a or b)
+    lora = (None, None) if head.lora is None else head.lora[:2]
+    inputs = (hidden, head.weight, head.bias, *lora)
+    needed = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs)
     with torch.autocast(hidden.device.type, enabled=False):
-        total = _LinearLoss.apply(
-            hidden, head.weight, head.bias, lora_a, lora_b, head, rowwise, rows_at_once, needs, mode, metrics
-        )
+        sweep = _Sweep(head, rowwise, rows_at_once, needed)
+        total = _LinearLoss.apply(*inputs, sweep, mode, metrics)
     return Loss(total, count, metrics)
 
 
 def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Loss:
     """The same for logits [N, V] that exist already."""
-    _require_rows(rowwise, logits.shape[0])
+    rowwise.require_rows(logits.shape[0])
     metrics: dict[str, Tensor] = {}
     step = chunk_rows(logits.shape[1], wide(logits.dtype), chunk_bytes)
     total = logits.new_zeros((), dtype=wide(logits.dtype)) + 0.0 * logits[:0].sum()
@@ -228,14 +224,6 @@ def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_
         rows = slice(start, min(start + step, logits.shape[0]))
         total = total + _LogitLoss.apply(logits[rows], rowwise, rows, metrics)
     return Loss(total, torch.tensor(logits.shape[0], device=logits.device), metrics)
-
-
-def _require_rows(rowwise: Rowwise, n: int) -> None:
-    if isinstance(rowwise, Rows) and (other := [count for count in rowwise.counts if count != n]):
-        raise SignalError(
-            f"the targets have {other[0]} rows, {n} positions are scored.",
-            fix="Give one row for each scored position, in row-major order.",
-        )
 
 
 def chunk_rows(vocabulary: int, dtype: torch.dtype, chunk_bytes: int) -> int:
@@ -247,26 +235,28 @@ def _through_module(
     hidden: Tensor, head: Head, rowwise: Rowwise, step: int, metrics: dict[str, Tensor]
 ) -> Tensor:
     """A head of unknown form (quantised, say): its own forward, recomputed in the backward pass."""
-    module = head.module
-    assert module is not None
-
-    def one(chunk: Tensor, rows: slice, sums: dict[str, Tensor]) -> Tensor:
-        logits = module(chunk)[:, : head.vocabulary]
-        if head.scale != 1.0:
-            logits = logits * head.scale
-        if head.softcap is not None:
-            logits = head.softcap * torch.tanh(logits / head.softcap)
-        return _LogitLoss.apply(logits, rowwise, rows, sums)
-
+    assert head.module is not None
     total = hidden.new_zeros((), dtype=wide(hidden.dtype)) + 0.0 * hidden[:0].sum()
     if not hidden.shape[0]:  # gradients of 0, as from a known head: other ranks wait for them
-        total = total + sum((0.0 * p.sum() for p in module.parameters() if p.requires_grad), torch.zeros(()))
+        total = total + sum(
+            (0.0 * p.sum() for p in head.module.parameters() if p.requires_grad), torch.zeros(())
+        )
     for start in range(0, hidden.shape[0], step):
         rows = slice(start, min(start + step, hidden.shape[0]))
         sums: dict[str, Tensor] = {}
-        total = total + checkpoint(one, hidden[rows], rows, sums, use_reentrant=False)
+        total = total + checkpoint(
+            _module_chunk, hidden[rows], head, rowwise, rows, sums, use_reentrant=False
+        )
         _add(metrics, {name: value.clone() for name, value in sums.items()})
     return total
+
+
+def _module_chunk(
+    hidden: Tensor, head: Head, rowwise: Rowwise, rows: slice, sums: dict[str, Tensor]
+) -> Tensor:
+    assert head.module is not None
+    logits = head.shaped(head.module(hidden)[:, : head.vocabulary])
+    return _LogitLoss.apply(logits, rowwise, rows, sums)
 
 
 def _add(metrics: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from potstill.recipe.specs import Auto, Conflict, Count, Files, Format, Int, Spec, Text, whole
+from potstill.recipe import plugins
+from potstill.recipe.specs import (
+    Auto,
+    Choice,
+    Conflict,
+    Count,
+    Files,
+    Format,
+    Int,
+    Spec,
+    StudentChoice,
+    TeacherChoice,
+    Text,
+    whole,
+)
 
 _PACKAGED = re.compile(r"package:[\w.-]+/.+\.gguf")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,6 +47,11 @@ class ModelSpec(Loading):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from _model_conflicts(self.model, self.revision, self.trust_remote_code)
+
+    @property
+    def plugin(self) -> tuple[str, dict[str, Any]]:
+        """The plug-in that it names, and its options."""
+        return "local", self.model_dump()
 
 
 class Cut(Spec):
@@ -68,6 +87,13 @@ class Cut(Spec):
 class StudentSpec(Loading):
     """The student: a model of its own, or one cut from the teacher."""
 
+    @property
+    def plugin(self) -> tuple[str, dict[str, Any]]:
+        """The plug-in that it names, and its options."""
+        if self.from_teacher is not None:
+            return "depth", self.from_teacher.model_dump()
+        return "model", self.model_dump(exclude={"from_teacher"})
+
     model: Text | None = None
     """As for the teacher."""
     from_teacher: Cut | None = None
@@ -97,6 +123,26 @@ def _model_conflicts(model: str, revision: str | None, trusted: bool) -> Iterato
             f"{model!r} does not name a file inside a package.",
             "Write package:PACKAGE/FILE.gguf.",
         )
+
+
+def _is_plugin(value: object) -> str:
+    """Whether a teacher or student is written as a plug-in: `{package.module:function: options}`."""
+    if isinstance(value, str):
+        return "a plug-in" if plugins.is_outside(value) else "a model"
+    if isinstance(value, Mapping) and len(value) == 1:
+        return "a plug-in" if plugins.is_outside(str(next(iter(value)))) else "a model"
+    return "a plug-in" if isinstance(value, Choice) else "a model"
+
+
+# The tags cannot be keys of a recipe, so that no error names them as its place.
+TeacherInput: TypeAlias = Annotated[
+    Annotated[ModelSpec, Tag("a model")] | Annotated[TeacherChoice, Tag("a plug-in")],
+    Discriminator(_is_plugin),
+]
+StudentInput: TypeAlias = Annotated[
+    Annotated[StudentSpec, Tag("a model")] | Annotated[StudentChoice, Tag("a plug-in")],
+    Discriminator(_is_plugin),
+]
 
 
 class Template(Spec):

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe import defaults, plugins, yaml
+from potstill.recipe import plugins, yaml
+from potstill.recipe.methods import stages_of
 from potstill.recipe.problems import stage_names
-from potstill.recipe.stages import write_stage
 
 
 def apply(raw: Mapping[str, Any], overrides: Sequence[str], top_level: Sequence[str]) -> dict[str, Any]:
@@ -72,9 +72,7 @@ def _set_below(node: dict[str, Any], keys: Sequence[str], value: object, path: s
 
 def _stage_options(raw: dict[str, Any], name: str, path: str, top_level: Sequence[str]) -> dict[str, Any]:
     """The options of the stage called `name`, ready to be changed in place."""
-    stages = raw.get("stages") or [
-        write_stage(stage, exclude_defaults=True) for stage in defaults.stages_of(raw.get("method"))
-    ]
+    stages = raw.get("stages") or stages_of(raw.get("method"))
     names = stage_names(stages)
     if name not in names:
         known = [*top_level, *(name for name in names if name)]

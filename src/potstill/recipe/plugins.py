@@ -1,34 +1,47 @@
-"""What each plug-in is called and which options it takes, read from source by `ast`.
+"""Plug-ins: their names and options, read from source by `ast`, and their code.
 
-Nothing is imported, so a recipe is checked and its schema printed without torch.
+A recipe is checked and its schema printed without importing a plug-in, and so without torch. Only `load`
+imports one.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import math
+import importlib
+import importlib.util
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, RecipeErrors
+from potstill.recipe.options import Option, literal, read_options
+from potstill.store.artifacts import file_hash
 
-# The one public function that makes a file of this folder a plug-in.
-FUNCTIONS: Mapping[str, str] = {
-    "divergences": "value",
-    "strategies": "build",
-    "teachers": "build",
-    "token_weights": "weights",
+# The public functions, one of which makes a file of this folder a plug-in; the first one states the options.
+FUNCTIONS: Mapping[str, tuple[str, ...]] = {
+    "divergences": ("value", "value_and_partial"),
+    "evaluate": ("measure",),
+    "generate": ("write",),
+    "strategies": ("build",),
+    "students": ("build",),
+    "teachers": ("build",),
+    "token_weights": ("weights",),
 }
 
 # Families whose options may move over a stage, as a temperature does.
 MOVING = frozenset({"divergences"})
 _SINGULAR = {
     "divergences": "divergence",
+    "evaluate": "metric",
+    "generate": "text engine",
     "strategies": "strategy",
+    "students": "student",
     "teachers": "teacher",
     "token_weights": "token weight",
 }
@@ -37,58 +50,30 @@ PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One alternative of an annotation: how it is called, its JSON schema, and what fits."""
-
-    words: str
-    schema: Mapping[str, Any]
-    fits: Callable[[object], bool]
-
-
-@dataclass(frozen=True)
-class Option:
-    """A keyword-only argument: its annotation as written and its default, if the source states one."""
-
-    name: str
-    annotation: str
-    required: bool
-    default: object = None
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The annotation's alternatives; one that is not known here accepts everything."""
-        return _kinds(self.annotation)
-
-    @property
-    def expected(self) -> str:
-        """The annotation in words."""
-        return " or ".join(kind.words for kind in self.kinds)
-
-
-@dataclass(frozen=True)
 class Signature:
-    """A plug-in: its name, what its source says it is, and its options in order."""
+    """What a plug-in's source states: its purpose, its options in order and its file's UPPERCASE literals."""
 
     name: str
     purpose: str
     options: tuple[Option, ...]
+    constants: Mapping[str, object]
+    file: Path
 
 
-def plugins(family: str, root: Path | None = None) -> dict[str, Signature]:
-    """All plug-ins of a family by name: the files of `root/family` that define its public function.
+def plugins(family: str) -> dict[str, Signature]:
+    """All plug-ins of a family by name: the files of its folder that define one of its functions."""
+    files = sorted((PACKAGE / family).glob("[!_]*.py"))
+    signatures = {file.stem: _read(family, file, file.stat().st_mtime_ns) for file in files}
+    return {name: signature for name, signature in signatures.items() if signature is not None}
 
-    `root` is this package when not given.
-    """
-    found = {}
-    for file in sorted(((root or PACKAGE) / family).glob("*.py")):
-        if file.name.startswith("_"):
-            continue
-        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name == FUNCTIONS[family]:
-                purpose = (ast.get_docstring(tree) or ast.get_docstring(node) or "").partition("\n")[0]
-                found[file.stem] = Signature(file.stem, purpose, _options(node.args))
-    return found
+
+@cache
+def _read(family: str, file: Path, _changed: int) -> Signature | None:
+    """The signature of a file, None where it defines none of the family's functions."""
+    tree = ast.parse(file.read_bytes(), filename=str(file))
+    functions = _functions(tree)
+    name = next((name for name in FUNCTIONS[family] if name in functions), None)
+    return None if name is None else _signature(family, file.stem, functions[name], tree, file)
 
 
 def is_outside(name: str) -> bool:
@@ -96,76 +81,96 @@ def is_outside(name: str) -> bool:
     return _OUTSIDE.fullmatch(name) is not None
 
 
-def check_options(
-    family: str, name: str, options: Mapping[str, Any], path: str, root: Path | None = None
-) -> list[RecipeError]:
-    """Everything wrong with a plug-in's name and options.
+def find(family: str, name: str, path: str = "") -> Signature:
+    """The signature of a plug-in of this package, or of `package.module:function`.
 
-    Options of a plug-in from outside are checked when it is loaded: reading them would import it.
+    Raises:
+        RecipeError: there is none; `path` is where in the recipe the name stands.
     """
     if is_outside(name):
-        return []
-    known = plugins(family, root)
-    if name not in known:
-        return [
-            RecipeError(
-                f"no {_SINGULAR[family]} is called {name!r}{did_you_mean(name, known)}",
-                fix=f"Known: {', '.join(known) or 'none'}; or package.module:function from outside.",
-                path=path,
-                value=name,
-            )
-        ]
-    return check_signature(known[name], options, f"{path}.{name}", moving=family in MOVING)
-
-
-def check_signature(
-    signature: Signature, options: Mapping[str, Any], path: str, *, moving: bool = False
-) -> list[RecipeError]:
-    """Options that the signature does not know, misses or cannot hold; `moving` lets numbers be schedules."""
-    known = {option.name: option for option in signature.options}
-    problems = []
-    for key, value in options.items():
-        if key not in known:
-            problems.append(
-                RecipeError(
-                    f"unknown option{did_you_mean(key, known)}",
-                    fix=f"{signature.name} takes {', '.join(known) or 'no options'}.",
-                    path=f"{path}.{key}",
-                    value=value,
-                )
-            )
-        elif moving and _is_schedule(value) and any(kind.words == _NUMBER for kind in known[key].kinds):
-            continue
-        elif not any(kind.fits(value) for kind in known[key].kinds):
-            problems.append(
-                RecipeError(
-                    f"must be {known[key].expected}, not {value!r}.", path=f"{path}.{key}", value=value
-                )
-            )
-    problems += [
-        RecipeError(
-            "is missing.", fix=f"{signature.name} needs {option.expected} here.", path=f"{path}.{key}"
+        return _find_outside(family, name, path)
+    signatures = plugins(family)
+    if name not in signatures:
+        raise RecipeError(
+            f"no {_SINGULAR[family]} is called {name!r}{did_you_mean(name, signatures)}",
+            fix=f"Known: {', '.join(signatures) or 'none'}; or package.module:function from outside.",
+            path=path,
+            value=name,
         )
-        for key, option in known.items()
-        if option.required and key not in options
-    ]
-    return problems
+    return signatures[name]
 
 
-def schema(family: str, root: Path | None = None) -> dict[str, Any]:
+def check_options(family: str, name: str, options: Mapping[str, Any], path: str) -> list[RecipeError]:
+    """Everything wrong with a plug-in's name and options."""
+    try:
+        signature = find(family, name, path)
+    except RecipeError as error:
+        return [error]
+    return list(_wrong_options(signature, options, f"{path}.{name}"))
+
+
+def load(family: str, name: str, options: Mapping[str, Any] | None = None, path: str = "") -> Any:
+    """The plug-in's module. For `package.module:function` an object that looks like one: `__name__`, the
+    function under the family's name for it, and all else that the module makes public.
+
+    Args:
+        family: a key of `FUNCTIONS`.
+        name: a file of that folder, or `package.module:function`.
+        options: checked against the function's keyword-only arguments.
+        path: where in the recipe the name stands, for errors.
+
+    Raises:
+        RecipeErrors: the name is unknown or options are wrong.
+        RecipeError: code from outside cannot be imported.
+    """
+    where = path or family
+    problems = check_options(family, name, options or {}, where)
+    if problems:
+        raise RecipeErrors(problems)
+    if not is_outside(name):
+        return importlib.import_module(f"potstill.{family}.{name}")
+    module_name, _, function = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise _cannot_import(name, error, where) from error
+    called = function if function in FUNCTIONS[family] else FUNCTIONS[family][0]
+    beside = {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key not in FUNCTIONS[family]
+    }
+    return SimpleNamespace(**beside | {"__name__": name, called: getattr(module, function)})
+
+
+def constants(family: str, name: str) -> Mapping[str, object]:
+    """The UPPERCASE literals of a plug-in's file: what it states without being imported.
+
+    Raises:
+        RecipeError: there is no such plug-in.
+    """
+    return find(family, name, family).constants
+
+
+def identity(family: str, name: str, options: Mapping[str, Any]) -> list[Any]:
+    """What identifies a plug-in in an artifact's key; of one from outside also the hash of its source file."""
+    if not is_outside(name):
+        return [name, options]
+    return [name, options, file_hash(find(family, name).file)]
+
+
+def schema(family: str) -> dict[str, Any]:
     """JSON schema of a choice from a family: a name, or `{name: options}`."""
-    known = plugins(family, root)
+    signatures = plugins(family)
     return {
         "anyOf": [
-            {"enum": list(known)},
+            {"enum": list(signatures)},
             {"type": "string", "pattern": f"^{_OUTSIDE.pattern}$"},
             {
                 "type": "object",
                 "minProperties": 1,
                 "maxProperties": 1,
-                "properties": {
-                    name: _options_schema(signature, family in MOVING) for name, signature in known.items()
-                },
+                "properties": {name: _options_schema(signature) for name, signature in signatures.items()},
                 "patternProperties": {f"^{_OUTSIDE.pattern}$": {"type": ["object", "null"]}},
                 "additionalProperties": False,
             },
@@ -173,104 +178,96 @@ def schema(family: str, root: Path | None = None) -> dict[str, Any]:
     }
 
 
-_SPAN_SCHEMA = {
-    "type": "object",
-    "properties": {"from": {"type": "number"}, "to": {"type": "number"}},
-    "required": ["from", "to"],
-    "additionalProperties": False,
-}
-_SCHEDULE_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "minProperties": 1,
-    "maxProperties": 1,
-    "properties": {"linear": _SPAN_SCHEMA, "cosine": _SPAN_SCHEMA},
-    "additionalProperties": False,
-}
-
-
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """The end of a sentence: `; did you mean X?`, or a full stop when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else "."
 
 
-def _options_schema(signature: Signature, moving: bool) -> dict[str, Any]:
-    properties = {}
-    for option in signature.options:
-        alternatives = [dict(kind.schema) for kind in option.kinds]
-        if moving and any(kind.words == _NUMBER for kind in option.kinds):
-            alternatives.append(_SCHEDULE_SCHEMA)
-        shape = alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives}
-        properties[option.name] = shape if option.default is None else shape | {"default": option.default}
-    return {
-        "type": ["object", "null"],
-        "description": signature.purpose,
-        "properties": properties,
-        "required": [option.name for option in signature.options if option.required],
-        "additionalProperties": False,
-    }
-
-
-def _options(arguments: ast.arguments) -> tuple[Option, ...]:
-    return tuple(
-        Option(
-            name=argument.arg,
-            annotation=ast.unparse(argument.annotation) if argument.annotation else "",
-            required=default is None,
-            default=_literal(default),
+def _find_outside(family: str, name: str, path: str) -> Signature:
+    module_name, _, function = name.partition(":")
+    try:
+        file = _source_file(module_name)
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except (ImportError, OSError, SyntaxError, ValueError) as error:
+        raise _cannot_import(name, error, path) from error
+    functions = _functions(tree)
+    if function not in functions:
+        raise RecipeError(
+            f"{module_name} has no function {function}{did_you_mean(function, functions)}",
+            fix="The name after the colon is a function that the module itself defines.",
+            path=path,
+            value=name,
         )
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return _signature(family, name, functions[function], tree, file)
+
+
+def _source_file(module: str) -> Path:
+    """Where a module's source is; imports the packages above it, not the module itself."""
+    if module in sys.modules:
+        return Path(getattr(sys.modules[module], "__file__", None) or "")
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {module!r}")
+    return Path(spec.origin or "")
+
+
+def _cannot_import(name: str, error: Exception, path: str) -> RecipeError:
+    return RecipeError(
+        f"{name.partition(':')[0]} cannot be imported: {error}.",
+        fix="Install the package, or add its folder to PYTHONPATH; its source must be Python.",
+        path=path,
+        value=name,
     )
 
 
-def _literal(node: ast.expr | None) -> object:
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except ValueError:
-        return None
+def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def _kinds(annotation: str) -> tuple[Kind, ...]:
-    if not annotation:
-        return (_ANYTHING,)
-    pending, kinds = [ast.parse(annotation, mode="eval").body], []
-    while pending:
-        node = pending.pop(0)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-            pending[:0] = [node.left, node.right]
-        elif isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
-            choices = ast.literal_eval(node.slice)
-            kinds.append(_one_of(choices if isinstance(choices, tuple) else (choices,)))
-        else:
-            kinds.append(_KINDS.get(ast.unparse(node), _ANYTHING))
-    return tuple(kinds)
+def _signature(family: str, name: str, function: ast.FunctionDef, tree: ast.Module, file: Path) -> Signature:
+    purpose = ast.get_docstring(tree) or ast.get_docstring(function) or ""
+    options = read_options(function.args, moving=family in MOVING)
+    return Signature(name, purpose.partition("\n")[0], options, dict(_constants(tree)), file)
 
 
-def _one_of(choices: tuple[object, ...]) -> Kind:
-    words = " or ".join(str(choice) for choice in choices)
-    return Kind(words, {"enum": list(choices)}, lambda value: value in choices)
+def _constants(tree: ast.Module) -> Iterator[tuple[str, object]]:
+    for node in tree.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        value = literal(node.value)
+        if isinstance(target, ast.Name) and target.id.isupper() and value is not None:
+            yield target.id, value
 
 
-def _is_schedule(value: object) -> bool:
-    """Whether this is `{linear: {from: a, to: b}}` or the same with cosine."""
-    if not isinstance(value, dict) or len(value) != 1:
-        return False
-    ((shape, ends),) = value.items()
-    if shape not in ("linear", "cosine") or not isinstance(ends, dict) or set(ends) != {"from", "to"}:
-        return False
-    return all(_is_number(end) for end in ends.values())
+def _wrong_options(signature: Signature, options: Mapping[str, Any], path: str) -> Iterator[RecipeError]:
+    """Options that the signature does not have, cannot hold or misses."""
+    by_name = {option.name: option for option in signature.options}
+    for key, value in options.items():
+        if key not in by_name:
+            yield RecipeError(
+                f"unknown option{did_you_mean(key, by_name)}",
+                fix=f"{signature.name} takes {', '.join(by_name) or 'no options'}.",
+                path=f"{path}.{key}",
+                value=value,
+            )
+        elif not by_name[key].fits(value):
+            yield RecipeError(
+                f"must be {by_name[key].expected}, not {value!r}.", path=f"{path}.{key}", value=value
+            )
+    for key, option in by_name.items():
+        if option.required and key not in options:
+            yield RecipeError(
+                "is missing.", fix=f"{signature.name} needs {option.expected} here.", path=f"{path}.{key}"
+            )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_NUMBER = "a finite number"
-_ANYTHING = Kind("a value", {}, lambda value: True)
-_KINDS: Mapping[str, Kind] = {
-    "float": Kind(_NUMBER, {"type": "number"}, _is_number),
-    "int": Kind("a whole number", {"type": "integer"}, lambda v: isinstance(v, int) and _is_number(v)),
-    "bool": Kind("true or false", {"type": "boolean"}, lambda v: isinstance(v, bool)),
-    "str": Kind("text", {"type": "string"}, lambda v: isinstance(v, str)),
-    "None": Kind("null", {"type": "null"}, lambda v: v is None),
-}
+def _options_schema(signature: Signature) -> dict[str, Any]:
+    return {
+        "type": ["object", "null"],
+        "description": signature.purpose,
+        "properties": {option.name: option.schema for option in signature.options},
+        "required": [option.name for option in signature.options if option.required],
+        "additionalProperties": False,
+    }

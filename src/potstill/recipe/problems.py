@@ -1,4 +1,4 @@
-"""From what pydantic found to sentences: the path as the reader wrote it, the value, the way out."""
+"""Turn pydantic's errors into sentences: the path as the reader wrote it, the value, the way out."""
 
 from __future__ import annotations
 
@@ -7,42 +7,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from potstill.errors import RecipeError
 from potstill.recipe import plugins
-from potstill.recipe.specs import Plugin, read_plugin
-from potstill.recipe.stages import STAGES
+from potstill.recipe.specs import Choice
+from potstill.recipe.stages import stage_types
 
-# Other tools' names for what we call differently; `-` and capitals do not matter.
-_SYNONYMS = {
-    "alpha": "ce_weight",
-    "ce_alpha": "ce_weight",
-    "hard_weight": "ce_weight",
-    "kd_alpha": "ce_weight",
-    "kd_ratio": "ce_weight",
-    "lr": "learning_rate",
-    "max_lr": "learning_rate",
-    "batch_size": "tokens_per_step",
-    "max_tokens": "max_new_tokens",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "warmup_ratio": "warmup",
-    "lr_scheduler_type": "schedule",
-    "grad_clip": "max_grad_norm",
-    "gradient_checkpointing": "activation_checkpointing",
-    "kd_temperature": "temperature",
-    "loss": "divergence",
-    "base_model": "model",
-    "name_or_path": "model",
-    "dataset": "train",
-    "eval": "heldout",
-    "test": "heldout",
-    "validation": "heldout",
-    "max_seq_length": "max_length",
-    "output_dir": "runs",
+# Our name, and the names that other tools have for it; `-` and capitals do not matter.
+_NAMES = {
+    "ce_weight": "alpha ce_alpha hard_weight kd_alpha kd_ratio",
+    "learning_rate": "lr max_lr",
+    "tokens_per_step": "batch_size",
+    "max_new_tokens": "max_tokens",
+    "epochs": "num_epochs num_train_epochs",
+    "steps": "max_steps",
+    "warmup": "warmup_ratio",
+    "schedule": "lr_scheduler_type",
+    "max_grad_norm": "grad_clip",
+    "activation_checkpointing": "gradient_checkpointing",
+    "temperature": "kd_temperature",
+    "divergence": "loss",
+    "model": "base_model name_or_path",
+    "train": "dataset",
+    "heldout": "eval test validation",
+    "max_length": "max_seq_length",
+    "runs": "output_dir",
 }
+_SYNONYMS = {theirs: ours for ours, names in _NAMES.items() for theirs in names.split()}
 _MEANING = {
     "ce_weight": "ce_weight is the share of the hard-label term; the divergence has the rest.",
     "tokens_per_step": "A step is counted in scored tokens, not in rows.",
@@ -57,7 +49,8 @@ _EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
-    "finite_number": "a finite number",
+    "string_too_short": "text",
+    "too_short": "a list with something in it",
 }
 # A value of the right kind that is out of range says more than the alternatives it also is not.
 _RANGES = {
@@ -70,6 +63,7 @@ _RANGES = {
 _WRAPPED = {"teacher": "model", "student": "model", "data": "train"}
 
 Loc = tuple[str | int, ...]
+Sections = Mapping[Loc, tuple[str, ...]]
 
 
 def describe(error: ValidationError, raw: Mapping[str, Any], root: type[BaseModel]) -> list[RecipeError]:
@@ -86,75 +80,60 @@ def describe(error: ValidationError, raw: Mapping[str, Any], root: type[BaseMode
     ]
 
 
-def plugin_problems(raw: Mapping[str, Any]) -> list[RecipeError]:
-    """Divergences and strategies that do not exist, and options they do not take."""
-    problems: list[RecipeError] = []
-    stages = raw.get("stages")
-    for index, stage in enumerate(stages if isinstance(stages, list) else []):
-        written = stage.get("distill") if isinstance(stage, dict) else None
-        for key, family in (
-            ("divergence", "divergences"),
-            ("strategy", "strategies"),
-            ("token_weights", "token_weights"),
-        ):
-            if not isinstance(written, dict) or key not in written:
-                continue
-            try:
-                choice = read_plugin(written[key])
-            except PydanticCustomError:
-                continue  # pydantic tells this one
-            if isinstance(choice["name"], str) and isinstance(choice["options"], dict):
-                path = place(("stages", index, "distill", key), raw)
-                problems += plugins.check_options(family, choice["name"], choice["options"], path)
-    return problems
-
-
 def sections_of(root: type[BaseModel], prefix: Loc = ()) -> dict[Loc, tuple[str, ...]]:
-    """The keys that each section of a recipe knows, by the section's path."""
-    found: dict[Loc, tuple[str, ...]] = {}
+    """The keys of each section of a recipe, by the section's path; a stage's is `("stages", VERB)`."""
     keys = {field.alias or name: field.annotation for name, field in root.model_fields.items()}
-    found[prefix] = tuple(key for key in keys if key != "verb")
+    sections: dict[Loc, tuple[str, ...]] = {prefix: tuple(key for key in keys if key != "verb")}
     for key, annotation in keys.items():
         if prefix == () and key == "stages":
-            for verb, stage in STAGES.items():
-                found |= sections_of(stage, ("stages", verb))
+            for verb, stage in stage_types().items():
+                sections |= sections_of(stage, ("stages", verb))
             continue
         for model in _models(annotation):
-            found |= sections_of(model, (*prefix, key))
-    return found
+            if not issubclass(model, Choice):
+                sections |= sections_of(model, (*prefix, key))
+    return sections
 
 
 def place(loc: Loc, raw: Mapping[str, Any]) -> str:
-    """A path for the reader: dotted, a stage by its name where the name says which one."""
+    """A path for the reader: dotted, a stage by its name where no other stage has it."""
     if loc[:1] != ("stages",) or len(loc) < 2:
         return ".".join(map(str, loc))
     names = stage_names(raw.get("stages"))
     index = loc[1]
     name = names[index] if isinstance(index, int) and index < len(names) else None
-    called = str(index) if name is None or "." in name or names.count(name) > 1 else name
-    return ".".join(["stages", called, *map(str, loc[3:])])
+    stage = str(index) if name is None or "." in name or names.count(name) > 1 else name
+    return ".".join(["stages", stage, *map(str, loc[3:])])
 
 
 def stage_names(stages: object) -> list[str | None]:
-    """What each written stage is called; None where it cannot be told."""
-    names: list[str | None] = []
+    """The name of each written stage; None where it has none."""
+    names = [
+        options.get("name", verb) if isinstance(options, dict) else verb
+        for verb, options in _written_stages(stages)
+    ]
+    return [name if isinstance(name, str) else None for name in names]
+
+
+def _written_stages(stages: object) -> list[tuple[Any, Any]]:
+    """Verb and options of each stage as it is written; None for what is not there."""
+    pairs: list[tuple[Any, Any]] = []
     for stage in stages if isinstance(stages, list) else []:
-        name: object = stage if isinstance(stage, str) else None
         if isinstance(stage, dict) and len(stage) == 1:
-            verb, options = next(iter(stage.items()))
-            name = options.get("name", verb) if isinstance(options, dict) else verb
-        names.append(name if isinstance(name, str) else None)
-    return names
+            pairs += stage.items()
+        else:
+            pairs.append((stage if isinstance(stage, str) else None, None))
+    return pairs
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if issubclass(annotation, Plugin) else [annotation]
+        return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
 def _written(detail: ErrorDetails, raw: Any) -> Loc:
-    """The part of pydantic's location that stands in the recipe; the rest names union branches."""
+    """The part of pydantic's location that is written in the recipe; the rest names union branches."""
     loc, node = [], raw
     for key in detail["loc"]:
         if key in _keys(node):
@@ -172,51 +151,56 @@ def _keys(node: Any) -> Iterable[Any]:
 
 
 def _explained_deeper(loc: Loc, details: Sequence[ErrorDetails], groups: Mapping[Loc, Any]) -> bool:
-    plain = all(detail["type"] in (*_EXPECTED, "literal_error", "too_short") for detail in details)
+    plain = all(detail["type"] in (*_EXPECTED, "literal_error") for detail in details)
     return plain and any(other[: len(loc)] == loc and len(other) > len(loc) for other in groups)
 
 
 def _problems(
-    loc: Loc, details: Sequence[ErrorDetails], raw: Mapping[str, Any], sections: Mapping[Loc, tuple[str, ...]]
+    loc: Loc, details: Sequence[ErrorDetails], raw: Mapping[str, Any], sections: Sections
 ) -> list[RecipeError]:
     first = details[0]
     value = first["input"]
     if first["type"] == "conflicts":
         return [
-            RecipeError(one.message, fix=one.fix, path=place((*loc, one.key) if one.key else loc, raw))
+            RecipeError(
+                one.message,
+                fix=one.fix,
+                path=place((*loc, one.key) if one.key else loc, raw),
+                value=one.value,
+            )
             for one in first["ctx"]["found"]
         ]
-    path = place(loc, raw)
     if first["type"] == "missing":
-        return [RecipeError("is missing.", fix=f"Add the key {loc[-1]}.", path=path)]
-    if first["type"] == "extra_forbidden":
+        message, fix, value = "is missing.", f"Add the key {loc[-1]}.", None
+    elif first["type"] == "extra_forbidden":
         section = ("stages", loc[2], *loc[3:-1]) if loc[:1] == ("stages",) else loc[:-1]
         message, fix = _unknown_key(str(loc[-1]), section, sections)
-        return [RecipeError(message, fix=fix, path=path, value=value)]
-    if first["type"] == "union_tag_invalid":
-        tag = first["ctx"]["tag"]
-        message = f"no stage is called {tag!r}{plugins.did_you_mean(tag, STAGES)}"
-        return [RecipeError(message, fix=f"Stages: {', '.join(STAGES)}.", path=path, value=tag)]
-    message, fix = _bad_value(str(loc[-1]), details, value)
-    return [RecipeError(message, fix=fix, path=path, value=value)]
+    elif first["type"] == "union_tag_invalid":
+        verbs = [str(section[1]) for section in sections if section[:1] == ("stages",) and len(section) == 2]
+        value = first["ctx"]["tag"]
+        message = f"no stage is called {value!r}{plugins.did_you_mean(value, verbs)}"
+        fix = f"Stages: {', '.join(verbs)}."
+    else:
+        message, fix = _bad_value(str(loc[-1]), details, value)
+    return [RecipeError(message, fix=fix, path=place(loc, raw), value=value)]
 
 
-def _unknown_key(key: str, section: Loc, sections: Mapping[Loc, tuple[str, ...]]) -> tuple[str, str]:
-    known = sections.get(section, ())
-    if not known:
+def _unknown_key(key: str, section: Loc, sections: Sections) -> tuple[str, str]:
+    keys = sections.get(section, ())
+    if not keys:
         return "unknown key.", f"Options stand below the plug-in's name, as in {{NAME: {{{key}: VALUE}}}}."
     plain = key.lower().replace("-", "_")
     wanted = _SYNONYMS.get(plain, plain)
-    if wanted in known:
+    if wanted in keys:
         return f"unknown key; did you mean {wanted}?", _MEANING.get(wanted, "")
     everywhere = [word for words in sections.values() for word in words]
     for word in difflib.get_close_matches(wanted, everywhere, n=1, cutoff=0.8):
-        wanted = word if word not in known else wanted
-    homes = [_home(loc) for loc, keys in sections.items() if wanted in keys]
-    near = plugins.did_you_mean(plain, known, cutoff=0.7 if homes else 0.6)
+        wanted = word if word not in keys else wanted
+    homes = [_home(loc) for loc, others in sections.items() if wanted in others]
+    near = plugins.did_you_mean(plain, keys, cutoff=0.7 if homes else 0.6)
     if homes:
         return f"unknown key{near}", f"{wanted} belongs {_or(homes)}."
-    return f"unknown key{near}", "" if near != "." else f"Known here: {', '.join(known)}."
+    return f"unknown key{near}", "" if near != "." else f"Known here: {', '.join(keys)}."
 
 
 def _home(section: Loc) -> str:
@@ -249,25 +233,23 @@ def _expected(detail: ErrorDetails) -> list[str]:
     if detail["type"] == "literal_error":
         words = detail["ctx"]["expected"].replace(" or ", ", ").split(", ")
         return [word.strip("'") for word in words]
-    if detail["type"] in ("string_too_short", "too_short"):
-        return ["text" if detail["type"] == "string_too_short" else "a list with something in it"]
     return [_EXPECTED[detail["type"]]] if detail["type"] in _EXPECTED else []
 
 
 def _way_out(key: str, expected: Sequence[str], value: object) -> str:
-    if isinstance(value, str) and "a mapping" in expected and key in _WRAPPED:
+    if isinstance(value, int | float):
+        return "Put it in quotes." if "text" in expected else ""
+    if not isinstance(value, str):
+        return ""
+    if "a mapping" in expected and key in _WRAPPED:
         return f"Write {key}: {{{_WRAPPED[key]}: {value}}}."
-    if isinstance(value, str) and "true or false" in expected:
+    if "true or false" in expected:
         meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
         return f"Write {meant}." if meant else ""
-    if isinstance(value, str) and {"a number", "a whole number"} & set(expected) and _is_number(value):
+    if {"a number", "a whole number"} & set(expected) and _is_number(value):
         return "Remove the leading zeros." if value.lstrip("+-")[0] == "0" else "Remove the quotes."
-    if isinstance(value, int | float) and "text" in expected:
-        return "Put it in quotes."
-    if isinstance(value, str):
-        near = plugins.did_you_mean(value, [word for word in expected if " " not in word])
-        return "" if near == "." else near.removeprefix("; ").capitalize()
-    return ""
+    near = plugins.did_you_mean(value, [word for word in expected if " " not in word])
+    return "" if near == "." else near.removeprefix("; ").capitalize()
 
 
 def _is_number(text: str) -> bool:
@@ -279,14 +261,15 @@ def _is_number(text: str) -> bool:
 
 
 def _show(value: object) -> str:
-    if value is None:
-        return "empty"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list" if value else "an empty list"
-    if isinstance(value, str):
-        return f"the text {value[:60]!r}" if value else "empty"
+    match value:
+        case None | "":
+            return "empty"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"the text {value[:60]!r}"
+        case Mapping():
+            return "a mapping"
+        case list() | tuple():
+            return "a list" if value else "an empty list"
     return repr(value)

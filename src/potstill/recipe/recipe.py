@@ -7,17 +7,23 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, ValidationError, field_serializer
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_serializer
 
 from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe import yaml
-from potstill.recipe.inputs import DataSpec, ModelSpec, StudentSpec
+from potstill.recipe.inputs import DataSpec, StudentInput, TeacherInput
+from potstill.recipe.methods import stages_of
 from potstill.recipe.overrides import apply
-from potstill.recipe.problems import describe, plugin_problems
+from potstill.recipe.problems import describe
 from potstill.recipe.specs import Conflict, Spec, Text, whole
-from potstill.recipe.stages import STAGES, Stage, Training, write_stage
+from potstill.recipe.stages import StageSpec, any_stage, stage_types, write_stage
+
+if TYPE_CHECKING:
+    Stage: TypeAlias = StageSpec
+else:
+    Stage = any_stage()
 
 FolderName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(whole)]
@@ -32,8 +38,8 @@ class Recipe(Spec):
     """Names the run folders; the recipe's file name when not given."""
     seed: Seed = 0
     """Every random draw follows from it; below 2^63, what every generator takes."""
-    teacher: ModelSpec
-    student: StudentSpec
+    teacher: TeacherInput
+    student: StudentInput
     data: DataSpec
     method: Literal["kd", "seqkd", "sft"] | None = None
     """A published method by name, in place of stages."""
@@ -59,11 +65,14 @@ class Recipe(Spec):
                 f"Give each a name of its own, as in `- {name}: {{name: polish}}`.",
             )
         for stage in self.stages:
-            if stage.name in Recipe.model_fields or (stage.name in STAGES and stage.name != stage.verb):
+            if stage.name in Recipe.model_fields or (
+                stage.name in stage_types() and stage.name != stage.verb
+            ):
                 yield Conflict(
                     "stages", f"a {stage.verb} stage cannot be called {stage.name}.", "Choose another name."
                 )
-        yield from self._impossible_orders()
+        for index, stage in enumerate(self.stages):
+            yield from stage.misplaced(self.stages[:index])
         longest = self.data.max_length
         for stage in self.stages:
             wanted = getattr(stage, "max_new_tokens", "auto")
@@ -73,17 +82,6 @@ class Recipe(Spec):
                     f"{longest} leaves no room for a prompt beside {stage.name}.max_new_tokens {wanted}.",
                     "Raise max_length, or lower max_new_tokens.",
                 )
-
-    def _impossible_orders(self) -> Iterator[Conflict]:
-        trained = False
-        for stage in self.stages:
-            if stage.verb == "control" and not trained:
-                yield Conflict(
-                    "stages",
-                    f"{stage.name} trains a twin of an earlier distill or finetune stage, and there is none.",
-                    "Move it behind the stage it controls.",
-                )
-            trained = trained or (isinstance(stage, Training) and stage.verb != "control")
 
     def hash(self) -> str:
         """SHA-256 of the content; `runs`, comments, key order and spelled-out defaults do not matter."""
@@ -125,14 +123,18 @@ def name_of(path: Path) -> str:
 
 def parse_recipe(raw: Mapping[str, Any]) -> Recipe:
     """The recipe in a mapping as YAML gives it. Raises RecipeErrors with every problem."""
-    problems = plugin_problems(raw)
     try:
-        recipe = Recipe.model_validate(raw)
+        return Recipe.model_validate(raw)
     except ValidationError as error:
-        problems = describe(error, raw, Recipe) + problems
-    if problems:
-        raise RecipeErrors(problems) from None
-    return recipe
+        raise RecipeErrors(describe(error, raw, Recipe)) from None
+
+
+def expand(recipe: Recipe) -> Recipe:
+    """Write out the stages of the recipe's method; a recipe with stages is returned as it is."""
+    if recipe.stages:
+        return recipe
+    stages = TypeAdapter(tuple[Stage, ...]).validate_python(tuple(stages_of(recipe.method)))
+    return recipe.model_copy(update={"stages": stages, "method": None})
 
 
 def dump_yaml(recipe: Recipe) -> str:
@@ -150,16 +152,6 @@ def resolve_path(base: Path, text: str) -> Path:
     path = Path(text).expanduser()
     beside = base / path
     return path.absolute() if not beside.exists() and path.exists() else beside
-
-
-def notes(recipe: Recipe) -> tuple[str, ...]:
-    """What is allowed and worth a line in `check`."""
-    return tuple(
-        f"stages.{stage.name}.ce_weight: 1 trains on the hard labels alone; the teacher's distribution is "
-        "not used. A finetune stage does the same without a teacher in memory."
-        for stage in recipe.stages
-        if getattr(stage, "ce_weight", None) == 1
-    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Conflict(NamedTuple):
     key: str
     message: str
     fix: str
+    value: object = None
 
 
 class Spec(BaseModel):
@@ -103,15 +104,15 @@ class Schedule(Spec):
             yield Conflict("", "a schedule is either linear or cosine.", "Write one of the two.")
 
 
-def value_at(value: float | Schedule, fraction: float) -> float:
-    """The value when `fraction` of the stage is done, 0 at the first step and 1 at the last."""
+def value_at(value: Any, fraction: float) -> Any:
+    """The value, of a schedule when `fraction` of the stage is done, 0 at the first step and 1 at the last."""
     if not isinstance(value, Schedule):
         return value
     left = 1 - fraction if value.linear else (1 + math.cos(math.pi * fraction)) / 2
     return value.span.start * left + value.span.end * (1 - left)
 
 
-def ends(value: float | Schedule) -> tuple[float, float]:
+def ends(value: Any) -> tuple[Any, Any]:
     """The values at the first and the last step."""
     return (value.span.start, value.span.end) if isinstance(value, Schedule) else (value, value)
 
@@ -131,8 +132,8 @@ def read_plugin(value: object) -> Any:
     )
 
 
-class Plugin(Spec):
-    """A plug-in by name, or `{name: {option: value}}`."""
+class Choice(Spec):
+    """A plug-in by name, or `{name: {option: value}}`; its options are checked against its signature."""
 
     family: ClassVar[str] = ""
     name: Text
@@ -141,30 +142,75 @@ class Plugin(Spec):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
-        return read_plugin(value)
+        return value if isinstance(value, Choice) else read_plugin(value)
 
     @model_serializer
     def _write(self) -> str | dict[str, Any]:
         return {self.name: self.options} if self.options else self.name
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for problem in plugins.check_options(self.family, self.name, self.options, ""):
+            yield Conflict(problem.path.lstrip("."), problem.message, problem.fix, problem.value)
+
+    @property
+    def plugin(self) -> tuple[str, dict[str, Any]]:
+        """The plug-in that it names, and its options."""
+        return self.name, self.options
+
+    def constant(self, name: str) -> Any:
+        """What the plug-in's file states under an upper-case name, None where it states nothing."""
+        return plugins.constants(self.family, self.name).get(name)
+
+    def option_named(self, constant: str) -> Any:
+        """The value of the option whose name the plug-in states under `constant`, None where it states none."""
+        name = self.constant(constant)
+        if name is None:
+            return None
+        defaults = {o.name: o.default for o in plugins.find(self.family, self.name, "").options}
+        return self.options.get(name, defaults.get(name))
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _core: Any, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return plugins.schema(cls.family)
 
 
-class Divergence(Plugin):
+class DivergenceChoice(Choice):
     """A divergence, with the options of its paper."""
 
     family: ClassVar[str] = "divergences"
 
 
-class TokenWeights(Plugin):
+class TokenWeightChoice(Choice):
     """What makes some tokens weigh more than others."""
 
     family: ClassVar[str] = "token_weights"
 
 
-class Strategy(Plugin):
+class StrategyChoice(Choice):
     """Who writes the text that is trained on: the data, or the student itself."""
 
     family: ClassVar[str] = "strategies"
+
+
+class EngineChoice(Choice):
+    """What runs the teacher when it writes text."""
+
+    family: ClassVar[str] = "generate"
+
+
+class MetricChoice(Choice):
+    """A quantity that is measured on held-out rows."""
+
+    family: ClassVar[str] = "evaluate"
+
+
+class TeacherChoice(Choice):
+    """A teacher of another kind than a model whose weights are loaded here."""
+
+    family: ClassVar[str] = "teachers"
+
+
+class StudentChoice(Choice):
+    """A student of another kind than a model or a cut of the teacher."""
+
+    family: ClassVar[str] = "students"

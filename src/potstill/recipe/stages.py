@@ -1,251 +1,101 @@
-"""The stages of a recipe, one model a verb. `auto` values are resolved in `presets`."""
+"""What all stages of a recipe have in common, and how they are found: one file a verb in `potstill/stages`.
+
+A stage's file holds a subclass of `StageSpec` (its verb and options) and the function
+`run(spec, state, context) -> state`. Files are found by listing the folder, as plug-ins are. Loading one
+imports no torch: what a stage needs to run is imported when it runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from potstill.recipe.specs import (
-    Auto,
-    Conflict,
-    Count,
-    Divergence,
-    Files,
-    Format,
-    Int,
-    Positive,
-    Schedule,
-    Share,
-    Spec,
-    Strategy,
-    Text,
-    TokenWeights,
-    ends,
-)
+from potstill.recipe.defaults import Automatic, Default, Facts
+from potstill.recipe.inputs import DataSpec
+from potstill.recipe.specs import Conflict, Spec
+
+FOLDER = Path(__file__).parent.parent / "stages"
 
 # No dots: an override reaches a stage by `name.key`.
 StageName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class StageSpec(Spec):
-    """What all stages have."""
+    """The options of a stage, and what the rest of potstill asks of it.
+
+    A stage states by class variables what it needs, so that nobody asks for it by name.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it asks of the teacher: "text" (it writes) or "distribution"."""
+    trains: ClassVar[bool] = False
+    """Whether it changes the student, so that what it measures later can be refused before."""
+    measures: ClassVar[bool] = False
+    """Whether it measures on held-out rows."""
+    from_untrained: ClassVar[bool] = False
+    """Whether it starts from the untrained student, whatever was trained before it."""
 
     verb: str
     name: StageName
     """How overrides, folders and reports call this stage; the verb when not given."""
 
+    def automatic(self, facts: Facts) -> dict[str, Automatic]:
+        """A value and a reason for every option that is `auto`."""
+        return {}
 
-class Generate(StageSpec):
-    """The teacher writes answers to the training prompts."""
+    def completed(
+        self, stages: Sequence[StageSpec], resolved: Mapping[str, StageSpec]
+    ) -> tuple[Self, tuple[Default, ...]]:
+        """The stage with what it takes over from earlier ones: `stages` as written, `resolved` by name."""
+        return self, ()
 
-    verb: Literal["generate"] = "generate"
-    name: StageName = "generate"
-    max_new_tokens: Count = 128
-    """Most tokens in an answer."""
-    sampling_temperature: Annotated[float, Field(ge=0)] = 0.7
-    """0 is greedy: always the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw from the likeliest tokens that hold this much probability; 1 is off."""
-    top_k: Int = 0
-    """Draw from so many likeliest tokens; 0 is off."""
-    batch_rows: Count | Auto = "auto"
-    """Answers written side by side."""
-    samples: Count = 1
-    """Answers per prompt."""
+    def misplaced(self, before: Sequence[StageSpec]) -> Iterator[Conflict]:
+        """What is wrong with its place behind the stages `before`."""
+        yield from ()
 
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.sampling_temperature > 0:
-            return
-        why = "because sampling_temperature 0 is greedy"
-        fix = "Raise sampling_temperature, or leave this out."
-        if self.samples > 1:
-            yield Conflict("samples", f"{self.samples} answers would be the same text, {why}.", fix)
-        for key in ("top_p", "top_k"):
-            if self.changed(key):
-                yield Conflict(key, f"has no effect, {why}.", fix)
+    def rows(self, data: DataSpec) -> DataSpec | None:
+        """Where its own training rows are, None when it trains on the recipe's."""
+        return None
+
+    def notes(self) -> Iterator[str]:
+        """What is allowed and worth a line in `check`."""
+        yield from ()
 
 
-class Training(StageSpec):
-    """What all training stages have."""
-
-    epochs: Annotated[
-        Positive | None,
-        BeforeValidator(
-            lambda value: None if value == "auto" else value, json_schema_input_type=Positive | Auto | None
-        ),
-    ] = None
-    """Passes over the data. With neither epochs nor steps: by the size of the data."""
-    steps: Count | None = None
-    """Optimizer steps."""
-    learning_rate: Positive | Auto = "auto"
-    """The highest learning rate of the schedule."""
-    tokens_per_step: Count | Auto = "auto"
-    """Scored tokens in one optimizer step."""
-    micro_batch_tokens: Count | Auto = "auto"
-    """Most tokens, padding included, in one forward pass; changes memory and speed, not the result."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: Annotated[
-        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-    ] = (0.9, 0.95)
-    """AdamW's two averages."""
-    max_grad_norm: Positive | None = 1.0
-    """Longest gradient; null does not clip."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the forward pass; master weights stay float32."""
-    validate_every: Count | Auto = "auto"
-    """Steps between two validations on held-out rows."""
-    best_by: Literal["loss", "cross_entropy"] = "loss"
-    """Which validation figure decides what the best weights are: the stage's own loss, or another."""
-    patience: Count | None = None
-    """Stop after so many validations without a better one."""
-    checkpoint_every: Count | Auto = "auto"
-    """Steps between two checkpoints."""
-    packing: bool = False
-    """Lay the rows of a micro-batch end to end instead of padding them; that the models keep them apart is
-    proven before the first step."""
-    activation_checkpointing: bool = False
-    """Compute activations twice to save memory."""
-    normalize: Literal["tokens", "sequence_mean"] = "tokens"
-    """Every token counts the same, or every row does."""
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.epochs is not None and self.steps is not None:
-            yield Conflict(
-                "steps", "epochs is given too, and both say how long to train.", "Remove one of the two."
-            )
+S = TypeVar("S", bound=StageSpec)
 
 
-class Distill(Training):
-    """The student learns the teacher's distribution, token by token."""
-
-    verb: Literal["distill"] = "distill"
-    name: StageName = "distill"
-    best_by: Literal["loss", "cross_entropy", "forward_kl"] = "loss"  # type: ignore[assignment]
-    """Which validation figure decides what the best weights are: the stage's own loss, or another."""
-    divergence: Divergence = Divergence(name="forward_kl")
-    """How far the student is from the teacher."""
-    strategy: Strategy = Strategy(name="offline")
-    """Who writes the text that is trained on."""
-    temperature: Positive | Schedule = 1.0
-    """Softens both distributions in the divergence; `sampling_temperature` is the one for text."""
-    ce_weight: Share | Schedule = 0.0
-    """Share of the hard-label term; the divergence has the rest."""
-    token_weights: TokenWeights | None = None
-    """Which tokens weigh more in the loss; a step divides by the weights' sum."""
-    chunk_bytes: Count | Auto = "auto"
-    """Memory for the logits that exist at one time, teacher's and student's together."""
-
-    def conflicts(self) -> Iterator[Conflict]:
-        yield from super().conflicts()
-        if min(ends(self.temperature)) <= 0:
-            yield Conflict("temperature", "must stay above 0 at both ends.", "1 changes nothing.")
-        if not all(0 <= end <= 1 for end in ends(self.ce_weight)):
-            yield Conflict("ce_weight", "must stay between 0 and 1 at both ends.", "It is a share.")
-        if self.token_weights is not None and max(ends(self.ce_weight)) == 1:
-            yield Conflict(
-                "token_weights",
-                "cannot work where ce_weight reaches 1: weights come from the teacher's distribution.",
-                "Keep ce_weight below 1, or leave this out.",
-            )
-        if self.strategy.name != "on_policy":
-            return
-        fraction = self.strategy.options.get("on_policy_fraction", 1.0)
-        if fraction == 0:
-            yield Conflict(
-                "strategy",
-                "on_policy with on_policy_fraction 0 never lets the student write.",
-                "Write strategy: offline, or raise the fraction.",
-            )
-        if fraction == 1 and max(ends(self.ce_weight)) > 0:
-            yield Conflict(
-                "ce_weight",
-                "must be 0 with strategy on_policy: the hard-label term would train the student "
-                "on its own mistakes.",
-                "Set ce_weight: 0, or strategy: offline.",
-            )
+def verbs() -> tuple[str, ...]:
+    """The verbs of all stages, without importing one."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("[!_]*.py")))
 
 
-class Finetune(Training):
-    """The student learns from text alone: its own data, or what a generate stage wrote."""
-
-    verb: Literal["finetune"] = "finetune"
-    name: StageName = "finetune"
-    data: Files | None = None
-    """Rows for this stage; without it, the recipe's data with the generated answers."""
-    format: Format = "auto"
-    """How a row of `data` is written."""
-    columns: dict[str, Text] = Field(default_factory=dict)
-    """Own column name: the name that the format wants."""
-    limit: Count | None = None
-    """Use only so many rows of `data`."""
-
-    def conflicts(self) -> Iterator[Conflict]:
-        yield from super().conflicts()
-        if self.data is None:
-            for key in ("format", "columns", "limit"):
-                if self.changed(key):
-                    yield Conflict(key, "has no effect without data.", "Name the file in data.")
+@cache
+def stage_types() -> Mapping[str, type[StageSpec]]:
+    """The options of every stage by its verb."""
+    return {verb: _spec_in(importlib.import_module(f"potstill.stages.{verb}"), verb) for verb in verbs()}
 
 
-class Control(Training):
-    """A twin of the student trained without the teacher's distribution, to show what that adds."""
-
-    verb: Literal["control"] = "control"
-    name: StageName = "control"
-    method: Literal["sft"] = "sft"
-    """How the twin is trained."""
-
-    def of(self, stages: Sequence[StageSpec]) -> str:
-        """The stage that it is a twin of: the last distill stage before it, else the last training."""
-        before = [s for s in stages[: stages.index(self)] if isinstance(s, Training) and s.verb != "control"]
-        on_the_same_rows = [s for s in before if getattr(s, "data", None) is None]
-        twins = [s for s in before if isinstance(s, Distill)] or on_the_same_rows
-        return twins[-1].name if twins else ""
-
-    def like(self, twin: Training) -> Control:
-        """What it leaves at its default as its twin has it; how often to look and save goes with the length."""
-        taken = set(Training.model_fields) - set(StageSpec.model_fields) - {"best_by"}
-        if self.steps is not None or self.epochs is not None:
-            taken -= {"steps", "epochs", "validate_every", "checkpoint_every"}
-        return self.model_copy(update={key: getattr(twin, key) for key in taken if not self.changed(key)})
+def _spec_in(module: Any, verb: str) -> type[StageSpec]:
+    (spec,) = (
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, StageSpec) and value.__module__ == module.__name__
+    )
+    assert spec.model_fields["verb"].default == verb, f"stages/{verb}.py holds another verb"
+    return spec
 
 
-class Evaluate(StageSpec):
-    """How much of the teacher arrived, on held-out rows."""
-
-    verb: Literal["evaluate"] = "evaluate"
-    name: StageName = "evaluate"
-    metrics: Annotated[
-        tuple[Literal["likelihood", "agreement", "rouge_l", "speed"], ...],
-        Field(strict=False, min_length=1),
-    ] = ("likelihood", "agreement", "rouge_l")
-    """What to measure."""
-    max_new_tokens: Count | Auto = "auto"
-    """Most tokens in an answer that is compared as text."""
-    samples: Count | Auto = "auto"
-    """Held-out prompts that are answered in text."""
-    resamples: Annotated[Count, Field(ge=100)] = 2000
-    """Draws of the bootstrap behind each interval."""
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if len(set(self.metrics)) < len(self.metrics):
-            yield Conflict("metrics", "names a metric twice.", "Name each once.")
-
-
-STAGES: dict[str, type[StageSpec]] = {
-    "generate": Generate,
-    "distill": Distill,
-    "finetune": Finetune,
-    "control": Control,
-    "evaluate": Evaluate,
-}
+def run_of(stage: StageSpec) -> Callable[..., Any]:
+    """The function `run(spec, state, context) -> state` beside a stage's options."""
+    return importlib.import_module(type(stage).__module__).run
 
 
 def read_stage(value: object) -> object:
@@ -269,7 +119,22 @@ def write_stage(stage: StageSpec, **how: Any) -> str | dict[str, Any]:
     return {stage.verb: options} if options else stage.verb
 
 
-Stage: TypeAlias = Annotated[
-    Annotated[Generate | Distill | Finetune | Control | Evaluate, Field(discriminator="verb")],
-    BeforeValidator(read_stage),
-]
+def any_stage() -> Any:
+    """The type of an entry of `stages`: one of all stages by its verb."""
+    union: Any = None
+    for spec in stage_types().values():
+        union = spec if union is None else union | spec
+    return Annotated[Annotated[union, Field(discriminator="verb")], BeforeValidator(read_stage)]
+
+
+def resolve_auto(stage: S, facts: Facts) -> tuple[S, tuple[Default, ...]]:
+    """Replace every `auto` of a stage, and say what each became. What the recipe says stays."""
+    return replaced(stage, stage.automatic(facts))
+
+
+def replaced(stage: S, chosen: Mapping[str, Automatic]) -> tuple[S, tuple[Default, ...]]:
+    """Put chosen values into a stage, with a line on each."""
+    changed = stage.model_copy(update={key: value for key, (value, _) in chosen.items()})
+    return changed, tuple(
+        Default(f"stages.{stage.name}.{key}", value, source) for key, (value, source) in chosen.items()
+    )

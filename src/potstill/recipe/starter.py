@@ -1,4 +1,4 @@
-"""A commented recipe to start from."""
+"""Write a commented recipe to start from."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_recipe(path: Path, *, teacher: str, student: str, train: str) -> Path:
     if path.exists():
         raise RecipeError(f"{path} exists already.", fix="Name another file.")
     for option, value in (("teacher", teacher), ("student", student), ("train", train)):
-        _refuse(option, value)
+        _require_text(option, value)
     try:
         write_text(
             path,
@@ -78,7 +78,7 @@ def write_recipe(path: Path, *, teacher: str, student: str, train: str) -> Path:
     return path
 
 
-def _refuse(option: str, value: str) -> None:
+def _require_text(option: str, value: str) -> None:
     if not value:
         raise RecipeError("is empty.", fix="Name a model or a file.", path=option)
     if re.search("[\ud800-\udfff]", value):
@@ -88,12 +88,12 @@ def _refuse(option: str, value: str) -> None:
 
 
 def _scalar(text: str) -> str:
-    """The text as YAML, in quotes unless it is a plain word that reads back as itself, also inside braces."""
+    """The text as YAML; without quotes only where it reads back as itself, also inside braces."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text) and load_value(text, "") == text:
         return text
     return yaml.dump(text, default_style='"', allow_unicode=True, width=sys.maxsize).strip()
 
 
 def _in_a_comment(path: Path) -> str:
-    """The path as a shell takes it, where it fits on one line."""
+    """The path as a shell takes it; RECIPE where it does not fit on one line."""
     return shlex.quote(str(path)) if str(path).isprintable() else "RECIPE"

@@ -56,12 +56,6 @@ class _Loader(yaml.SafeLoader):
                 first_line[key.value] = line
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(node.value.replace("_", ""), 0)
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        return float(node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-
     def _complain(self, node: yaml.Node, message: str, fix: str) -> None:
         self.problems.append(RecipeError(message, fix=fix, path=_place(self.source, node.start_mark)))
 
@@ -77,21 +71,25 @@ for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
     for _tag, _pattern, _first in _RESOLVERS:
         _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+_Loader.yaml_constructors = {  # no dates, sets or binary data, which an explicit tag could ask for
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+}
 
 
 def load_yaml(text: str, source: str) -> dict[str, Any]:
     """The mapping that a YAML text holds; `source` names it in errors.
 
-    Raises RecipeError when the text is no YAML, is empty or is no mapping, and RecipeErrors with
-    every key that is given twice.
+    Raises:
+        RecipeError: the text is no YAML, is empty or is no mapping.
+        RecipeErrors: names every key that is given twice.
     """
-    value = _load(text, source)
+    value = load_value(text, source)
     if not isinstance(value, dict):
-        found = "empty" if value is None else f"a {type(value).__name__}"
+        kind = "empty" if value is None else f"a {type(value).__name__}"
         raise RecipeError(
-            f"a recipe is a mapping of keys to values, and this is {found}.",
+            f"a recipe is a mapping of keys to values, and this is {kind}.",
             fix="Start with the three keys teacher, student and data.",
             path=source,
         )
@@ -100,15 +98,6 @@ def load_yaml(text: str, source: str) -> dict[str, Any]:
 
 def load_value(text: str, source: str) -> Any:
     """The value that one piece of YAML holds, as on the right of an override."""
-    return _load(text, source)
-
-
-def to_yaml(data: Any) -> str:
-    """YAML text that `load_yaml` reads back to an equal value."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _load(text: str, source: str) -> Any:
     try:
         loader = _Loader(text, source)
         try:
@@ -123,7 +112,7 @@ def _load(text: str, source: str) -> Any:
             fix="Look at this place and the line above: indentation, a colon or a quote is off.",
             path=_place(source, mark),
         ) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = (
             "it nests too deeply or contains itself"
             if isinstance(error, RecursionError)
@@ -137,6 +126,11 @@ def _load(text: str, source: str) -> Any:
     if loader.problems:
         raise RecipeErrors(loader.problems)
     return value
+
+
+def to_yaml(data: Any) -> str:
+    """YAML text that `load_yaml` reads back to an equal value."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _place(source: str, mark: yaml.Mark | None) -> str:

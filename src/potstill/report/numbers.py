@@ -3,48 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-NOT_MEASURED = "not measured"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A value with its 95 % interval and number of prompts; `value` None says why in `reason`."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    reason: str = ""
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Both ends of the interval, or None when it was not measured."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
-
-
-UNKNOWN = Measured(None, reason=NOT_MEASURED)
-
-
-def read(block: Mapping[str, Any] | None, key: str) -> Measured:
-    """`block[key]` as a Measured: `{value, low, high, n}`, a bare number, or null with `<key>_reason`."""
-    raw = (block or {}).get(key)
-    reason = str((block or {}).get(f"{key}_reason") or "") or NOT_MEASURED
-    found = raw if isinstance(raw, Mapping) else {"value": raw}
-    value = found.get("value")
-    if value is None:
-        return Measured(None, reason=str(found.get("reason") or reason))
-    if not math.isfinite(value):
-        return Measured(None, reason=f"not a finite number ({value})")
-    low, high = (_finite(found.get(end)) for end in ("low", "high"))
-    return Measured(float(value), low, high, found.get("n"))
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+from potstill.types import Figure
 
 
 def ticks(low: float, high: float, about: int) -> tuple[float, ...]:
@@ -117,15 +77,24 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def pair(measured: Measured, as_percent: bool = False) -> tuple[str, str]:
+def pair(figure: Figure) -> tuple[str, str]:
     """The value and its interval as text with matching decimals; ("", "") when absent."""
-    if measured.value is None:
+    if figure.value is None:
         return "", ""
-    scale, unit = (100.0, " %") if as_percent else (1.0, "")
-    ends = measured.interval
+    share = figure.unit == "share"
+    scale, unit = (100.0, " %") if share else (1.0, "")
+    ends = figure.interval
     width = math.inf if ends is None else scale * (ends[1] - ends[0])
-    places = decimals(scale * measured.value, width)
-    if as_percent:
+    places = decimals(scale * figure.value, width)
+    if share:
         places = min(places, decimals(10.0, width))
-    value = number(scale * measured.value, places) + unit
+    if ends is None and float(figure.value).is_integer():
+        places = 0
+    value = number(scale * figure.value, places) + unit
     return value, "" if ends is None else " to ".join(number(scale * end, places) for end in ends)
+
+
+def shown(figure: Figure) -> str:
+    """A figure on one line, or why there is none."""
+    value, span = pair(figure)
+    return f"{value} ({span})" if span else value or figure.reason

@@ -5,52 +5,52 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.report import numbers, parts, text, views
-from potstill.report.metrics import ROLES
-from potstill.report.model import Absent, Report
+from potstill.report import numbers, tables, text, verdict
+from potstill.report.content import ROLES, Content
+from potstill.store.artifacts import write_text
 
 MOST_BYTES = 1_000_000
 MOST_SAMPLES = 12
 _LIMITS = (6_000, 2_000, 600, 200)  # characters of an answer, lowered until the page fits MOST_BYTES
-T = TypeVar("T")
 
 
-def render(report: Report) -> str:
+def render(content: Content) -> str:
     """The page as text. Whatever a model, a recipe or a library wrote is escaped and shown as written."""
     page = ""
     for limit in _LIMITS:
-        page = _environment(limit).get_template("report.html.j2").render(_context(report))
+        page = _environment(limit).get_template("report.html.j2").render(_context(content))
         if len(page.encode()) <= MOST_BYTES:
             break
     return page
 
 
-def write(report: Report, path: str | os.PathLike[str]) -> Path:
-    """Write the page atomically: a reader sees the old file or the new one, never half. Raises OSError."""
+def write(content: Content, path: str | os.PathLike[str]) -> Path:
+    """Write the page: a reader sees the old file or the new one, never half. Raises OSError."""
     target = Path(path)
-    page = render(report).encode()
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep colleagues from reading a shared run folder
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_text(target, render(content))
+    target.chmod(0o644)  # whatever the umask: colleagues read a shared run folder
     return target
+
+
+def cautions(content: Content) -> tuple[str, ...]:
+    """What a reader should know before believing the figures: of the summary, the data and the seeds."""
+    texts = list(verdict.cautions(content.summary))
+    seen = content.overlap
+    if seen is not None and (seen.exact or seen.near):
+        texts.append(
+            f"Of {seen.of} held-out prompts, {seen.exact} are also training prompts and {seen.near} nearly "
+            "so: they flatter the student."
+        )
+    if len(content.seeds) == 1:
+        seed = content.seeds[0]
+        texts.append(f"One seed ({seed}): the intervals tell nothing of the spread between seeds.")
+    return tuple(texts)
 
 
 def _source(name: str) -> str:
@@ -63,7 +63,7 @@ def _show(value: object) -> object:
 
 
 def _environment(limit: int) -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FunctionLoader(_source),
         autoescape=True,
         undefined=StrictUndefined,
@@ -71,52 +71,44 @@ def _environment(limit: int) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"ROLES": ROLES, "LEAD": min(700, limit), "LIMIT": limit}
-    made.filters |= {
-        "split": text.split,
-        "clip": text.clip,
-        "whole": numbers.whole,
-        "short": numbers.short,
-        "size": numbers.size,
-        "pair": numbers.pair,
-    }
-    return made
+    environment.globals |= {"ROLES": ROLES, "BETTER": tables.BETTER, "LEAD": min(700, limit), "LIMIT": limit}
+    environment.filters |= {"split": text.split, "clip": text.clip}
+    environment.filters |= {name: getattr(numbers, name) for name in ("whole", "short", "size", "pair")}
+    return environment
 
 
-def _context(report: Report) -> dict[str, object]:
+def _context(content: Content) -> dict[str, object]:
     css = _source("report.css")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    sections = report.sections
+    summary = content.summary
+    unknown = {"name": "unnamed", "params": None, "bytes": None, "source": ""}
+    teacher, student = ({**unknown, **(summary.get(side) or {})} for side in ("teacher", "student"))
     return {
         "css": Markup(css),
         "policy": f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
-        "report": report,
-        "sections": sections,
-        "highlights": views.highlights(report),
-        "distances": views.distances(report),
-        "by_stage": views.by_stage(report),
-        "retention": views.retention(report),
-        "curves": views.curves(report),
-        "training": views.training(report),
-        "samples": report.samples[:MOST_SAMPLES],
-        "overlap": _part(sections.overlap, parts.overlap),
-        "funnel": _part(sections.funnel, parts.funnel),
-        "lengths": _part(sections.lengths, parts.lengths),
-        "behaviour": _part(sections.behaviour, parts.behaviour),
-        "costs": _part(sections.costs, parts.costs),
-        "defaults": parts.defaults(sections.defaults),
-        "versions": parts.versions(report.versions),
-    }
-
-
-@dataclass(frozen=True)
-class Part:
-    """A section's view, or why it is absent."""
-
-    view: object = None
-    reason: str = ""
-
-
-def _part(section: T | Absent, view: Callable[[T], object]) -> Part:
-    return Part(reason=section.reason) if isinstance(section, Absent) else Part(view(section))
+        "content": content,
+        "title": str(summary.get("name") or f"{student['name']} from {teacher['name']}"),
+        "models": [(role, teacher if role == "teacher" else student) for role in content.roles],
+        "recipe_hash": str(summary.get("recipe_hash") or ""),
+        "finished": str(summary.get("finished") or ""),
+        "verdict": verdict.verdict(summary),
+        "cautions": cautions(content),
+        "results": tables.results(content),
+        "samples": content.samples[:MOST_SAMPLES],
+        "behaviour": tables.by_model(
+            content,
+            "behaviour",
+            "Free-running answers",
+            "A student that never stops, runs long or loops shows it here before any score does.",
+        ),
+        "speed": tables.by_model(content, "cost", "What each model's answers cost"),
+        **{
+            view.__name__: view(content)
+            for view in (
+                tables.highlights, tables.distances, tables.by_stage, tables.retention, tables.curves,
+                tables.training, tables.overlap, tables.funnel, tables.lengths, tables.costs,
+                tables.defaults, tables.versions,
+            )
+        },
+    }  # fmt: skip

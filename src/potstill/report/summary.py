@@ -1,24 +1,38 @@
-"""`summary.json`: a run's figures for programs."""
+"""`summary.json`: a run's figures for programs, written and read."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from potstill.evaluate.speed import SPEED
 from potstill.recipe.defaults import Default
 from potstill.store.artifacts import Artifact
+from potstill.types import Figure
 
 PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+MEASURED = ("value", "low", "high", "n")
+ABOUT = ("label", "unit", "better", "meaning", "place")
+RESULTS = ("headline", "result")  # places of the figures that say what a student is worth
+OTHERS = ("behaviour", "cost")
+TRAIN = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
+NOT_MEASURED = "not measured"
+Summary = Mapping[str, Any]
+Table = Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its parts and the artifact of every stage, None for what did not run."""
+    """What a run left: its parts and the artifact of every stage, None for what did not run.
+
+    `metrics` names the figures of each metric that a recipe can ask for.
+    """
 
     recipe: Any
     data: Any
@@ -29,6 +43,7 @@ class Outcome:
     control: Artifact | None
     trained: tuple[str, ...]
     evaluation: Artifact | None
+    metrics: Mapping[str, Sequence[Figure]]
     answers: Artifact | None
     defaults: tuple[Default, ...]
     funnel: Mapping[str, int]
@@ -40,101 +55,159 @@ class Outcome:
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
     """summary.json: a value that does not apply is null with a reason beside it."""
-    found = evaluation_of(outcome.evaluation)
-    tables = found.get("models", {})
-    asked = {metric for stage in outcome.recipe.stages for metric in getattr(stage, "metrics", ())}
-    summary: dict[str, Any] = {
+    evaluation = _evaluation(outcome.evaluation)
+    measured = {role: _figures(table) for role, table in evaluation.get("models", {}).items()}
+    every = _every_figure(measured, outcome.metrics)
+    student = outcome.student
+    return {
         "name": outcome.recipe.name,
         "teacher": {"name": Path(outcome.teacher.source.location).name, **_teacher_size(outcome)},
         "student": {
             "name": outcome.recipe.name,
-            "params": None if outcome.student is None else outcome.student.facts["params"],
-            "bytes": None if outcome.student is None else outcome.student.facts["bytes"],
+            "params": None if student is None else student.facts["params"],
+            "bytes": None if student is None else student.facts["bytes"],
             "source": _student_source(outcome),
         },
-        "before": _block(tables.get("before"), "the untrained student was not evaluated", asked),
-        "after": _block(tables.get("after"), "no student was trained and evaluated", asked),
-        "reference": tables.get("teacher", {}),
-        "by_stage": _by_stage(outcome.trained, tables),
-        "retention": found.get("retention", {}),
+        "figures": {
+            key: {name: getattr(figure, name) for name in ABOUT} | {"label": figure.label or key}
+            for key, figure in every.items()
+        },
+        "before": _student(measured.get("before"), every, "the untrained student was not evaluated"),
+        "after": _student(measured.get("after"), every, "no student was trained and evaluated"),
+        **({"control": _student(measured["control"], every, "")} if "control" in measured else {}),
+        "reference": _block(measured.get("teacher", {}), *RESULTS),
+        "by_stage": _by_stage(outcome.trained, measured),
+        "retention": {
+            key: _kept(share, *(measured.get(role, {}).get(key) for role in ("teacher", "after", "control")))
+            for key, share in _figures(evaluation.get("retention", {})).items()
+        },
+        **{place: {role: _block(table, place) for role, table in measured.items()} for place in OTHERS},
+        **_speed(measured),
         "train": _train([outcome.stages[name] for name in outcome.trained]),
-        **_speed(found.get("speed")),
-        "scored_tokens": found.get("scored_tokens"),
+        "scored_tokens": evaluation.get("scored_tokens"),
         "recipe_hash": outcome.recipe.hash(),
         "artifacts": {name: artifact.key for name, artifact in outcome.stages.items()},
         "seed": outcome.recipe.seed,
         "versions": versions(),
     }
-    if "control" in tables:
-        summary["control"] = _block(tables["control"], "", asked)
-    return summary
+
+
+def read(summary: Summary, block: Mapping[str, Any] | None, key: str, about: str = "") -> Figure:
+    """`block[key]` as a Figure: `{value, low, high, n}`, a bare number, or null with `<key>_reason`.
+
+    `about` is the key of its description where that is another.
+    """
+    block = block or {}
+    figure = Figure(about or key, **(described(summary).get(about or key) or {"label": about or key}))
+    raw = block.get(key)
+    entry = raw if isinstance(raw, Mapping) else {"value": raw}
+    value, reason = entry.get("value"), entry.get("reason") or block.get(f"{key}_reason") or ""
+    if value is None:
+        return replace(figure, reason=str(reason or NOT_MEASURED))
+    if not math.isfinite(value):
+        return replace(figure, reason=f"not a finite number ({value})")
+    low, high = (
+        end if end is not None and math.isfinite(end) else None for end in map(entry.get, MEASURED[1:3])
+    )
+    return replace(figure, value=float(value), low=low, high=high, n=entry.get("n"), reason=str(reason))
+
+
+def described(summary: Summary, *places: str) -> Mapping[str, Any]:
+    """The descriptions of a summary's figures by key; of these places only, where any is named."""
+    figures = summary.get("figures") or {}
+    return {key: about for key, about in figures.items() if not places or about.get("place") in places}
 
 
 def versions() -> dict[str, str]:
     """Python and the packages that figures depend on."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return result
 
 
-def evaluation_of(artifact: Artifact | None) -> dict[str, Any]:
-    """What an evaluate stage wrote; nothing without one."""
+def _evaluation(artifact: Artifact | None) -> dict[str, Any]:
+    if artifact is None:
+        return {}
+    return json.loads((artifact.path / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _figures(stored: Mapping[str, Any]) -> dict[str, Figure]:
+    return {key: Figure(**fields) for key, fields in stored.items()}
+
+
+def _every_figure(measured: Mapping[str, Table], metrics: Mapping[str, Sequence[Figure]]) -> Table:
+    """What was measured of any model, and what a recipe can ask for; without values, the latter with a reason."""
+    every = {
+        key: Figure(key, **{name: getattr(figure, name) for name in ABOUT})
+        for table in measured.values()
+        for key, figure in table.items()
+    }
+    for metric, figures in metrics.items():
+        for figure in figures:
+            reason = f"the recipe's evaluate stage does not ask for {metric}"
+            every.setdefault(figure.key, replace(figure, reason=reason))
+    return every
+
+
+def _student(table: Table | None, every: Table, not_evaluated: str) -> dict[str, Any]:
+    """All results of a student, null with a reason where there is none."""
+    if table is None:
+        return _counted({key: replace(figure, reason=not_evaluated) for key, figure in every.items()})
+    return _counted({key: table.get(key, figure) for key, figure in every.items()})
+
+
+def _counted(table: Table) -> dict[str, Any]:
+    """The results of a model, and the most prompts that any was measured on."""
+    counts = [figure.n or 0 for figure in table.values() if figure.place in RESULTS]
+    return {**_block(table, *RESULTS), "n": max(counts, default=0)}
+
+
+def _block(table: Table, *places: str) -> dict[str, Any]:
+    """What was measured, of these places."""
+    block: dict[str, Any] = {}
+    for key, figure in table.items():
+        if figure.place in places and figure.value is None:
+            block |= {key: None, f"{key}_reason": figure.reason or NOT_MEASURED}
+        elif figure.place in places:
+            entry = {name: getattr(figure, name) for name in (*MEASURED, "reason")}
+            block[key] = {name: value for name, value in entry.items() if value not in (None, "")}
+    return block
+
+
+def _kept(
+    share: Figure, teacher: Figure | None, student: Figure | None, control: Figure | None
+) -> dict[str, Any]:
+    """A row of `retention`."""
+    missing = Figure("", reason="the recipe has no control stage")
+    sides = {"teacher": teacher, "student": student, "control": control}
+    row = _block({side: figure or missing for side, figure in sides.items()}, *RESULTS)
+    if share.value is None:
+        return row | {"ratio": None, "ci95": None, "ratio_reason": share.reason}
+    return row | {"ratio": {"value": share.value, "n": share.n}, "ci95": [share.low, share.high]}
+
+
+def _speed(measured: Mapping[str, Table]) -> dict[str, Any]:
+    """Greedy tokens a second of each model, prompts side by side."""
+    key = SPEED.key
+    values = {role: table[key].value for role, table in measured.items() if key in table and table[key].value}
     return (
-        {}
-        if artifact is None
-        else json.loads((artifact.path / "evaluation.json").read_text(encoding="utf-8"))
+        {key: values}
+        if values
+        else {key: None, f"{key}_reason": "no evaluate stage measured the speed of writing"}
     )
 
 
-_KEYS = {
-    "forward_kl": "likelihood",
-    "reverse_kl": "likelihood",
-    "ppl": "likelihood",
-    "agreement": "agreement",
-    "agreement_top5": "agreement",
-    "rouge_l": "rouge_l",
-}
-"""The figures of a student, and the metric of an evaluate stage that asks for each."""
-
-
-def _block(table: Mapping[str, Any] | None, reason: str, asked: Collection[str]) -> dict[str, Any]:
-    """Every figure; null with its reason where there is none."""
-    block = {} if table is None else dict(table)
-    for key, metric in _KEYS.items():
-        if key in block:
-            continue
-        why = f"the recipe's evaluate stage does not ask for {metric}"
-        if table is None:
-            why = reason
-        elif metric in asked:
-            why = "the held-out rows hold nothing that it could be measured on"
-        block |= {key: None, f"{key}_reason": why}
-    return _filled(block)
-
-
-def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {**table, "n": max((v["n"] for v in table.values() if isinstance(v, Mapping)), default=0)}
-
-
-def _speed(measured: Mapping[str, float] | None) -> dict[str, Any]:
-    """Greedy tokens a second of each model, prompts side by side."""
-    if measured:
-        return {"generation_tokens_per_second": dict(measured)}
-    reason = "no evaluate stage measured the speed of writing"
-    return {"generation_tokens_per_second": None, "generation_tokens_per_second_reason": reason}
-
-
-def _by_stage(trained: Sequence[str], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What each training stage found and left, where there is more than one."""
+def _by_stage(trained: Sequence[str], measured: Mapping[str, Table]) -> list[dict[str, Any]]:
+    """The figures before and after each training stage, where there is more than one."""
     roles = ["before", *(f"after {name}" for name in trained[:-1]), "after"]
-    if len(trained) < 2 or any(role not in tables for role in roles):
+    if len(trained) < 2 or any(role not in measured for role in roles):
         return []
     return [
-        {"stage": name, "before": _filled(tables[roles[i]]), "after": _filled(tables[roles[i + 1]])}
+        {"stage": name, "before": _counted(measured[roles[i]]), "after": _counted(measured[roles[i + 1]])}
         for i, name in enumerate(trained)
     ]
 
@@ -152,21 +225,16 @@ def _student_source(outcome: Outcome) -> str:
     facts = outcome.untrained.facts
     if "kept_layers" not in facts:
         return "its own weights"
-    return f"{len(facts['kept_layers'])} of the teacher's {facts['of']} layers: {', '.join(map(str, facts['kept_layers']))}"
+    layers = ", ".join(map(str, facts["kept_layers"]))
+    return f"{len(facts['kept_layers'])} of the teacher's {facts['of']} layers: {layers}"
 
 
 def _train(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     """What making the student took, all its stages together; a control is no part of it."""
-    names = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
     if not artifacts:
-        return dict.fromkeys(names) | {f"{n}_reason": "nothing was trained" for n in names}
+        return dict.fromkeys(TRAIN) | {f"{name}_reason": "nothing was trained" for name in TRAIN}
     facts = [artifact.facts for artifact in artifacts]
     tokens, seconds = sum(f["tokens"] for f in facts), sum(f["train_seconds"] for f in facts)
-    return {
-        "steps": sum(f["steps"] for f in facts),
-        "tokens": tokens,
-        "tokens_per_second": tokens / max(seconds, 1e-9),
-        "seconds": seconds,
-        "peak_rss_bytes": max(f["peak_rss_bytes"] for f in facts),
-        "best_step": facts[-1]["best_step"],
-    }
+    steps, peak = sum(f["steps"] for f in facts), max(f["peak_rss_bytes"] for f in facts)
+    values = (steps, tokens, tokens / max(seconds, 1e-9), seconds, peak)
+    return {**dict(zip(TRAIN, values, strict=True)), "best_step": facts[-1]["best_step"]}

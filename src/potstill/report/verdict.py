@@ -3,53 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from potstill.report.metrics import KNOWN, Metric, by_key
-from potstill.report.numbers import Measured, number, pair, percent, read
+from potstill.report.numbers import number, pair, percent
+from potstill.report.summary import RESULTS, Summary, described, read
+from potstill.types import Figure
 
 FEW_PROMPTS = 60  # below this many, percentile intervals cover visibly less than they claim
 KL = "held-out KL(teacher‖student)"
-Summary = Mapping[str, Any]
 
 
 def verdict(summary: Summary) -> str:
     """What the run achieved, from `summary.json` alone; a ratio only where it is defined."""
-    parts = (_retention(summary), _divergence(summary))
-    text = "; ".join(part for part in parts if part)
+    text = "; ".join(part for part in (_retention(summary), _divergence(summary)) if part)
     return " ".join(part for part in (f"{text[0].upper()}{text[1:]}.", _control(summary)) if part)
 
 
 def cautions(summary: Summary) -> tuple[str, ...]:
     """What weakens the result: too few prompts, a weak teacher, a control that does as well, a setback."""
-    found = (_weak_teacher(summary), _few_prompts(summary), _no_gain(summary), *_setbacks(summary))
-    return tuple(text for text in found if text)
+    texts = (_weak_teacher(summary), _few_prompts(summary), _no_gain(summary), *_setbacks(summary))
+    return tuple(text for text in texts if text)
 
 
-def apart(one: Measured, other: Measured) -> bool:
+def apart(one: Figure, other: Figure) -> bool:
     """Whether both intervals were measured and do not overlap."""
     a, b = one.interval, other.interval
     return a is not None and b is not None and (a[1] < b[0] or b[1] < a[0])
+
+
+def _kl(summary: Summary, role: str) -> Figure:
+    return read(summary, summary.get(role), "forward_kl")
 
 
 def _retention(summary: Summary) -> str:
     """The first metric with a defined ratio for which keeping a share makes sense."""
     refused = ""
     for key, row in (summary.get("retention") or {}).items():
-        metric = by_key(key)
-        if metric.lower_is_better or not isinstance(row, Mapping):
+        ratio = read(summary, row, "ratio", about=key)
+        if ratio.better == "down" or not isinstance(row, Mapping):
             continue
-        ratio = read(row, "ratio")
         if ratio.value is None:
-            refused = refused or f"no share of the teacher's {metric.label} is given ({ratio.reason})"
+            refused = refused or f"no share of the teacher's {ratio.label} is given ({ratio.reason})"
             continue
         ends = row.get("ci95")
         interval = f" (95 % interval {percent(ends[0])} to {percent(ends[1])})" if ends else " (no interval)"
         verb = "kept" if ratio.value <= 1 else "reached"
-        return (
-            f"the student {verb} {percent(ratio.value)}{interval} of the teacher's {metric.label}"
-            + _smaller(summary)
-        )
+        share = f"{percent(ratio.value)}{interval} of the teacher's {ratio.label}"
+        return f"the student {verb} {share}{_smaller(summary)}"
     return refused
 
 
@@ -61,59 +60,54 @@ def _smaller(summary: Summary) -> str:
 
 
 def _divergence(summary: Summary) -> str:
-    before, after = (read(summary.get(block), "forward_kl") for block in ("before", "after"))
+    before, after = _kl(summary, "before"), _kl(summary, "after")
     if after.value is None:
         return f"{KL} is unknown ({after.reason})"
     if before.value is None:
-        return (
-            f"{KL} is {number(after.value)} nats per token; before training it is unknown ({before.reason})"
-        )
+        why = f"before training it is unknown ({before.reason})"
+        return f"{KL} is {number(after.value)} nats per token; {why}"
     span = f"from {number(before.value)} to {number(after.value)} nats per token"
     if before.interval and after.interval and not apart(before, after):
         return f"{KL} did not clearly move: {span}, and the 95 % intervals overlap"
     if after.value >= before.value:
         return f"{KL} did not fall: {span}"
-    return f"{KL} fell {span} ({_factor(before, after)})"
-
-
-def _factor(before: Measured, after: Measured) -> str:
-    if before.value is None or after.value is None or after.value <= 0:
-        return "no factor: the later value is not above 0"
-    if after.low is not None and after.low <= 0:
-        return "no factor: the later interval includes 0"
-    return f"{number(before.value / after.value, 1)}×"
+    factor = f"{number(before.value / after.value, 1)}×" if after.value > 0 else ""
+    if not factor:
+        factor = "no factor: the later value is not above 0"
+    elif after.low is not None and after.low <= 0:
+        factor = "no factor: the later interval includes 0"
+    return f"{KL} fell {span} ({factor})"
 
 
 def _control(summary: Summary) -> str:
-    control, after = (read(summary.get(block), "forward_kl") for block in ("control", "after"))
+    control, after = _kl(summary, "control"), _kl(summary, "after")
     if control.value is None or after.value is None:
         return ""
     return f"The control student reached {number(control.value)} nats per token."
 
 
 def _weak_teacher(summary: Summary) -> str:
-    teacher = read(summary.get("reference"), "ppl")
-    for block, name in (("before", "untrained"), ("after", "distilled")):
-        student = read(summary.get(block), "ppl")
-        if teacher.value is not None and student.value is not None and teacher.value >= student.value:
+    teacher = read(summary, summary.get("reference"), "ppl").value
+    for role, name in (("before", "untrained"), ("after", "distilled")):
+        student = read(summary, summary.get(role), "ppl").value
+        if teacher is not None and student is not None and teacher >= student:
             return (
-                f"The teacher's perplexity ({number(teacher.value)}) is not below that of the {name} student "
-                f"({number(student.value)}): on these texts the teacher may have little to teach."
+                f"The teacher's perplexity ({number(teacher)}) is not below that of the {name} student "
+                f"({number(student)}): on these texts the teacher may have little to teach."
             )
     return ""
 
 
 def _few_prompts(summary: Summary) -> str:
-    after = summary.get("after") or {}
-    counts = [n for n in (read(after, metric.key).n for metric in KNOWN) if n is not None]
-    fewest = min(counts, default=None)
+    figures = (read(summary, summary.get("after"), key) for key in described(summary, *RESULTS))
+    fewest = min((f.n for f in figures if f.n is not None and f.value is not None), default=None)
     if fewest is None or fewest >= FEW_PROMPTS:
         return ""
     return f"Only {fewest} held-out prompts: intervals from so few are too narrow; 200 or more are better."
 
 
 def _no_gain(summary: Summary) -> str:
-    control, after = (read(summary.get(block), "forward_kl") for block in ("control", "after"))
+    control, after = _kl(summary, "control"), _kl(summary, "after")
     if control.value is None or after.value is None:
         return ""
     if control.value <= after.value:
@@ -124,14 +118,12 @@ def _no_gain(summary: Summary) -> str:
 
 
 def _setbacks(summary: Summary) -> list[str]:
-    before, after = summary.get("before"), summary.get("after")
-    return [_setback(metric, read(before, metric.key), read(after, metric.key)) for metric in KNOWN]
-
-
-def _setback(metric: Metric, before: Measured, after: Measured) -> str:
-    if before.value is None or after.value is None or not apart(before, after):
-        return ""
-    if (after.value > before.value) != metric.lower_is_better:
-        return ""
-    was, now = pair(before, metric.percent)[0], pair(after, metric.percent)[0]
-    return f"{metric.label} got worse in training: {was} before, {now} after."
+    texts = []
+    for key in described(summary, *RESULTS):
+        before, after = (read(summary, summary.get(role), key) for role in ("before", "after"))
+        if before.value is None or after.value is None or not apart(before, after) or not before.better:
+            continue
+        if (after.value > before.value) != (before.better == "up"):
+            was, now = pair(before)[0], pair(after)[0]
+            texts.append(f"{before.label} got worse in training: {was} before, {now} after.")
+    return texts

@@ -7,18 +7,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from potstill.console import Console
 from potstill.errors import Interrupted, RecipeError
-from potstill.recipe.recipe import dump_yaml
+from potstill.recipe.recipe import Recipe, dump_yaml
 from potstill.report import gather
-from potstill.runs import setup, status
-from potstill.runs.pipeline import Pipeline
-from potstill.stages.common import World
+from potstill.runs import pipeline, setup, status
+from potstill.stages import _rows
+from potstill.stages._context import Context, State
+from potstill.stages._metrics import figures_of_ours
 from potstill.store.artifacts import Store
 from potstill.store.folder import RECIPE, RunDir
 
@@ -79,27 +80,63 @@ def _run(
         before = folder.state()
         if before.get("status") == "running":
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
-        parts = setup.compose(opened)
+        parts = setup.set_up(opened)
         (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
         if builds:
             told = {"base": str(opened.base), "recipe_hash": opened.recipe.hash()}
             folder.update(told | {"status": "running", "error": None})
-        world = World(
-            Store(folder.path.parent / ".store"),
-            console,
-            parts.device,
-            opened.recipe.seed,
-            lambda: received.number,
+        context = Context(
+            setup=parts,
+            store=Store(folder.path.parent / ".store"),
+            console=console,
+            seed=opened.recipe.seed,
+            stages=opened.recipe.stages,
+            stop_signal=lambda: received.number,
             builds=builds,
+            announce=folder.update,
         )
         started = time.time()
         with _last_word(folder) if builds else nullcontext():
             for note in parts.notes:
                 console.say(f"note: {note}")
-            world.stop_if_asked()
-            outcome = Pipeline(parts, world, folder, until).go()
-            outcome = replace(outcome, started=started, finished=time.time())
+            context.stop_if_signalled()
+            state = pipeline.go(context, folder, until)
+            outcome = outcome_of(opened.recipe, context, state, started, time.time())
             return _result(folder, gather.publish(folder, outcome))
+
+
+def outcome_of(
+    recipe: Recipe, context: Context, state: State, started: float, finished: float
+) -> gather.Outcome:
+    """What a run left, for its summary and its page."""
+    splits: dict[str, _rows.Examples] = {}
+    if state.student is not None:
+        splits |= {
+            "train": _rows.examples(state, context, "train"),
+            "validation": _rows.examples(state, context, "validation"),
+        }
+    if state.evaluation is not None:
+        splits["heldout"] = _rows.examples(state, context, "heldout")
+    funnel = splits["train"].funnel if "train" in splits else {}
+    return gather.Outcome(
+        recipe=recipe,
+        data=context.setup.data,
+        teacher=context.setup.teacher,
+        stages=state.artifacts,
+        untrained=state.untrained,
+        student=state.student,
+        control=state.control,
+        trained=state.trained,
+        metrics=figures_of_ours(),
+        evaluation=state.evaluation,
+        answers=state.answers,
+        defaults=state.defaults,
+        funnel={**state.left_out, **funnel},
+        lengths={name: [len(e.input_ids) for e in split.examples] for name, split in splits.items()},
+        reused=tuple(name for name, artifact in state.artifacts.items() if artifact.reused),
+        started=started,
+        finished=finished,
+    )
 
 
 def rebuild_report(run_folder: Path) -> RunResult:
@@ -121,17 +158,17 @@ def _last_word(folder: RunDir) -> Iterator[None]:
         yield
     except Interrupted as stop:
         stop.fix = status.goes_on(folder.path)
-        folder.last_word({"status": "interrupted"})
+        folder.update_at_end({"status": "interrupted"})
         raise
     except KeyboardInterrupt as error:
-        folder.last_word({"status": "interrupted"})
+        folder.update_at_end({"status": "interrupted"})
         raise Interrupted(
             "stopped at once; what was not saved is done again.",
             signal_number=signal.SIGINT,
             fix=status.goes_on(folder.path),
         ) from error
     except Exception as error:
-        folder.last_word({"status": "failed", "error": status.reason(error).as_dict()})
+        folder.update_at_end({"status": "failed", "error": status.reason(error).as_dict()})
         raise
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to its parts: models found, tokenizers read, rows split. Loads no weights.
+"""From a recipe to what it names: models found, tokenizers read, rows split. Loads no weights.
 
 `check` and `run` both start here, so what the preflight reads is what the run reads.
 """
@@ -7,31 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from potstill.data.answers import weights_of
+from potstill.data.dataset import Dataset
+from potstill.data.reader import Reader, Readers, reader_of
 from potstill.data.template import Templater
 from potstill.errors import RecipeError
-from potstill.models import loading
-from potstill.models.vocabulary import (
-    Vocabulary,
-    first_conflict,
-    read_vocabulary,
-    require_same,
-    special_differences,
-)
-from potstill.recipe.defaults import Facts, expand
-from potstill.recipe.inputs import Cut, DataSpec, ModelSpec
-from potstill.recipe.recipe import Recipe, read_recipe, resolve_path
-from potstill.runs.rows import Data, finetuning, read_data, weights_of
-from potstill.stages.common import ModelRef
+from potstill.models import vocabulary
+from potstill.models.loading import best_device
+from potstill.recipe import plugins
+from potstill.recipe.inputs import DataSpec
+from potstill.recipe.recipe import Recipe, expand, read_recipe, resolve_path
+from potstill.runs.rows import read_data, rows_of_stages
+from potstill.signals.teacher import Teacher
+from potstill.stages._context import Setup, StudentRef
 from potstill.store.folder import RECIPE, RunDir
+from potstill.students._built import StudentContext
+from potstill.teachers._context import TeacherContext
 
 LONGEST = 4096
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DISTRIBUTIONS = frozenset({"dense", "topk", "sampled"})
 
 
 @dataclass(frozen=True)
@@ -41,44 +38,6 @@ class Opened:
     recipe: Recipe
     base: Path
     method: str | None = None  # the preset that the stages came from
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything a run is made of, before any weight is loaded."""
-
-    opened: Opened
-    device: torch.device
-    teacher: ModelRef
-    student: ModelRef | None  # None: cut from the teacher
-    vocabulary: Vocabulary
-    teacher_vocabulary: Vocabulary
-    teacher_templater: Templater
-    student_templater: Templater
-    tokenizer: Any  # the student's
-    pad_id: int
-    teacher_pad_id: int
-    template: str | None  # the chat template, where it is not the student's own
-    max_length: int
-    context: int
-    layers: int
-    data: Data
-    notes: tuple[str, ...]
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.opened.recipe
-
-    @cached_property
-    def shared_vocabulary(self) -> bool:
-        """Whether an id means the same to teacher and student."""
-        return first_conflict(self.teacher_vocabulary, self.vocabulary) is None
-
-    @cached_property
-    def reads_alike(self) -> bool:
-        """Whether teacher and student read the same row as the same ids."""
-        same = self.teacher_templater.fingerprint == self.student_templater.fingerprint
-        return self.shared_vocabulary and same
 
 
 def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
@@ -100,133 +59,141 @@ def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
     return Opened(recipe.model_copy(update={"runs": str(path.resolve().parent)}), Path(base))
 
 
-def compose(opened: Opened) -> Parts:
+def set_up(opened: Opened) -> Setup:
     """Find models, read tokenizers, configs and rows, and refuse what cannot work together.
 
     Raises:
-        ModelError, VocabularyError, DataError: naming what does not fit and the way out.
+        ModelError, VocabularyError, DataError, RecipeError: naming what does not fit and the way out.
     """
     recipe, base = opened.recipe, opened.base
-    device = loading.best_device()
-    teacher = _reference(recipe.teacher, base, device)
-    config = loading.load_config(teacher.source).get_text_config()
-    tokenizer = teacher_tokenizer = loading.load_tokenizer(teacher.source)
-    teacher_vocabulary = read_vocabulary(tokenizer)
+    device = best_device()
     template = _template_text(recipe.data, base)
-    teacher_templater = _templater(tokenizer, template, recipe.data)
-    student, student_templater, vocabulary = None, teacher_templater, teacher_vocabulary
-    context = int(getattr(config, "max_position_embeddings", LONGEST))
-    notes: list[str] = []
-    if recipe.student.model is not None:
-        spec = ModelSpec(**recipe.student.model_dump(exclude={"from_teacher"}))
-        student = _reference(spec, base, torch.device("cpu"))
-        own_config = loading.load_config(student.source).get_text_config()
-        own = loading.load_tokenizer(student.source)
-        vocabulary = read_vocabulary(own)
-        if any(stage.verb == "distill" for stage in recipe.stages):
-            require_same(teacher_vocabulary, vocabulary)
-        notes += [
-            f"special ids differ: {text}" for text in special_differences(teacher_vocabulary, vocabulary)
-        ]
-        if template is None and not own.chat_template:
-            template = tokenizer.chat_template
-            notes.append("the student has no chat template; it learns the teacher's.")
-        student_templater = _templater(own, template, recipe.data)
-        context = min(context, int(getattr(own_config, "max_position_embeddings", LONGEST)))
-        tokenizer = own
-    if teacher_templater.fingerprint != student_templater.fingerprint:
-        notes.append("the chat templates of teacher and student differ; each reads a row through its own.")
-    owners = {"the": student_templater, "the teacher's": teacher_templater}
-    for owner, added in {o: t.default_system for o, t in owners.items() if t.default_system}.items():
-        if owner == "the" or added != student_templater.default_system:
-            notes.append(
-                f"{owner} chat template adds a system prompt of its own to rows without one: {added!r}."
-            )
+
+    def reader(tokenizer: Any, template: str | None = template) -> Reader:
+        return reader_of(tokenizer, _templater(tokenizer, template, recipe.data))
+
+    name, options = recipe.teacher.plugin
+    teacher: Teacher = plugins.load("teachers", name, options).build(
+        TeacherContext(base, device, reader), **options
+    )
+    _require_provided(recipe, teacher)
+    student, student_reader, own_length = _student(recipe, base, device, teacher, template, reader)
+    readers = Readers(teacher.reads, student_reader)
+    if teacher.reads is not None and any("distribution" in stage.needs for stage in recipe.stages):
+        vocabulary.require_same(teacher.reads.vocabulary, student_reader.vocabulary)
+    lengths = (getattr(teacher, "context_length", None), own_length)
+    context_length = min((length for length in lengths if length is not None), default=LONGEST)
     limit = recipe.data.max_length
-    if limit != "auto" and limit > context:
-        notes.append(f"data.max_length is {limit}, the models read {context} tokens; that is the limit.")
+    notes = list(_reading_notes(readers, recipe.data, context_length))
+    if student.template is not None and template is None:
+        notes.insert(0, "the student has no chat template; it learns the teacher's.")
     data = read_data(recipe.data, base, recipe.seed)
-    data = replace(data, finetune=finetuning(recipe, base, data.heldout, notes))
+    data = replace(data, of_stages=rows_of_stages(recipe, base, data.heldout, notes))
     if recipe.data.weight is not None:
         weights_of(data.trained_on, recipe.data.weight)
-    layers = int(config.num_hidden_layers)
-    _require_layers(recipe.student.from_teacher, layers)
-    seen = {row.prompt_text for row in data.train + data.validation}
-    if both := sum(row.prompt_text in seen for row in data.heldout):
-        notes.append(
-            f"{both} of {len(data.heldout)} held-out prompts are training prompts too; figures on them "
-            "measure memory. Take them out of one of the two."
-        )
-    return Parts(
-        opened=opened,
+    _require_possible(student)
+    notes += _overlap_notes(data)
+    return Setup(
         device=device,
+        base=base,
         teacher=teacher,
         student=student,
-        vocabulary=vocabulary,
-        teacher_vocabulary=teacher_vocabulary,
-        teacher_templater=teacher_templater,
-        student_templater=student_templater,
-        tokenizer=tokenizer,
-        pad_id=_pad_id(tokenizer),
-        teacher_pad_id=_pad_id(teacher_tokenizer),
-        template=template,
-        max_length=min(context, LONGEST) if limit == "auto" else min(context, limit),
-        context=context,
-        layers=layers,
+        readers=readers,
         data=data,
+        weight=recipe.data.weight,
+        on_bad_row=recipe.data.on_bad_row,
+        max_length=min(context_length, LONGEST if limit == "auto" else limit),
+        context_length=context_length,
         notes=tuple(notes),
     )
 
 
-def _require_layers(cut: Cut | None, layers: int) -> None:
-    if cut is None:
-        return
-    most = cut.count if isinstance(cut.by, str) else max(cut.by) + 1
-    if most > layers:
-        raise RecipeError(
-            f"needs {most} layers, the teacher has {layers}.",
-            path="student.from_teacher",
-            fix=f"Keep 1 to {layers} layers, counted from 0.",
+def _require_provided(recipe: Recipe, teacher: Teacher) -> None:
+    """Refuse stages that need more than the teacher says that it provides."""
+    offers = {"distribution": bool(teacher.provides & DISTRIBUTIONS), "text": "text" in teacher.provides}
+    for stage in recipe.stages:
+        for need in sorted(stage.needs):
+            if offers[need] and (need != "text" or teacher.reads is not None):
+                continue
+            what = {"distribution": "gives no distribution over tokens", "text": "writes no text"}[need]
+            raise RecipeError(
+                f"needs the teacher's {need}, and this teacher {what}.",
+                path=f"stages.{stage.name}",
+                fix="Leave the stage out, or name another teacher.",
+            )
+
+
+def _student(
+    recipe: Recipe, base: Path, device: Any, teacher: Teacher, template: str | None, reader: Any
+) -> tuple[StudentRef, Reader, int | None]:
+    """How the student is made and how it reads: as its plug-in says, else as the teacher does."""
+    name, options = recipe.student.plugin
+    plugin = plugins.load("students", name, options)
+    context = StudentContext(
+        teacher=getattr(teacher, "loaded", None),
+        fingerprint=teacher.fingerprint,
+        layers=getattr(teacher, "layers", None),
+        base=base,
+        device=device,
+    )
+    if not hasattr(plugin, "reads"):
+        if teacher.reads is None:
+            raise RecipeError(
+                "reads as its teacher does, and this teacher has no tokenizer.",
+                path="student",
+                fix="Name a model of its own.",
+            )
+        return StudentRef(plugin, name, options, context, cut=True, template=template), teacher.reads, None
+    reads = plugin.reads(context, **options)
+    if template is None and not reads.tokenizer.chat_template and teacher.reads is not None:
+        template = teacher.reads.tokenizer.chat_template
+    ref = StudentRef(plugin, name, options, context, cut=False, template=template)
+    return ref, reader(reads.tokenizer, template), reads.context_length
+
+
+def _require_possible(student: StudentRef) -> None:
+    check = getattr(student.plugin, "check", None)
+    if check is not None:
+        check(student.context, **student.options)
+
+
+def _reading_notes(readers: Readers, spec: DataSpec, context_length: int) -> list[str]:
+    """What is worth a line about how both models read."""
+    notes = []
+    student, teacher = readers.student, readers.teacher
+    if teacher is not None:
+        notes += [
+            f"special ids differ: {text}"
+            for text in vocabulary.special_differences(teacher.vocabulary, student.vocabulary)
+        ]
+        if teacher.templater.fingerprint != student.templater.fingerprint:
+            notes.append(
+                "the chat templates of teacher and student differ; each reads a row through its own."
+            )
+    systems = {"the": student.templater.default_system}
+    if teacher is not None and teacher.templater.default_system != systems["the"]:
+        systems["the teacher's"] = teacher.templater.default_system
+    notes += [
+        f"{owner} chat template adds a system prompt of its own to rows without one: {added!r}."
+        for owner, added in systems.items()
+        if added
+    ]
+    if spec.max_length != "auto" and spec.max_length > context_length:
+        notes.append(
+            f"data.max_length is {spec.max_length}, the models read {context_length} tokens; that is the limit."
         )
+    return notes
 
 
-def _pad_id(tokenizer: Any) -> int:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(pad if pad is not None else 0)
-
-
-def facts(
-    parts: Parts,
-    train_tokens: int | None,
-    parameters: int | None,
-    answer_tokens: int | None,
-    untrained: bool = True,
-) -> Facts:
-    """What `auto` values may depend on; `untrained` says that no stage has trained the student yet."""
-    kind = parts.device.type
-    return Facts(
-        device=kind if kind in ("cuda", "mps") else "cpu",  # type: ignore[arg-type]
-        bf16=loading.fast_bf16(parts.device),
-        fp16=kind == "cuda",
-        student_kind="cut" if parts.student is None and untrained else "full",
-        parameters=parameters,
-        train_tokens=train_tokens,
-        answer_tokens=answer_tokens,
-        context=parts.context,
-    )
-
-
-def _reference(spec: ModelSpec, base: Path, device: torch.device) -> ModelRef:
-    source = loading.find_source(
-        spec.model, base=base, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-    )
-    if spec.dtype != "auto":
-        dtype = DTYPES[spec.dtype]
-    elif loading.fast_bf16(device):
-        dtype = torch.bfloat16
-    else:
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-    return ModelRef(source, loading.fingerprint(source), dtype)
+def _overlap_notes(data: Dataset) -> list[str]:
+    seen = {row.prompt_text for row in data.train + data.validation}
+    both = sum(row.prompt_text in seen for row in data.heldout)
+    if not both:
+        return []
+    return [
+        f"{both} of {len(data.heldout)} held-out prompts are training prompts too; figures on them "
+        "measure memory. Take them out of one of the two."
+    ]
 
 
 def _template_text(spec: DataSpec, base: Path) -> str | None:

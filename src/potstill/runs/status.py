@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from potstill.console import clock
 from potstill.errors import MachineError, PotstillError, RecipeError
 from potstill.store.folder import RECIPE, RunDir
+from potstill.store.lines import read_tail
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,8 @@ def last_step(metrics: str | None) -> dict[str, Any] | None:
     """The last complete step line of a metrics file."""
     if not metrics or not Path(metrics).is_file():
         return None
-    with Path(metrics).open("rb") as handle:
-        handle.seek(max(0, handle.seek(0, 2) - 65_536))
-        lines = handle.read().split(b"\n")
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if event.get("event") == "step":
-            return event
-    return None
+    steps = [event for event in read_tail(Path(metrics)) if event.get("event") == "step"]
+    return steps[-1] if steps else None
 
 
 def _hint(state: str, run_folder: Path, last: dict[str, Any] | None) -> str:

@@ -1,1 +1,1 @@
-"""What a teacher says, laid beside the student's logits."""
+"""What a teacher says at the scored positions, one kind a file, and how each kind stands beside student logits."""

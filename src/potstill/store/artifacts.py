@@ -1,4 +1,4 @@
-"""The content-addressed store of stage outputs, and how every folder is written and read.
+"""The content-addressed store of stage outputs, and how every file and folder is written, locked and read.
 
 A folder's key is the hash of everything that it was made from. It is built beside its place and
 renamed into it, with a manifest that says what it is; readers refuse what is incomplete or damaged.
@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Artifact:
 
     path: Path
     manifest: Mapping[str, Any]
+    reused: bool = False  # this run did not build it
 
     @property
     def key(self) -> str:
@@ -39,7 +41,7 @@ class Artifact:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the stage wants later readers to know (counts, seconds, …)."""
+        """What the stage states for later readers (counts, seconds, …)."""
         return self.manifest["facts"]
 
 
@@ -67,9 +69,9 @@ class Store:
 
     @contextmanager
     def alone(self, stage: str, key: str) -> Iterator[bool]:
-        """Hold the right to build this artifact; false while another process holds it.
+        """Hold the lock on building this artifact; false while another process holds it.
 
-        The right falls with the process, however it ends.
+        The lock is released when the process exits.
         """
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ class Store:
         return read(path) if path.is_dir() else None
 
     def finish(self, stage: str, key: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
-        """Seal the work folder: manifest with every file's size and hash, then rename."""
+        """Write the manifest with every file's size and hash, and move the work folder into its place."""
         work, place = self.work(stage, key), self.place(stage, key)
         files = {
             str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
@@ -99,27 +101,11 @@ class Store:
             "complete": True,
         }
         write_json(work / MANIFEST, manifest)
-        sync_folder(work)
         if place.is_dir():
             shutil.rmtree(work)
         else:
-            work.rename(place)
-            sync_folder(self.root)
+            move_into_place(work, place)
         return read(place)
-
-
-def lock(handle: IO[str]) -> bool:
-    """Take a file for this process, until it is closed; false where another process has it.
-
-    A file system without locks gives it with a warning.
-    """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        log.warning("%s takes no locks: let no other process use it at the same time", handle.name)
-    return True
 
 
 def read(path: Path) -> Artifact:
@@ -139,9 +125,9 @@ def read(path: Path) -> Artifact:
     for name, facts in manifest["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
-            found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
+            actual = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
             raise ArtifactError(
-                f"{file} is {found}, the manifest says {facts['bytes']} bytes.",
+                f"{file} is {actual}, the manifest says {facts['bytes']} bytes.",
                 fix="The folder is damaged: delete it and run again.",
             )
     return Artifact(path, manifest)
@@ -154,13 +140,14 @@ def file_hash(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the new one: temporary name, fsync, rename."""
+    """Write a file so that it is either the old one or the new one, in UTF-8."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        move_into_place(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -168,10 +155,45 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False, default=str) + "\n")
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable."""
+def move_into_place(source: Path, place: Path) -> None:
+    """Rename a finished file or folder, once all of it is on disk."""
+    for path in (*source.rglob("*"), source):
+        _sync(path)
+    source.rename(place)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def peak_rss() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def lock(handle: IO[str]) -> bool:
+    """Lock a file for this process until it is closed; false where another process holds it.
+
+    On a file system without locks the answer is true, with a warning.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        log.warning("%s takes no locks: let no other process use it at the same time", handle.name)
+    return True
+
+
+def is_locked(handle: IO[str]) -> bool:
+    """Whether a process holds the lock on a file; true where the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -28,7 +27,7 @@ class RunDir:
         """Make the folder.
 
         Raises:
-            MachineError: the place cannot be written, or a folder lies where a link belongs.
+            MachineError: the place cannot be written, or there is a folder where a link belongs.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +43,7 @@ class RunDir:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Hold the folder for this process; the lock falls with the process, however it ends.
+        """Hold the folder for this process; the lock is released when the process exits.
 
         Raises:
             ArtifactError: another process holds it.
@@ -63,20 +62,18 @@ class RunDir:
             yield
 
     def owner(self) -> int | None:
-        """The process that holds the folder, None when nobody does."""
+        """The process that holds the folder, -1 for one without a number; None when it is free."""
         place = self.path / ".lock"
         if not place.is_file():
             return None
         with place.open() as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                told = handle.read().strip()
-                return int(told) if told.isdigit() else -1
-        return None
+            if not artifacts.is_locked(handle):
+                return None
+            text = handle.read().strip()
+            return int(text) if text.isdigit() else -1
 
     def state(self) -> dict[str, Any]:
-        """What the last process knew, {} for a new folder."""
+        """The values that `update` has merged so far; {} for a new folder."""
         try:
             return json.loads((self.path / STATE).read_text())
         except FileNotFoundError:
@@ -88,9 +85,10 @@ class RunDir:
         """Merge values into the state, atomically."""
         artifacts.write_json(self.path / STATE, self.state() | dict(values))
 
-    def last_word(self, values: Mapping[str, Any]) -> None:
-        """The same at the end of a run, and never an error of its own: where a full disk takes no new file,
-        the old one is written over in its place."""
+    def update_at_end(self, values: Mapping[str, Any]) -> None:
+        """Merge values into the state when a run ends, without an error that would hide the run's own.
+
+        Where a full disk has no room for a new file, the old one is overwritten."""
         try:
             self.update(values)
         except (OSError, ArtifactError):
@@ -103,7 +101,7 @@ class RunDir:
         """A relative link `name` to a folder of the store; replaces an older one atomically.
 
         Raises:
-            MachineError: a folder lies in its place.
+            MachineError: there is a folder in its place.
         """
         place = self.path / name
         _refuse_folder(place)
@@ -114,14 +112,14 @@ class RunDir:
         temporary.rename(place)
 
     def keep_links(self, folder: str, names: Collection[str]) -> None:
-        """Take away the links in `folder` that are not named."""
+        """Remove the links in `folder` that are not named."""
         for place in (self.path / folder).glob("*"):
             if place.is_symlink() and place.name not in names:
                 place.unlink()
 
 
 def _refuse_folder(place: Path) -> None:
-    """A copy that followed the links leaves folders, and somebody's files are never deleted."""
+    # A copy that followed the links leaves folders, and somebody's files are never deleted.
     if place.is_dir() and not place.is_symlink():
         raise MachineError(
             f"{place} is a folder where a link belongs.",

@@ -9,14 +9,87 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from potstill.errors import RecipeError
 from potstill.models import anatomy
+from potstill.students._built import Built, StudentContext
 from potstill.types import Batch
+
+PATH = "student.from_teacher"  # where the recipe states the options
+
+
+def build(
+    context: StudentContext,
+    *,
+    keep_layers: int | None = None,
+    by: Literal["block_influence", "uniform"] | tuple[int, ...] = "block_influence",
+) -> Built:
+    """Cut `keep_layers` layers out of the teacher: the most influential, evenly spread, or listed ones.
+
+    Influence is measured on the context's calibration rows.
+
+    Raises:
+        RecipeError: a layer does not exist.
+        ModelError: the teacher's weights are not finite, or its blocks cannot be cut.
+    """
+    if context.teacher is None:
+        raise RecipeError(
+            "cuts the teacher, and its weights are not in this process.",
+            path=PATH,
+            fix="Name a student of its own: student: {model: ...}.",
+        )
+    loaded = context.teacher()
+    anatomy.head_form(loaded.model)  # refuses weights that are not finite before anything is cut
+    total = len(anatomy.layers(loaded.model))
+    count, influence = keep_layers or len(by), list[float]()
+    if not isinstance(by, str):
+        kept = list(by)
+    elif by == "uniform":
+        kept = uniform(total, count)
+    else:
+        influence = block_influence(loaded.model, context.batches("measuring block influence"))
+        kept = most_influential(influence, count)
+    student = cut(loaded.model, kept)
+    teacher = {f"teacher_{name}": value for name, value in anatomy.sizes(loaded.model).items()}
+    return Built(
+        student, loaded.tokenizer, {"kept_layers": kept, "of": total, "influence": influence} | teacher
+    )
+
+
+def inputs(
+    context: StudentContext,
+    *,
+    keep_layers: int | None = None,
+    by: Literal["block_influence", "uniform"] | tuple[int, ...] = "block_influence",
+) -> Any:
+    """Return what identifies the cut besides its options: the teacher, and the rows that influence is measured
+    on."""
+    rows = context.calibration() if by == "block_influence" else []
+    return [context.fingerprint, [row.input_ids for row in rows]]
+
+
+def check(
+    context: StudentContext,
+    *,
+    keep_layers: int | None = None,
+    by: Literal["block_influence", "uniform"] | tuple[int, ...] = "block_influence",
+) -> None:
+    """Refuse a cut that the teacher is too shallow for.
+
+    Raises:
+        RecipeError: says how many layers it has.
+    """
+    most = keep_layers or len(by) if isinstance(by, str) else max(by) + 1
+    if context.layers is not None and most > context.layers:
+        raise RecipeError(
+            f"needs {most} layers, the teacher has {context.layers}.",
+            path=PATH,
+            fix=f"Keep 1 to {context.layers} layers, counted from 0.",
+        )
 
 
 @torch.no_grad()
@@ -76,7 +149,7 @@ def cut(model: Any, kept: Sequence[int]) -> Any:
     if not kept or min(kept) < 0 or max(kept) >= depth or len(set(kept)) != len(kept):
         raise RecipeError(
             f"cannot keep layers {list(kept)} of {depth}.",
-            path="student.from_teacher",
+            path=PATH,
             fix=f"Name each layer once, from 0 to {depth - 1}.",
         )
     config = copy.deepcopy(model.config)

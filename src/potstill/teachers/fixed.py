@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from potstill.types import Batch, Dense
+from potstill.signals.dense import Dense
+from potstill.types import Batch
 
 
 class FixedTeacher:
     """Says what `logits(batch)` [N, V] says."""
 
     fingerprint = "fixed"
+    provides = frozenset({"dense"})
+    reads: Any = None
 
     def __init__(self, logits: Callable[[Batch], Tensor]) -> None:
         self._logits = logits
@@ -24,6 +28,6 @@ class FixedTeacher:
         return None
 
 
-def build(*, logits: Callable[[Batch], Tensor]) -> FixedTeacher:
+def build(context: Any = None, *, logits: Callable[[Batch], Tensor]) -> FixedTeacher:
     """A teacher from a function of the batch."""
     return FixedTeacher(logits)

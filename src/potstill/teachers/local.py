@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
-from potstill.models import anatomy
-from potstill.types import Batch, Hidden
+from potstill.data.reader import Reader
+from potstill.models import anatomy, loading
+from potstill.signals.hidden import Hidden
+from potstill.teachers._context import TeacherContext
+from potstill.types import Batch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build(
+    context: TeacherContext,
+    *,
+    model: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+) -> StoredTeacher:
+    """A teacher from a hub id, a folder, a GGUF file or package:NAME/FILE. Reads its tokenizer and config only.
+
+    `dtype: auto` is bf16 where that is fast, else fp16 on a GPU and fp32 elsewhere.
+
+    Raises:
+        ModelError: the model does not exist, cannot be read or is out of scope.
+    """
+    source = loading.find_source(
+        model, base=context.base, revision=revision, trust_remote_code=trust_remote_code
+    )
+    return StoredTeacher(source, _dtype(dtype, context.device), context)
+
+
+def _dtype(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if loading.fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 class LocalTeacher:
     """A frozen model. Its head is read only where a token is scored."""
+
+    provides = frozenset({"dense"})
+    reads: Reader | None = None
 
     def __init__(self, model: nn.Module, *, vocabulary: int, fingerprint: str) -> None:
         model.eval().requires_grad_(False)
@@ -32,6 +71,39 @@ class LocalTeacher:
         del self._model, self._head
 
 
-def build(*, model: nn.Module, vocabulary: int, fingerprint: str) -> LocalTeacher:
-    """A teacher from a loaded model. `vocabulary`: the ids that teacher and student share."""
-    return LocalTeacher(model, vocabulary=vocabulary, fingerprint=fingerprint)
+class StoredTeacher:
+    """A model on disk. Its weights are loaded on first use and freed by `close`, as often as is needed."""
+
+    provides = frozenset({"dense", "text"})
+
+    def __init__(self, source: loading.Source, dtype: torch.dtype, context: TeacherContext) -> None:
+        config = loading.load_config(source)
+        self.source, self.dtype = source, dtype
+        self.reads = context.reader(loading.load_tokenizer(source))
+        self.layers: int | None = int(config.get_text_config().num_hidden_layers)
+        self.context_length = loading.context_length(config)
+        self.fingerprint = f"{loading.fingerprint(source)} {dtype}"
+        self.batch_invariant = dtype == torch.float32
+        self._device = context.device
+        self._loaded: loading.Loaded | None = None
+        self._teacher: LocalTeacher | None = None
+
+    def loaded(self) -> loading.Loaded:
+        """The model with its tokenizer."""
+        if self._loaded is None:
+            self._loaded = loading.load(self.source, dtype=self.dtype, device=self._device)
+        return self._loaded
+
+    def signal(self, batch: Batch) -> Hidden:
+        """Hidden states [N, H] at the scored positions, and the head."""
+        if self._teacher is None:
+            self._teacher = LocalTeacher(
+                self.loaded().model,
+                vocabulary=self.reads.vocabulary.size,
+                fingerprint=self.fingerprint,
+            )
+        return self._teacher.signal(batch)
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._loaded = self._teacher = None

@@ -15,7 +15,7 @@ from torch import Tensor, inf
 
 from potstill.divergences._math import product, require
 
-SUPPORTS = frozenset({"dense", "topk"})  # draws tell of their own spread, not of the teacher's
+SUPPORTS = frozenset({"dense", "topk"})  # drawn ids show their own spread, not the teacher's
 
 
 def weights(

@@ -1,15 +1,13 @@
-"""Where a training run stands, on disk: weights, optimizer, random states, cursor. Atomic.
+"""Save and restore a training run: weights, optimizer, random state, cursor.
 
-A checkpoint is a folder `step-N` that appears by one rename; whatever is not complete is not read.
+A checkpoint is a folder `step-N` that appears by one rename; an incomplete one is never read.
 Tensors are safetensors, everything else JSON.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +44,7 @@ def save(
     *,
     keep: int = 2,
 ) -> Path:
-    """Write `step-N` and let all but the newest `keep` go."""
+    """Write `step-N` and delete all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
@@ -56,20 +54,16 @@ def save(
     tensors, groups = _optimizer_out(optimizer)
     tensors["random.torch"] = torch.get_rng_state()
     save_file(tensors, temporary / FILES[1])
-    hashes = {name: _sha256(temporary / name) for name in FILES}
+    hashes = {name: artifacts.file_hash(temporary / name) for name in FILES}
     artifacts.write_json(
         temporary / STATE,
         {"step": step, "threads": torch.get_num_threads(), "groups": groups, "sha256": hashes, **state},
     )
-    for file in temporary.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    # A later step belongs to a future that was given up: a damaged checkpoint that was passed over, say.
+    # A later step is from training that was given up, after a damaged checkpoint that was skipped for instance.
     for other in _complete(folder):
         if other.name >= target.name:
             shutil.rmtree(other)
-    temporary.rename(target)
-    artifacts.sync_folder(folder)
+    artifacts.move_into_place(temporary, target)
     for old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -80,7 +74,7 @@ def newest(folder: Path) -> Checkpoint | None:
     for path in reversed(_complete(folder)):
         try:
             state = json.loads((path / STATE).read_text())
-            damaged = [name for name in FILES if _sha256(path / name) != state["sha256"][name]]
+            damaged = [name for name in FILES if artifacts.file_hash(path / name) != state["sha256"][name]]
         except (OSError, ValueError, KeyError, TypeError):
             damaged = [STATE]
         if not damaged:
@@ -91,11 +85,6 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights, optimizer and random state back.
 
@@ -103,22 +92,22 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
         ArtifactError: the checkpoint belongs to another model.
     """
     weights = load_file(checkpoint.path / FILES[0])
-    here = dict(_named_trained(module))
-    if weights.keys() != here.keys():
-        odd = sorted(weights.keys() ^ here.keys())[0]
+    parameters = dict(_named_trained(module))
+    if weights.keys() != parameters.keys():
+        name = sorted(weights.keys() ^ parameters.keys())[0]
         raise ArtifactError(
-            f"{checkpoint.path} is of another model: {odd} is on one side only.", fix="Delete it."
+            f"{checkpoint.path} is of another model: {name} is on one side only.", fix="Delete it."
         )
     with torch.no_grad():
         for name, tensor in weights.items():
-            here[name].copy_(tensor)
+            parameters[name].copy_(tensor)
     tensors = load_file(checkpoint.path / FILES[1])
     torch.set_rng_state(tensors.pop("random.torch"))
     _optimizer_in(optimizer, tensors, checkpoint.state["groups"])
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes, each shared tensor once."""
+    """The tensors that training changes, each shared one once."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in _named_trained(module)}
 
 

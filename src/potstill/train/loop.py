@@ -6,57 +6,30 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from potstill.data.plan import plan_steps, shard
 from potstill.errors import Interrupted, TrainingStopped
-from potstill.objectives.token import TokenLoss
+from potstill.objectives.terms import Terms
+from potstill.recipe.training import Training
+from potstill.signals.teacher import Teacher
 from potstill.train import parallel
 from potstill.train.step import StepResult, accumulate, each_row_once, one_row_each
-from potstill.types import Example, Sampler, Strategy, Teacher
+from potstill.types import Example, Sampler, Strategy
 
 log = logging.getLogger("potstill")
 
-Schedule = Literal["cosine", "linear", "constant"]
+Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """A training run, all of it resolved.
-
-    Args:
-        steps: optimizer steps in all.
-        tokens_per_step: scored tokens that a step gathers, over all ranks.
-        micro_batch_tokens: padded tokens that one forward pass may hold.
-        warmup: share of the steps in which the learning rate rises from 0.
-        validate_every, checkpoint_every: in steps.
-        patience: validations without a better one before the run ends early.
-        best_by: which figure of a validation decides what the best weights are; less is better.
-        packing: rows of a micro-batch stand end to end instead of side by side.
-        normalize: every scored token counts the same, or every row (1/L of each, GKD's paper).
-    """
-
-    steps: int
-    learning_rate: float
-    tokens_per_step: int
-    micro_batch_tokens: int
-    schedule: Schedule = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = 1.0
-    validate_every: int = 0
-    checkpoint_every: int = 0
-    patience: int | None = None
-    seed: int = 0
-    grad_scaler: bool = False
-    best_by: str = "loss"
-    packing: bool = False
-    normalize: Literal["tokens", "sequence_mean"] = "tokens"
+def settled(value: Value | str) -> Value:
+    """The value of an option that is no longer `auto`."""
+    assert value != "auto"
+    return value  # type: ignore[return-value]
 
 
 @dataclass
@@ -93,25 +66,31 @@ class Hooks:
     should_stop: Callable[[], bool] = lambda: False
 
 
-def learning_rate_at(settings: Settings, step: int) -> float:
+def learning_rate_at(spec: Training, step: int) -> float:
     """The learning rate of optimizer step `step` (0-based)."""
-    warm = math.ceil(settings.warmup * settings.steps)
+    highest, steps = settled(spec.learning_rate), _steps_of(spec)
+    warm = math.ceil(spec.warmup * steps)
     if step < warm:
-        return settings.learning_rate * (step + 1) / warm
-    share = (step - warm) / max(1, settings.steps - warm)
-    if settings.schedule == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-    return settings.learning_rate * (1 - share if settings.schedule == "linear" else 1.0)
+        return highest * (step + 1) / warm
+    share = (step - warm) / max(1, steps - warm)
+    if spec.schedule == "cosine":
+        return highest * 0.5 * (1 + math.cos(math.pi * share))
+    return highest * (1 - share if spec.schedule == "linear" else 1.0)
 
 
-def make_optimizer(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
+def _steps_of(spec: Training) -> int:
+    assert spec.steps is not None
+    return spec.steps
+
+
+def make_optimizer(module: nn.Module, spec: Training) -> torch.optim.AdamW:
     """AdamW over what is trained; vectors (norms, biases) do not decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, lr=settled(spec.learning_rate), betas=spec.betas, eps=1e-8, fused=True)
 
 
 def train(
@@ -120,33 +99,37 @@ def train(
     teacher: Teacher | None,
     strategy: Strategy,
     sampler: Sampler,
-    loss_at: Callable[[int], TokenLoss],
-    settings: Settings,
+    loss_at: Callable[[int], Terms],
+    spec: Training,
     hooks: Hooks,
     *,
+    seed: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
     progress: Progress | None = None,
 ) -> Progress:
-    """Train until `settings.steps`, patience or a stop. Resumes exactly from `progress` and `optimizer`."""
-    optimizer = optimizer or make_optimizer(module, settings)
+    """Train until `spec.steps`, patience or a stop. Resumes exactly from `progress` and `optimizer`.
+
+    `spec` holds the options of the stage, none of them `auto` or in epochs any more; `seed` orders the rows.
+    """
+    optimizer = optimizer or make_optimizer(module, spec)
     progress = progress or Progress()
     strategy.restore(progress.strategy)
-    if settings.normalize == "sequence_mean":
+    if spec.normalize == "sequence_mean":
         examples = one_row_each(examples)
-    scaler = torch.amp.GradScaler(init_scale=progress.loss_scale) if settings.grad_scaler else None
+    scaler = torch.amp.GradScaler(init_scale=progress.loss_scale) if spec.precision == "float16" else None
     device = next(module.parameters()).device
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    if progress.validation_due and hooks.validate and _validate(hooks, progress, optimizer, settings.best_by):
+    if progress.validation_due and hooks.validate and _validate(hooks, progress, optimizer, spec.best_by):
         hooks.save(progress, optimizer, True)
-    if _tired(progress, settings):
+    if _tired(progress, spec):
         return progress
-    for rows in _steps(examples, settings, progress):
+    for rows in _steps(examples, spec, seed, progress):
         started = time.monotonic()
         module.train()
         batches = list(strategy.batches(sampler, rows))
-        if settings.normalize == "sequence_mean":
+        if spec.normalize == "sequence_mean":
             batches = [each_row_once(batch) for batch in batches]
-        rate = learning_rate_at(settings, progress.step)
+        rate = learning_rate_at(spec, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
@@ -157,7 +140,7 @@ def train(
             continue
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf))
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, spec.max_grad_norm or math.inf))
         if scaler is None or math.isfinite(norm):  # a scaler skips what overflowed
             _look_at_first(progress, result, norm)
         if scaler is not None:
@@ -177,16 +160,16 @@ def train(
             {"event": "step", "step": progress.step, "epoch": progress.epoch, **means, "grad_norm": norm}
             | {"learning_rate": rate, "tokens": result.tokens, "seconds": seconds}
         )
-        last = progress.step >= settings.steps
+        last = progress.step >= _steps_of(spec)
         better = False
-        if hooks.validate and (last or _due(progress.step, settings.validate_every)):
-            better = _validate(hooks, progress, optimizer, settings.best_by)
+        if hooks.validate and (last or _due(progress.step, settled(spec.validate_every))):
+            better = _validate(hooks, progress, optimizer, spec.best_by)
         stop = parallel.anyone(hooks.should_stop(), device)
         # The first one too: a folder that cannot be written to is found before hours are spent.
-        first = progress.step == 1 and settings.checkpoint_every > 0
-        if better or first or last or stop or _due(progress.step, settings.checkpoint_every):
+        first = progress.step == 1 and settled(spec.checkpoint_every) > 0
+        if better or first or last or stop or _due(progress.step, settled(spec.checkpoint_every)):
             hooks.save(progress, optimizer, better)
-        if last or stop or _tired(progress, settings):
+        if last or stop or _tired(progress, spec):
             break
     return progress
 
@@ -195,8 +178,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _tired(progress: Progress, settings: Settings) -> bool:
-    return settings.patience is not None and progress.worse_in_a_row > settings.patience
+def _tired(progress: Progress, spec: Training) -> bool:
+    return spec.patience is not None and progress.worse_in_a_row > spec.patience
 
 
 def _validate(hooks: Hooks, progress: Progress, optimizer: torch.optim.Optimizer, best_by: str) -> bool:
@@ -233,21 +216,21 @@ def _look_at_first(progress: Progress, result: StepResult, norm: float) -> None:
 
 
 def _steps(
-    examples: Sequence[Example], settings: Settings, progress: Progress
+    examples: Sequence[Example], spec: Training, seed: int, progress: Progress
 ) -> Iterator[list[list[Example]]]:
     """This rank's micro-batches of each coming step, from the cursor in `progress` on."""
     lengths = [len(example.input_ids) for example in examples]
     counts = [example.count for example in examples]
-    while progress.step < settings.steps:
+    while progress.step < _steps_of(spec):
         before, began = progress.step, progress.step_in_epoch
         plan = plan_steps(
             lengths,
             counts,
-            tokens_per_step=settings.tokens_per_step,
-            micro_batch_tokens=settings.micro_batch_tokens,
-            seed=settings.seed,
+            tokens_per_step=settled(spec.tokens_per_step),
+            micro_batch_tokens=settled(spec.micro_batch_tokens),
+            seed=seed,
             epoch=progress.epoch,
-            packing=settings.packing,
+            packing=spec.packing,
         )
         for step in plan[progress.step_in_epoch :]:
             mine = (
@@ -267,4 +250,6 @@ def _steps(
 
 def _silent(example: Example) -> Example:
     """A row that scores nothing: a rank without rows must still join the collectives."""
-    return Example(example.id, example.input_ids, (False,) * len(example.input_ids), example.origin)
+    reading = example.reading and replace(example.reading, scored=(False,) * len(example.reading.scored))
+    scored = (False,) * len(example.input_ids)
+    return Example(example.id, example.input_ids, scored, example.origin, reading=reading)

@@ -1,4 +1,4 @@
-"""Whether a model keeps packed examples apart."""
+"""Check that a model keeps packed examples apart."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from potstill.types import Example
 
 @torch.no_grad()
 def prove(model: nn.Module, examples: Sequence[Example], pad_id: int) -> None:
-    """Compare the last of three packed examples with itself alone.
+    """Compare the last of three packed examples with the same example alone.
 
     Raises:
-        ModelError: its hidden states feel the examples before it.
+        ModelError: its hidden states change with the examples before it.
     """
-    # Short rows for speed, but different ones of some length: equal rows could leak unseen.
+    # The shortest rows, for speed, but different ones: a leak between equal rows could stay unseen.
     distinct = {e.input_ids: e for e in examples if e.count}
     rows = sorted(distinct.values(), key=lambda example: len(example.input_ids))[:3]
     if len(rows) < 2:
@@ -33,7 +33,7 @@ def prove(model: nn.Module, examples: Sequence[Example], pad_id: int) -> None:
     model.train(training)
     difference = (together[-alone.shape[0] :] - alone).norm() / alone.norm()
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    # An example that sees its neighbours differs by tens of per cent; rounding in bf16 is about one.
+    # An example that attends to its neighbours differs by tens of per cent; rounding in bf16 by about one.
     if not difference < (1e-3 if exact else 5e-2):
         raise ModelError(
             f"{type(model).__name__} does not keep packed rows apart: hidden states of one row change by "

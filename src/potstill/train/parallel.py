@@ -14,17 +14,17 @@ Sharding = Literal["none", "ddp", "fsdp"]
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """This process's rank, 0 without process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum over all ranks (fp64 where the device has it)."""
+    """Sum over all ranks, in the dtype of `value`."""
     if world() == 1:
         return value
     summed = value.detach().clone()
@@ -38,7 +38,7 @@ def anyone(flag: bool, device: torch.device) -> bool:
 
 
 def wrap(module: nn.Module, sharding: Sharding, student: nn.Module) -> nn.Module:
-    """`module` (backbone, head and loss in one) ready for several ranks. Both wrappers average gradients."""
+    """Wrap `module` (backbone, head and loss in one) for several ranks. Both wrappers average gradients."""
     if sharding == "none":
         return module
     if sharding == "ddp":

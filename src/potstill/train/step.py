@@ -14,17 +14,27 @@ from torch import Tensor, nn
 
 from potstill.errors import NotFinite, TrainingStopped
 from potstill.models import anatomy
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, linear_loss
-from potstill.objectives.token import TokenLoss, require_finite, require_possible
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
+from potstill.objectives.terms import HIDDEN, StudentView, Term, Terms, total, weighted
+from potstill.signals.signal import Signal
+from potstill.signals.teacher import Teacher
+from potstill.signals.text import Text
 from potstill.train import parallel
-from potstill.types import Batch, Example, Sampled, Signal, Teacher, Text
+from potstill.types import Batch, Example
 
 
 class StudentModule(nn.Module):
-    """Backbone, head and loss as one module, so that a sharded wrapper sees one call.
+    """Backbone, head and objective as one module, so that a sharded wrapper sees one call.
 
-    forward(batch, signal, loss) -> (sum, weight, metrics): the summed loss, the sum of token weights
+    forward(batch, signal, terms) -> (sum, weight, metrics): the summed objective, the sum of token weights
     (the count, without weights), and sums of metrics.
+
+    Args:
+        student: the model that is trained and exported.
+        vocabulary: ids that its head knows; padded rows are cut before the softmax.
+        terms: those that own trained parameters.
+        autocast: dtype of the student's forward pass.
+        chunk_bytes: memory for a chunk's logits.
     """
 
     def __init__(
@@ -32,27 +42,39 @@ class StudentModule(nn.Module):
         student: nn.Module,
         vocabulary: int,
         *,
+        terms: Sequence[nn.Module] = (),
         autocast: torch.dtype | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> None:
         super().__init__()
         self.student = student
+        self.terms = nn.ModuleList(terms)
         self._vocabulary = vocabulary
         self._form = anatomy.head_form(student)
         self._autocast = autocast
         self._chunk_bytes = chunk_bytes
 
     def forward(
-        self, batch: Batch, signal: Signal, loss: TokenLoss, metrics: bool = False
+        self, batch: Batch, signal: Signal, terms: Terms, metrics: bool = False
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        terms = weighted(terms)
+        self._require_served(terms)
         device = batch.input_ids.device
         with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
             states = anatomy.states_of(self.student, batch)
         head = anatomy.head_of(self.student, self._vocabulary, self._form)
-        place = batch.places()[0] if loss.weigh is not None else None
-        rowwise = loss.rowwise(signal, batch.targets, batch.hard, batch.weights, place, metrics=metrics)
-        out = linear_loss(states[batch.predicts], head, rowwise, chunk_bytes=self._chunk_bytes)
-        return out.sum, denominator(batch), dict(out.metrics)
+        view = StudentView(states[batch.predicts], head, batch, self._chunk_bytes, metrics)
+        summed, sums = total(terms, view, signal)
+        return summed, denominator(batch), sums
+
+    def _require_served(self, terms: Sequence[tuple[float, Term]]) -> None:
+        for _, term in terms:
+            if unserved := sorted(term.needs - {HIDDEN}):
+                raise ValueError(f"the term {term.name} needs {unserved[0]!r}, which is not read here")
+            if isinstance(term, nn.Module) and all(term is not owner for owner in self.terms):
+                raise ValueError(
+                    f"the term {term.name} owns parameters that would not train: give it to StudentModule(terms=)"
+                )
 
 
 def denominator(batch: Batch) -> Tensor:
@@ -91,7 +113,7 @@ def accumulate(
     module: nn.Module,
     teacher: Teacher | None,
     batches: Sequence[Batch],
-    loss: TokenLoss,
+    terms: Terms,
     *,
     scaler: torch.amp.GradScaler | None = None,
 ) -> StepResult | None:
@@ -103,52 +125,75 @@ def accumulate(
         ValueError: named token weights, and gradients of an earlier call.
         TrainingStopped: a loss is not finite, or a divergence that cannot be negative is.
     """
-    if loss.weigh is not None and any(p.grad is not None for p in module.parameters()):
+    terms = weighted(terms)
+    # A rank without scored tokens sums as many numbers as the others.
+    totals = [name for _, term in terms for name in term.totals]
+    if "weight" in totals and any(p.grad is not None for p in module.parameters()):
         raise ValueError("named token weights need empty gradients: call zero_grad(set_to_none=True) first")
     device = next(module.parameters()).device
-    local = sum((denominator(b) for b in batches), torch.zeros(()))
-    counts = (
-        torch.stack([local.cpu(), torch.tensor(float(sum(b.count for b in batches)))]).double().to(device)
-    )
-    weight, tokens = parallel.total(counts).tolist()
+    weight, tokens = _counted(batches, device)
     if tokens == 0 or weight == 0:
         return None
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    # A rank without scored tokens sums as many numbers as the others.
-    metrics = {name: torch.zeros_like(total) for name in loss.totals}
-    exempt = False
+    summed = torch.zeros((), dtype=torch.float64, device=device)
+    metrics = {name: torch.zeros_like(summed) for name in totals}
+    estimated = False
     for batch in batches:
         batch = batch.to(device)
-        signal = teacher.signal(batch) if teacher is not None else Text()
-        exempt |= isinstance(signal, Sampled)
-        try:
-            summed, _, sums = module(batch, signal, loss)
-        except NotFinite as error:
-            row = batch.row_of(error.position)
-            raise TrainingStopped(
-                f"{error.message.rstrip('.')}, in row {row}.",
-                fix="Check the teacher on this row (potstill check), or lower the learning rate.",
-            ) from error
-        require_finite(summed.detach(), batch.row_ids, loss.divergence.name)
+        signal = teacher.signal(batch.for_teacher) if teacher is not None else Text()
+        estimated |= signal.estimated
+        loss, sums = _forward(module, batch, signal, terms)
         # The wrappers average over ranks; the divisor already counts all of them.
-        scaled = summed * (parallel.world() / weight)
+        scaled = loss * (parallel.world() / weight)
         (scaler.scale(scaled) if scaler is not None else scaled).backward()
-        total += summed.detach().double()
+        summed += loss.detach().double()
         for name, value in sums.items():
-            metrics[name] = metrics.get(name, torch.zeros_like(total)) + value
+            metrics[name] = metrics.get(name, torch.zeros_like(summed)) + value
     names = sorted(metrics)
-    values = parallel.total(torch.stack([total, *(metrics[n].double() for n in names)])).tolist()
-    found = dict(zip(names, values[1:], strict=True))
-    if "weight" in found:
+    values = parallel.total(torch.stack([summed, *(metrics[n].double() for n in names)])).tolist()
+    by_name = dict(zip(names, values[1:], strict=True))
+    if "weight" in by_name:
         # Weights that come from the distributions are known only now; no token's gradient is kept apart.
-        if found["weight"] == 0:
+        if by_name["weight"] == 0:
             return None
-        _rescale(module, weight / found["weight"])
-        weight = found.pop("weight")
-    result = StepResult(values[0], weight, int(tokens), found)
-    if not exempt:
-        require_possible(result.metrics.get("divergence", 0.0), result.tokens, loss)
-    return result
+        _rescale(module, weight / by_name["weight"])
+        weight = by_name.pop("weight")
+    if not estimated:
+        for _, term in terms:
+            term.check(by_name, tokens)
+    return StepResult(values[0], weight, tokens, by_name)
+
+
+def _counted(batches: Sequence[Batch], device: torch.device) -> tuple[float, int]:
+    """The divisor of a step and its scored tokens, over all ranks."""
+    weight = float(sum(float(denominator(batch)) for batch in batches))
+    tokens = float(sum(batch.count for batch in batches))
+    both = parallel.total(torch.tensor([weight, tokens], dtype=torch.float64, device=device)).tolist()
+    return both[0], int(both[1])
+
+
+def _forward(
+    module: nn.Module, batch: Batch, signal: Signal, terms: Sequence[tuple[float, Term]]
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The summed loss of a batch and its metric sums.
+
+    Raises:
+        TrainingStopped: the loss is not finite.
+    """
+    try:
+        loss, _, sums = module(batch, signal, terms)
+    except NotFinite as error:
+        raise TrainingStopped(
+            f"{error.message.rstrip('.')}, in row {batch.row_of(error.position)}.",
+            fix="Check the teacher on this row (potstill check), or lower the learning rate.",
+        ) from error
+    if not torch.isfinite(loss):
+        names = " + ".join(term.name for _, term in terms)
+        rows = ", ".join(batch.row_ids[:8]) + (" …" if len(batch.row_ids) > 8 else "")
+        raise TrainingStopped(
+            f"the {names} loss is {loss.item()} on rows {rows}.",
+            fix="Check the teacher on these rows (potstill check), or lower the learning rate.",
+        )
+    return loss, sums
 
 
 def _rescale(module: nn.Module, factor: float) -> None:

@@ -1,0 +1,141 @@
+"""A teacher's answers as examples, and the weights of examples."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from potstill.data import split
+from potstill.data.prompts import prompt_ids
+from potstill.data.reader import Readers
+from potstill.data.rows import Row
+from potstill.errors import DataError
+from potstill.types import Example
+
+log = logging.getLogger("potstill")
+
+
+@dataclass(frozen=True)
+class Written:
+    """One answer: ids without the prompt, with the stop token when the teacher ended it (`stop`)."""
+
+    row_id: str
+    sample: int
+    ids: tuple[int, ...]
+    text: str
+    finish: str
+
+
+def answered(
+    readers: Readers, answers: Sequence[Written], rows: Sequence[Row], *, max_length: int
+) -> tuple[list[Example], Counter[str]]:
+    """Turn the answers to these rows into examples in the student's ids, ended as the student ends a turn.
+
+    Ids pass from teacher to student only between equal vocabularies; else the text is tokenised again. An
+    answer that the teacher did not end gets no end token. Empty answers are left out.
+
+    Returns:
+        the examples, and how many answers were left out, by reason.
+
+    Raises:
+        DataError: no answer is left.
+    """
+    by_id = {row.id: row for row in rows}
+    templater = readers.student.templater
+    examples: list[Example] = []
+    left_out: Counter[str] = Counter()
+    answers = [answer for answer in answers if answer.row_id in by_id]
+    for answer in answers:
+        if not answer.text.strip():
+            left_out["empty answer"] += 1
+            continue
+        prompt = prompt_ids(templater, by_id[answer.row_id])
+        ids = _student_ids(readers, answer)
+        example = templater.generated(answer.row_id, prompt, ids, "teacher", end=answer.finish == "stop")
+        if len(example.input_ids) > max_length:
+            # The same words can be more tokens to the student than to the teacher.
+            left_out["answer too long for the student"] += 1
+            continue
+        if answer.sample:
+            example = replace(example, id=f"{example.id}#{answer.sample}", part_of=example.id)
+        examples.append(example)
+    if answers and not examples:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise DataError(
+            f"none of the teacher's {len(answers)} answers can be used: {reasons}.",
+            path="generate",
+            fix="Look at the rendered prompts (potstill check): the template may end the answer at once.",
+        )
+    if empty := left_out["empty answer"]:
+        log.warning("%d of %d answers are empty and left out", empty, len(answers))
+    return examples, left_out
+
+
+def _student_ids(readers: Readers, answer: Written) -> list[int]:
+    """The answer's ids for the student, without an end token that only the teacher ends with."""
+    if readers.teacher is None or not readers.shared_vocabulary:
+        return readers.student.templater.text_ids(answer.text)
+    ids = list(answer.ids)
+    foreign = set(readers.teacher.stop_ids) - set(readers.student.stop_ids)
+    return ids[:-1] if ids and answer.finish == "stop" and ids[-1] in foreign else ids
+
+
+def by_prompt(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:
+    """Make examples with one prompt parts of the first of them: answers to one prompt are not independent."""
+    prompt = {row.id: split.normal(row.prompt_text) for row in rows}
+    first: dict[str, str] = {}
+    return [
+        replace(example, part_of=first.setdefault(prompt[example.row_id], example.row_id))
+        for example in examples
+    ]
+
+
+def weighed(
+    examples: Sequence[Example], rows: Sequence[Row], column: str | None, *, needed: bool = True
+) -> list[Example]:
+    """Give examples the weights that their rows hold in `column`; without a column they keep theirs.
+
+    Where all weights are 0, nothing can be weighed: an error if examples are `needed`, else no weighing.
+
+    Raises:
+        DataError: a weight is missing or not a number from 0 up, naming the row; or all are 0.
+    """
+    if column is None:
+        return list(examples)
+    weights = weights_of(rows, column)
+    result = [replace(example, weight=weights[example.row_id]) for example in examples]
+    if not examples or any(example.weight for example in result):
+        return result
+    if not needed:
+        return list(examples)
+    raise DataError(f"the weight in the column {column!r} is 0 in every training row.", path="data.weight")
+
+
+def weights_of(rows: Sequence[Row], column: str) -> dict[str, float]:
+    """Read the weight of each row, by its id.
+
+    Raises:
+        DataError: a weight is missing or not a number from 0 up; names the row.
+    """
+    weights = {}
+    for row in rows:
+        value = _number(row.extra.get(column))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise DataError(
+                f"the weight in the column {column!r} is {value!r}, not a number from 0 up.",
+                path=row.where,
+                fix="Repair the row, or leave data.weight out.",
+            )
+        weights[row.id] = float(value)
+    return weights
+
+
+def _number(value: object) -> object:
+    """Read text as a number where it is one: tables of text (csv) hold numbers as words."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

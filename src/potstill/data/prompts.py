@@ -1,0 +1,104 @@
+"""Rows as prompts that a teacher answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from potstill.data.reader import Readers
+from potstill.data.rows import Row
+from potstill.data.template import Templater
+from potstill.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in the teacher's ids, and the number of answers to write."""
+
+    row_id: str
+    ids: tuple[int, ...]
+    samples: int = 1
+
+
+def prompt_ids(templater: Templater, row: Row) -> list[int]:
+    """Render a row without its final answer as a model's prompt.
+
+    Raises:
+        DataError: the row cannot be rendered; names its file and line.
+    """
+    if row.text is not None:
+        raise DataError(
+            "this row is plain text, and a teacher answers prompts.",
+            path=row.where,
+            fix="Give rows with a prompt, or leave the generate stage out to train on the text itself.",
+        )
+    try:
+        return templater.prompt_ids(row.prompt, list(row.tools) or None)
+    except DataError as error:
+        raise DataError(error.message, fix=error.fix, path=error.path or row.where) from error
+
+
+def prompts(
+    readers: Readers,
+    rows: Sequence[Row],
+    *,
+    train_ids: Collection[str],
+    new_tokens: int,
+    samples: int,
+    max_length: int,
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> tuple[list[Prompt], Counter[str]]:
+    """Turn rows into prompts that leave room for `new_tokens` in both models.
+
+    Rows of `train_ids` get `samples` answers, the others one: two answers to a prompt are not two prompts,
+    so what is measured on has one. A teacher without a reader gets the student's ids.
+
+    Returns:
+        the prompts, and how many rows were left out, by reason.
+
+    Raises:
+        DataError: a row cannot be rendered and `on_bad_row` is error, or no prompt is left.
+    """
+    room = max_length - new_tokens
+    kept: list[Prompt] = []
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        trained = row.id in train_ids
+        try:
+            ids, student_ids = _both_ids(readers, row)
+        except DataError:
+            if on_bad_row == "error" or row.text is not None:
+                raise
+            reason = "prompt refused by the template"
+        else:
+            if max(len(ids), len(student_ids)) <= room:
+                kept.append(Prompt(row.id, tuple(ids), samples if trained else 1))
+                continue
+            reason = "prompt too long"
+        left_out[reason if trained else f"measured {reason}"] += 1
+    if rows and not kept:
+        raise _none_left(rows, left_out, max_length, new_tokens)
+    return kept, left_out
+
+
+def _both_ids(readers: Readers, row: Row) -> tuple[list[int], list[int]]:
+    """The prompt as the teacher and as the student reads it."""
+    if readers.teacher is None or readers.read_alike:
+        ids = prompt_ids(readers.student.templater, row)
+        return ids, ids
+    return prompt_ids(readers.teacher.templater, row), prompt_ids(readers.student.templater, row)
+
+
+def _none_left(rows: Sequence[Row], left_out: Counter[str], max_length: int, new_tokens: int) -> DataError:
+    reasons: Counter[str] = Counter()
+    for reason, count in left_out.items():
+        reasons[reason.removeprefix("measured ")] += count
+    return DataError(
+        f"none of the {len(rows)} prompts can be asked: "
+        + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        + f". max_length {max_length} leaves {max_length - new_tokens} tokens beside {new_tokens} new ones.",
+        path="data.max_length",
+        fix="Raise max_length, or shorten the prompts.",
+    )

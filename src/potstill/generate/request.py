@@ -1,0 +1,60 @@
+"""What an engine is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from potstill.generate.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sample `sample` of prompt `index`. `ids` leaves the prompt out and keeps the stop id."""
+
+    index: int
+    sample: int
+    ids: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class GenerationProgress:
+    """Finished rows of those to write, ids written so far, seconds since the start."""
+
+    done: int
+    total: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts to complete, `samples` times each.
+
+    Args:
+        teacher: `teacher.loaded()` returns its model and tokenizer and loads the weights on the first call.
+        prompts: token ids.
+        stop_ids: ids that end a completion.
+        pad_id: id that fills up shorter prompts.
+        seed: draws depend on seed, prompt and sample alone.
+        batch_rows: most completions in flight at once.
+        vocabulary: number of ids that may be written; None for all rows of the head.
+        skip: (prompt, sample) pairs that exist already; the draws of the others stay as they are.
+        on_progress: called after every step.
+        should_stop: asked before every step; once true, unfinished rows are dropped.
+    """
+
+    teacher: Any
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    stop_ids: Collection[int]
+    pad_id: int
+    seed: int
+    batch_rows: int
+    vocabulary: int | None = None
+    samples: int = 1
+    skip: Collection[tuple[int, int]] = ()
+    on_progress: Callable[[GenerationProgress], None] | None = None
+    should_stop: Callable[[], bool] = lambda: False

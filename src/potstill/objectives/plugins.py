@@ -1,0 +1,111 @@
+"""Divergences and token weights as the objective needs them, read from their plug-in modules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Weigh: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(student_lp [N, K], teacher_lp [N, K], place [N]) -> weights [N]."""
+
+
+def _tried(function: Callable[..., Any], *more: Tensor, options: Mapping[str, Any]) -> Any:
+    """What the function says of two even outcomes; it refuses options out of range now."""
+    even = torch.full((1, 2), 0.5).log()
+    return function(even, even, *more, **options)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence with its options, made from a plug-in module by `from_module`."""
+
+    name: str
+    function: Callable[..., Any]  # the plug-in's `value_and_partial` or `value`
+    has_partial: bool  # which of the two; without a partial autograd steps in
+    supports: frozenset[str] = frozenset({"dense"})
+    temperature_power: int = 2
+    vanishes: bool = True
+    tangent: bool = False  # the partial sums to 0 over the outcomes
+    wants_tail: bool = False  # takes `tail`: whether the last column is a tail bucket
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_module(module: Any, options: Mapping[str, Any] | None = None) -> Divergence:
+        """Read a plug-in module or namespace and try it once.
+
+        Raises:
+            RecipeError: an option is out of range.
+        """
+        options = dict(options or {})
+        function = getattr(module, "value_and_partial", None) or module.value
+        return Divergence(
+            name=module.__name__.rpartition(".")[2],
+            function=function,
+            has_partial=isinstance(_tried(function, options=options), tuple),
+            supports=frozenset(getattr(module, "SUPPORTS", {"dense"})),
+            temperature_power=getattr(module, "TEMPERATURE_POWER", 0),
+            vanishes=getattr(module, "VANISHES", False),
+            tangent=getattr(module, "TANGENT", False),
+            wants_tail="tail" in inspect.signature(function).parameters,
+            options=options,
+        )
+
+    @property
+    def linear(self) -> bool:
+        """Linear in the teacher up to a constant, so right for ids drawn from it."""
+        return "sampled" in self.supports
+
+    def value(self, student_lp: Tensor, teacher_lp: Tensor, *, tail: bool = False) -> Tensor:
+        """The divergence [N] of log-probabilities [N, K]; `tail`: the last column is a tail bucket."""
+        result = self._call(student_lp, teacher_lp, tail)
+        return result[0] if self.has_partial else result
+
+    def value_and_partial(
+        self, student_lp: Tensor, teacher_lp: Tensor, *, tail: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and its derivative by each student log-probability [N, K]."""
+        if self.has_partial:
+            return self._call(student_lp, teacher_lp, tail)
+        with torch.enable_grad():
+            leaf = student_lp.detach().requires_grad_()
+            result = self._call(leaf, teacher_lp, tail)
+            (partial,) = torch.autograd.grad(result.sum(), leaf)
+        return result.detach(), partial
+
+    def _call(self, student_lp: Tensor, teacher_lp: Tensor, tail: bool) -> Any:
+        more = {"tail": tail} if self.wants_tail else {}
+        return self.function(student_lp, teacher_lp, **more, **self.options)
+
+
+@dataclass(frozen=True)
+class TokenWeight:
+    """A token weight with its options, made from a plug-in module by `from_module`."""
+
+    name: str
+    function: Callable[..., Tensor]
+    supports: frozenset[str] | None  # kinds of signal; None for all
+    options: Mapping[str, Any]
+
+    @staticmethod
+    def from_module(module: Any, options: Mapping[str, Any] | None = None) -> TokenWeight:
+        """Read a plug-in module or namespace and try it once.
+
+        Raises:
+            RecipeError: an option is out of range.
+        """
+        options = dict(options or {})
+        _tried(module.weights, torch.zeros(1), options=options)
+        name = module.__name__.rpartition(".")[2]
+        return TokenWeight(name, module.weights, getattr(module, "SUPPORTS", None), options)
+
+    def reads(self, kind: str) -> bool:
+        """Whether it can be read from that kind of signal."""
+        return self.supports is None or kind in self.supports
+
+    def __call__(self, student_lp: Tensor, teacher_lp: Tensor, place: Tensor) -> Tensor:
+        return self.function(student_lp, teacher_lp, place, **self.options)

@@ -1,0 +1,142 @@
+"""What an option of a plug-in accepts, read from the annotation in its source.
+
+Written by hand instead of a pydantic model: `DistillationLoss` checks options too, and it needs torch only.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One alternative of an annotation: in words, as JSON schema, and as a check."""
+
+    words: str
+    schema: Mapping[str, Any]
+    fits: Callable[[object], bool]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword-only argument: its annotation as written, what fits, and the default that the source states."""
+
+    name: str
+    annotation: str
+    kinds: tuple[Kind, ...]
+    required: bool
+    default: object = None
+
+    @property
+    def expected(self) -> str:
+        """The annotation in words."""
+        return " or ".join(kind.words for kind in self.kinds if kind is not SCHEDULE)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of a value."""
+        alternatives = [dict(kind.schema) for kind in self.kinds]
+        schema = alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives}
+        return schema if self.default is None else schema | {"default": self.default}
+
+    def fits(self, value: object) -> bool:
+        """Whether a value is one of the alternatives."""
+        return any(kind.fits(value) for kind in self.kinds)
+
+
+def read_options(arguments: ast.arguments, *, moving: bool) -> tuple[Option, ...]:
+    """The keyword-only arguments of a function in order; `moving` lets numbers be schedules too."""
+    return tuple(
+        Option(
+            name=argument.arg,
+            annotation=ast.unparse(argument.annotation) if argument.annotation else "",
+            kinds=_kinds(argument.annotation, moving),
+            required=default is None,
+            default=None if default is None else literal(default),
+        )
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    )
+
+
+def literal(node: ast.expr) -> Any:
+    """The value of a literal, `frozenset({...})` included; None for any other expression."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "frozenset":
+        values = literal(node.args[0]) if node.args else ()
+        return None if values is None else frozenset(values)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _is_schedule(value: object) -> bool:
+    """Whether this is `{linear: {from: a, to: b}}` or the same with cosine."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    ((shape, ends),) = value.items()
+    if shape not in ("linear", "cosine") or not isinstance(ends, dict) or set(ends) != {"from", "to"}:
+        return False
+    return all(_is_number(end) for end in ends.values())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_SPAN = {
+    "type": "object",
+    "properties": {"from": {"type": "number"}, "to": {"type": "number"}},
+    "required": ["from", "to"],
+    "additionalProperties": False,
+}
+SCHEDULE = Kind(
+    "a schedule",
+    {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "properties": {"linear": _SPAN, "cosine": _SPAN},
+        "additionalProperties": False,
+    },
+    _is_schedule,
+)
+_ANYTHING = Kind("a value", {}, lambda value: True)
+_NUMBER = Kind("a finite number", {"type": "number"}, _is_number)
+_KINDS: Mapping[str, Kind] = {
+    "float": _NUMBER,
+    "int": Kind("a whole number", {"type": "integer"}, lambda v: isinstance(v, int) and _is_number(v)),
+    "bool": Kind("true or false", {"type": "boolean"}, lambda v: isinstance(v, bool)),
+    "str": Kind("text", {"type": "string"}, lambda v: isinstance(v, str)),
+    "None": Kind("null", {"type": "null"}, lambda v: v is None),
+}
+
+
+def _kinds(annotation: ast.expr | None, moving: bool) -> tuple[Kind, ...]:
+    kinds = tuple(_alternatives(annotation))
+    return (*kinds, SCHEDULE) if moving and _NUMBER in kinds else kinds
+
+
+def _alternatives(annotation: ast.expr | None) -> Iterator[Kind]:
+    """The kinds that `A | B` names; any other annotation accepts everything."""
+    match annotation:
+        case None:
+            yield _ANYTHING
+        case ast.Constant(value=str() as text):
+            yield from _alternatives(ast.parse(text, mode="eval").body)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            yield from _alternatives(left)
+            yield from _alternatives(right)
+        case ast.Subscript(value=ast.Name(id="Literal") | ast.Attribute(attr="Literal"), slice=choices):
+            value = ast.literal_eval(choices)
+            yield _one_of(value if isinstance(value, tuple) else (value,))
+        case _:
+            yield _KINDS.get(ast.unparse(annotation), _ANYTHING)
+
+
+def _one_of(choices: tuple[object, ...]) -> Kind:
+    words = " or ".join(str(choice) for choice in choices)
+    return Kind(words, {"enum": list(choices)}, lambda value: value in choices)

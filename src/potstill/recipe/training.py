@@ -1,0 +1,152 @@
+"""The options that every training stage has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from potstill.recipe.defaults import Automatic, Facts
+from potstill.recipe.specs import Auto, Conflict, Count, Positive
+from potstill.recipe.stages import StageSpec
+
+_PLACE_AND_PACE = {"micro_batch_tokens", "checkpoint_every", "activation_checkpointing", "epochs", "steps"}
+
+
+class Training(StageSpec):
+    """The options that every training stage has."""
+
+    trains: ClassVar[bool] = True
+
+    verb: str = "train"
+    name: str = "train"
+    epochs: Annotated[
+        Positive | None,
+        BeforeValidator(
+            lambda value: None if value == "auto" else value, json_schema_input_type=Positive | Auto | None
+        ),
+    ] = None
+    """Passes over the data. With neither epochs nor steps: by the size of the data."""
+    steps: Count | None = None
+    """Optimizer steps."""
+    learning_rate: Positive | Auto = "auto"
+    """The highest learning rate of the schedule."""
+    tokens_per_step: Count | Auto = "auto"
+    """Scored tokens in one optimizer step."""
+    micro_batch_tokens: Count | Auto = "auto"
+    """Most tokens, padding included, in one forward pass; changes memory and speed, not the result."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decay of matrices; vectors (norms, biases) do not decay."""
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
+    ] = (0.9, 0.95)
+    """AdamW's two averages."""
+    max_grad_norm: Positive | None = 1.0
+    """Longest gradient; null does not clip."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the forward pass; master weights stay float32."""
+    validate_every: Count | Auto = "auto"
+    """Steps between two validations on rows that are not trained on."""
+    best_by: str = "loss"
+    """Which validation figure decides what the best weights are: the stage's own loss, or another."""
+    patience: Count | None = None
+    """Stop after so many validations without a better one."""
+    checkpoint_every: Count | Auto = "auto"
+    """Steps between two checkpoints."""
+    packing: bool = False
+    """Lay the rows of a micro-batch end to end instead of padding them; that the models keep them apart is
+    proven before the first step."""
+    activation_checkpointing: bool = False
+    """Compute activations twice to save memory."""
+    normalize: Literal["tokens", "sequence_mean"] = "tokens"
+    """Every token counts the same, or every row does (GKD's paper)."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.epochs is not None and self.steps is not None:
+            yield Conflict(
+                "steps", "epochs is given too, and both say how long to train.", "Remove one of the two."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What changes a step, for an artifact's key.
+
+        Micro-batches and the pace of checkpoints change memory and speed only; a training that ran out of
+        memory goes on with others.
+        """
+        shared = set(Training.model_fields) - set(StageSpec.model_fields)
+        return self.model_dump(mode="json", include=shared - _PLACE_AND_PACE)
+
+    def automatic(self, facts: Facts) -> dict[str, Automatic]:
+        epochs, chosen = self.epochs, dict[str, Automatic]()
+        if self.epochs is None and self.steps is None:
+            epochs, why = _epochs(facts.train_tokens)
+            chosen["epochs"] = epochs, why
+        total = None if epochs is None or facts.train_tokens is None else int(facts.train_tokens * epochs)
+        per_step = _tokens_per_step(total, facts)
+        width = per_step[0] if self.tokens_per_step == "auto" else self.tokens_per_step
+        assert isinstance(width, int)
+        steps = self.steps or (None if total is None else max(1, math.ceil(total / width)))
+        why = f"chosen for {facts.machine}; does not change the result"
+        values = {
+            "learning_rate": self.default_learning_rate(facts),
+            "tokens_per_step": per_step,
+            "micro_batch_tokens": (16384 if facts.accelerated else 384, why),
+            "precision": _precision(facts),
+            "validate_every": _every(steps, 6, "validations"),
+            "checkpoint_every": _every(steps, 10, "checkpoints"),
+        }
+        return chosen | {key: value for key, value in values.items() if getattr(self, key) == "auto"}
+
+    def default_learning_rate(self, facts: Facts) -> Automatic:
+        """What `learning_rate: auto` becomes."""
+        if facts.student_kind == "adapter":
+            return 1e-4, "adapters take about ten times the learning rate of full training"
+        if facts.student_kind == "cut":
+            return 5e-4, (
+                "a freshly cut student is far from any optimum; 5e-4 healed SmolLM2-135M cut from 30 to 20 "
+                "layers, held-out KL 3.15 to 0.46 nats in 42 thousand tokens of grade-school mathematics "
+                "(NOTES.md)"
+            )
+        if facts.parameters is not None and facts.parameters < 1_000_000_000:
+            return 1e-4, "chosen for full training of a student below one billion parameters"
+        return 1e-5, (
+            "usual for full training of a student of one billion parameters or more, or of unknown size"
+        )
+
+
+def _tokens_per_step(total: int | None, facts: Facts) -> Automatic:
+    usual = 32768 if facts.accelerated else 256
+    if total is None or total // 50 >= usual:
+        return usual, f"usual on {facts.machine}"
+    return max(
+        128, total // 50
+    ), f"{total} scored tokens in all: about 50 steps, and no step below 128 tokens"
+
+
+def _epochs(train_tokens: int | None) -> tuple[float, str]:
+    if train_tokens is None:
+        return 1.0, "the size of the data is not known"
+    for limit, epochs in ((50_000, 3.0), (5_000_000, 2.0)):
+        if train_tokens < limit:
+            return epochs, f"{train_tokens} scored tokens, fewer than {limit}"
+    return 1.0, f"{train_tokens} scored tokens are enough for one pass"
+
+
+def _precision(facts: Facts) -> Automatic:
+    if facts.bf16 and facts.device != "mps":
+        return "bfloat16", f"fast on this {facts.device} device, with the range of float32"
+    if facts.device == "cuda" and facts.fp16:
+        return "float16", "this GPU has no fast bfloat16; gradients are scaled against underflow"
+    return "float32", f"this {facts.device} device has no fast half precision that is safe to train in"
+
+
+def _every(steps: int | None, times: int, what: str) -> Automatic:
+    if steps is None:
+        return 100, "the number of steps is not known"
+    return max(1, round(steps / times)), f"about {times} {what} in {steps} steps"

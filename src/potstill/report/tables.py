@@ -1,0 +1,250 @@
+"""The tables of the page, and the charts with the table of their values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from potstill.data.split import GRAM, NEAR
+from potstill.report.bars import Bins, bars, histogram, intervals, shares
+from potstill.report.content import ROLES, Content
+from potstill.report.curves import Curve, line_chart
+from potstill.report.numbers import duration, number, pair, percent, short, shown, size, whole
+from potstill.report.summary import NOT_MEASURED, RESULTS, TRAIN, described, read
+from potstill.types import Figure
+
+MOST_ROWS = 120
+STYLES = {"after": 0, "teacher": 1, "before": 2, "control": 3}
+BETTER = {"up": "higher is better", "down": "lower is better"}
+WRITE: Sequence[tuple[str, Callable[[float], str]]] = (
+    ("Optimizer steps", whole),
+    ("Scored tokens", whole),
+    ("Tokens per second", whole),
+    ("Time", duration),
+    ("Peak memory", size),
+)  # of TRAIN
+Row = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows; the first cell of a row names it. `note` stands below."""
+
+    caption: str
+    head: Row
+    rows: Sequence[Row]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing and the table of its values."""
+
+    caption: str
+    drawing: Markup
+    table: Table
+
+
+def results(content: Content) -> list[tuple[Figure, list[Figure]]]:
+    """Each figure of the result table, described, and what every model has of it, where any says something."""
+    rows = [
+        (Figure(key, **about), [read(content.summary, content.block(role), key) for role in content.roles])
+        for key, about in described(content.summary, *RESULTS).items()
+    ]
+    return [row for row in rows if any(figure.reason != NOT_MEASURED for figure in row[1])]
+
+
+def highlights(content: Content) -> list[Row]:
+    """The figures to see first: (name, value, remark)."""
+    summary = content.summary
+    rows: list[Row] = []
+    for key in described(summary, "headline"):
+        before, after = (read(summary, summary.get(role), key) for role in ("before", "after"))
+        value, span = pair(after)
+        if value:
+            was = f"before: {pair(before)[0]}; " if before.value is not None else ""
+            rows.append((after.label, value, f"{was}95 % interval {span or 'not measured'}"))
+    teacher, student = ((summary.get(side) or {}).get("params") for side in ("teacher", "student"))
+    if student:
+        share = f"{percent(student / teacher)} of the teacher" if teacher else ""
+        rows.append(("Student's parameters", short(student), share))
+    seconds, speed = (
+        read(summary, summary.get("train"), key).value for key in ("seconds", "tokens_per_second")
+    )
+    if seconds is not None:
+        remark = f"{whole(speed)} tokens per second" if speed is not None else ""
+        rows.append(("Training time", duration(seconds), remark))
+    return rows
+
+
+def distances(content: Content) -> list[Chart]:
+    """The headline figures of the students, with intervals."""
+    charts = []
+    for about, figures in results(content):
+        models = zip(content.roles, figures, strict=True)
+        spots = [(ROLES[role], figure, STYLES[role]) for role, figure in models if role != "teacher"]
+        if about.place == "headline" and any(figure.value is not None for _, figure, _ in spots):
+            better = f" ({BETTER[about.better]})" if about.better else ""
+            caption = f"{about.label} on held-out prompts{better}"
+            rows = [(label, *pair(f), "" if f.n is None else whole(f.n)) for label, f, _ in spots]
+            table = Table(f"Values: {about.label}", ("Model", "Value", "95 % interval", "n"), rows)
+            charts.append(Chart(caption, intervals(caption, spots), table))
+    return charts
+
+
+def by_stage(content: Content) -> Table:
+    """Every measured quantity before and after each training stage, where there is more than one."""
+    rows = []
+    for stage in content.summary.get("by_stage") or ():
+        for key, about in described(content.summary, *RESULTS).items():
+            sides = (shown(read(content.summary, stage[side], key)) for side in ("before", "after"))
+            rows.append((stage["stage"], about["label"], *sides))
+    note = "On the same held-out prompts, with 95 % intervals."
+    return Table("Stage by stage", ("Stage", "Metric", "Before it", "After it"), rows, note)
+
+
+def retention(content: Content) -> Table:
+    """How much of each score arrived."""
+    rows = []
+    for key, row in (content.summary.get("retention") or {}).items():
+        scores = [read(content.summary, row, side, key) for side in ("teacher", "student", "control")]
+        ratio, ends = read(content.summary, row, "ratio", key), row.get("ci95")
+        interval = f"({percent(ends[0])} to {percent(ends[1])})" if ends else "(no interval)"
+        share = f"refused: {ratio.reason}" if ratio.value is None else f"{percent(ratio.value)} {interval}"
+        rows.append((ratio.label, *map(shown, scores), share))
+    head = ("Metric", "Teacher", "Distilled student", "Control student", "Student / teacher (95 %)")
+    return Table("Retention: what share of the teacher's score arrived", head, rows)
+
+
+def by_model(content: Content, place: str, caption: str, note: str = "") -> Table:
+    """The figures of a place other than the result table, a row a model."""
+    summary, keys = content.summary, described(content.summary, place)
+    blocks = {ROLES[role]: block for role in ROLES if (block := (summary.get(place) or {}).get(role))}
+    rows = [(label, *(shown(read(summary, block, key)) for key in keys)) for label, block in blocks.items()]
+    head = (
+        "Model",
+        *(
+            ", ".join(filter(None, (a["label"], "" if a["unit"] == "share" else a["unit"])))
+            for a in keys.values()
+        ),
+    )
+    return Table(caption, head, rows, note)
+
+
+def training(content: Content) -> Table:
+    """The training's own figures; empty when there is nothing to say about any."""
+    figures = [read(content.summary, content.summary.get("train"), key) for key in TRAIN]
+    rows = [
+        (label, figure.reason if figure.value is None else write(figure.value))
+        for (label, write), figure in zip(WRITE, figures, strict=True)
+    ]
+    silent = all(figure.reason == NOT_MEASURED for figure in figures)
+    return Table("What training took", ("Quantity", "Value"), [] if silent else rows)
+
+
+def curves(content: Content) -> list[Chart]:
+    """One line chart for each stage and unit; none for a group without a finite value."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in content.curves:
+        groups.setdefault((curve.stage, curve.unit), []).append(curve)
+    charts = []
+    for (stage, unit), group in groups.items():
+        caption = f"Stage {stage}: {' and '.join(curve.name for curve in group)}"
+        if (drawing := line_chart(caption, group)) is not None:
+            charts.append(Chart(caption, drawing, _curve_table(stage, unit, group)))
+    return charts
+
+
+def _curve_table(stage: str, unit: str, group: Sequence[Curve]) -> Table:
+    by_name = {curve.name: dict(curve.points) for curve in group}
+    steps = sorted({step for points in by_name.values() for step in points})
+    rare = {step for curve in group if curve.dots for step, _ in curve.points}
+    every = math.ceil(len(steps) / MOST_ROWS)
+    kept = [s for i, s in enumerate(steps) if i % every == 0 or i == len(steps) - 1 or s in rare]
+    kept = kept[: 4 * MOST_ROWS]
+    rows = [
+        (whole(step), *(number(points[step]) if step in points else "" for points in by_name.values()))
+        for step in kept
+    ]
+    note = f"{len(kept)} of {len(steps)} steps; all are in metrics.jsonl." if len(kept) < len(steps) else ""
+    return Table(f"Values of stage {stage}, {unit}", ("Step", *by_name), rows, note)
+
+
+def overlap(content: Content) -> Table | None:
+    """Held-out prompts that are also in the training data, by how alike they are."""
+    seen = content.overlap
+    if seen is None:
+        return None
+    rules = (
+        ("Exact", seen.exact, "the texts are equal"),
+        ("Near", seen.near, f"Jaccard index of the word sets at least {NEAR}"),
+        (f"{GRAM}-gram", seen.gram, f"any {GRAM} words in a row are shared"),
+    )
+    rows = [(name, whole(n), percent(n / seen.of, 1) if seen.of else "", rule) for name, n, rule in rules]
+    trained = f"{whole(content.trained_prompts)} prompts"
+    caption = f"Held-out prompts ({whole(seen.of)}) also in training ({trained})"
+    return Table(caption, ("Overlap", "Prompts", "Share", "Counted when"), rows)
+
+
+def funnel(content: Content) -> list[Chart]:
+    """How many rows were left after each step."""
+    caption = "Rows left after each step"
+    rows = [
+        (step, whole(left), "; ".join(f"{reason}: {whole(n)}" for reason, n in dropped.items()) or "none")
+        for step, left, dropped in content.funnel
+    ]
+    drawing = bars(caption, [(step, left, whole(left)) for step, left, _ in content.funnel])
+    table = Table(caption, ("Step", "Rows left", "Dropped, by reason"), rows)
+    return [Chart(caption, drawing, table)] if rows else []
+
+
+def lengths(content: Content) -> list[Chart]:
+    """A histogram of row lengths with the counts of its bins."""
+    if not content.lengths:
+        return []
+    bins, title = Bins(content.lengths), "Length of rows"
+    columns = [(counts, shares(counts)) for counts in bins.counts.values()]
+    rows = [
+        (name, *(f"{whole(counts[i])} ({percent(parts[i], 1)})" for counts, parts in columns))
+        for i, name in enumerate(bins.names())
+    ]
+    table = Table(f"Values: {title}", ("Tokens", *bins.counts), rows)
+    return [Chart(title, histogram(title, "tokens", bins), table)]
+
+
+def costs(content: Content) -> list[Chart]:
+    """Seconds by stage; speed and memory in the table."""
+    rows = [(stage, duration(facts["seconds"]), *_cost(facts)) for stage, facts in content.costs.items()]
+    head = ("Stage", "Time", "Tokens", "Tokens/s", "Peak memory", "Peak GPU memory", "Note")
+    used = [i for i in range(len(head)) if i < 2 or any(row[i] for row in rows)]
+    table = Table("Time, speed and memory", [head[i] for i in used], [[row[i] for i in used] for row in rows])
+    amounts = [(name, facts["seconds"], duration(facts["seconds"])) for name, facts in content.costs.items()]
+    return [Chart("Seconds by stage", bars("Seconds by stage", amounts), table)] if rows else []
+
+
+def _cost(facts: Mapping[str, Any]) -> Iterable[str]:
+    tokens, seconds = facts.get("tokens"), facts["seconds"]
+    yield "" if tokens is None else whole(tokens)
+    yield whole(tokens / seconds) if tokens and seconds else ""
+    for peak in ("peak_rss_bytes", "peak_device_bytes"):
+        yield size(facts[peak]) if facts.get(peak) is not None else ""
+    yield facts.get("note", "")
+
+
+def defaults(content: Content) -> Table:
+    """Every setting the recipe left open."""
+    rows = [
+        (d.path, f"{d.value:g}" if isinstance(d.value, float) else str(d.value), d.source)
+        for d in content.defaults
+    ]
+    return Table("Settings the recipe left open", ("Setting", "Value", "Source"), rows)
+
+
+def versions(content: Content) -> Table:
+    """What the run was made with."""
+    rows = [(str(name), str(value)) for name, value in (content.summary.get("versions") or {}).items()]
+    return Table("Versions", ("Part", "Version"), rows)

@@ -1,0 +1,62 @@
+"""Final hidden states and the head that reads them: the full vocabulary, exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from potstill.errors import SignalError
+from potstill.models.projection import Projection, module_logits
+from potstill.signals.dense import Dense
+from potstill.signals.signal import Comparison, require_supported
+from potstill.signals.support import Tail
+from potstill.types import Head
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Final hidden states and their head. To a divergence it is dense; logits exist for a chunk at a time."""
+
+    kind: ClassVar[str] = "dense"
+    estimated: ClassVar[bool] = False
+
+    hidden: Tensor  # [N, H]
+    head: Head
+
+    @property
+    def rows(self) -> int:
+        return self.hidden.shape[0]
+
+    def prepared(self, divergence: Comparison, tail: Tail) -> HiddenChunks:
+        require_supported(self.kind, divergence)
+        return HiddenChunks(self)
+
+
+class HiddenChunks:
+    """Logits of one chunk after the other, in one buffer."""
+
+    def __init__(self, signal: Hidden) -> None:
+        self._signal = signal
+        readable = signal.head.module is None
+        self._projection = Projection(signal.head, signal.hidden.dtype) if readable else None
+        self._buffer: Tensor | None = None
+
+    def chunk(self, rows: slice, student_logits: Tensor) -> Dense:
+        """The logits of those rows; the next chunk overwrites them."""
+        head, hidden = self._signal.head, self._signal.hidden[rows]
+        width = student_logits.shape[1]
+        if head.vocabulary != width:
+            raise SignalError(
+                f"the teacher's vocabulary has {head.vocabulary} ids, the student's {width}.",
+                fix="Give both heads the shared vocabulary's size.",
+            )
+        if self._projection is None:
+            return Dense(module_logits(head, hidden).to(student_logits.dtype))
+        if self._buffer is None:
+            device = student_logits.device
+            self._buffer = torch.empty(hidden.shape[0], width, dtype=self._projection.dtype, device=device)
+        logits = self._projection.logits(hidden, self._buffer[: hidden.shape[0]])
+        return Dense(logits.to(student_logits.dtype))

@@ -1,0 +1,66 @@
+"""Checks that every signal of stored ids shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from potstill.errors import SignalError
+
+
+def require_shapes(ids: Tensor, values: Tensor, beside: Mapping[str, Tensor | None]) -> None:
+    """Refuse values [N, k] that are no match for ids [N, k], or rows `beside` them that are not [N].
+
+    Raises:
+        SignalError: names both shapes.
+    """
+    if ids.shape != values.shape:
+        raise SignalError(f"there are {tuple(ids.shape)} ids and {tuple(values.shape)} values for them.")
+    for what, row in beside.items():
+        if row is not None and row.shape != ids.shape[:1]:
+            raise SignalError(
+                f"the targets have {ids.shape[0]} rows, {tuple(row.shape)} values of {what} lie beside them."
+            )
+
+
+def used_first(ids: Tensor, values: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """The same ids and values with unused places last, -1 in them.
+
+    Raises:
+        SignalError: a position has no id, or one twice.
+    """
+    order = torch.argsort((~used).to(torch.uint8), dim=-1, stable=True)
+    ids, values = torch.where(used, ids, -1).gather(-1, order), values.gather(-1, order)
+    in_order = ids.sort(-1).values
+    twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
+    empty = ~used.any(-1) if ids.shape[1] else torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
+    if torch.stack([empty.any(), twice.any()]).any():  # one question to the device for both
+        if empty.any():
+            raise SignalError(
+                f"position {first(empty)} of the targets has no id.", fix="Leave the position out."
+            )
+        row = first(twice.any(-1))
+        again = int(in_order[row, 1:][twice[row]][0])
+        raise SignalError(f"position {row} of the targets holds id {again} twice.")
+    return ids, values
+
+
+def require_within(ids: Tensor, vocabulary: int) -> None:
+    """Refuse ids that the student's vocabulary does not have.
+
+    Raises:
+        SignalError: names the largest.
+    """
+    largest = int(ids.max()) if ids.numel() else -1
+    if largest >= vocabulary:
+        raise SignalError(
+            f"the targets hold id {largest}, the student's vocabulary has {vocabulary} ids.",
+            fix="They were stored for another tokenizer, or before its padding was cut.",
+        )
+
+
+def first(rows: Tensor) -> int:
+    """The index of the first row that is true."""
+    return int(rows.nonzero()[0, 0])

@@ -1,0 +1,33 @@
+"""The seam between potstill and any teacher."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from potstill.signals.signal import Signal
+from potstill.types import Batch
+
+
+class Teacher(Protocol):
+    """Who gives signals.
+
+    Attributes:
+        fingerprint: identifies the teacher in artifacts' keys.
+        provides: the kinds of signal that it gives ("dense", "topk", "sampled"), and "text" if it writes.
+        reads: how it reads text (`potstill.data.reader.Reader`), None for one that takes text as it is.
+
+    Where its weights are in this process, `loaded()` gives model and tokenizer; `layers`, `context_length`
+    and `batch_invariant` (a row's answer does not depend on its neighbours) say more, where it knows.
+    """
+
+    fingerprint: str
+    provides: frozenset[str]
+    reads: Any
+
+    def signal(self, batch: Batch) -> Signal:
+        """Say what it thinks of the N scored positions, in row-major order."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds; a later call may load it again."""
+        ...

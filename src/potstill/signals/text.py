@@ -1,0 +1,28 @@
+"""Only the tokens: the teacher wrote them and says nothing more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NoReturn
+
+from potstill.errors import SignalError
+from potstill.signals.signal import Comparison
+from potstill.signals.support import Tail
+
+
+@dataclass(frozen=True)
+class Text:
+    """No distribution: it serves objectives that read the row's own tokens alone."""
+
+    kind: ClassVar[str] = "text"
+    estimated: ClassVar[bool] = False
+
+    @property
+    def rows(self) -> int:
+        return 0
+
+    def prepared(self, divergence: Comparison, tail: Tail) -> NoReturn:
+        raise SignalError(
+            "the teacher gave only text, which has no distribution to compare.",
+            fix="Use the stage finetune, or ce_weight: 1.0.",
+        )

@@ -1,0 +1,157 @@
+"""Where stages work (`Context`, `Setup`), and what passes from one to the next (`State`). All of it frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from potstill.console import Console
+from potstill.data.dataset import Dataset
+from potstill.data.reader import Readers
+from potstill.errors import Interrupted
+from potstill.models.loading import fast_bf16
+from potstill.recipe import plugins
+from potstill.recipe.defaults import Default, Facts
+from potstill.recipe.specs import Choice
+from potstill.recipe.stages import StageSpec, replaced
+from potstill.signals.teacher import Teacher
+from potstill.store.artifacts import Artifact, Store
+from potstill.students._built import StudentContext
+
+Spec = TypeVar("Spec", bound=StageSpec)
+
+
+@dataclass(frozen=True)
+class StudentRef:
+    """How the student is made: a plug-in of the family `students` with its options."""
+
+    plugin: Any
+    name: str
+    options: Mapping[str, Any]
+    context: StudentContext  # as far as it is known before the first stage
+    cut: bool  # from the teacher, not yet healed
+    template: str | None  # the chat template that it is trained with, where it is not its tokenizer's own
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a recipe names, read and found to fit together, before any weight is loaded."""
+
+    device: torch.device
+    base: Path
+    teacher: Teacher
+    student: StudentRef
+    readers: Readers
+    data: Dataset
+    weight: str | None  # the column that weighs rows
+    on_bad_row: Literal["error", "skip"]
+    max_length: int
+    context_length: int
+    notes: tuple[str, ...] = ()
+
+    def facts(
+        self,
+        *,
+        untrained: bool,
+        parameters: int | None = None,
+        train_tokens: int | None = None,
+        answer_tokens: int | None = None,
+    ) -> Facts:
+        """What `auto` values may depend on; `untrained` says that no stage has trained the student yet."""
+        kind = self.device.type
+        return Facts(
+            device=kind if kind in ("cuda", "mps") else "cpu",  # type: ignore[arg-type]
+            bf16=fast_bf16(self.device),
+            fp16=kind == "cuda",
+            student_kind="cut" if self.student.cut and untrained else "full",
+            parameters=parameters,
+            train_tokens=train_tokens,
+            answer_tokens=answer_tokens,
+            context=self.context_length,
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """What the stages before have left."""
+
+    answers: Artifact | None = None  # what the teacher wrote
+    answer_tokens: int | None = None  # the most tokens of one of them
+    left_out: Mapping[str, int] = field(default_factory=dict)  # prompts that were not asked, by reason
+    untrained: Artifact | None = None  # the student before any training
+    student: Artifact | None = None  # the student as it is now
+    control: Artifact | None = None
+    evaluation: Artifact | None = None
+    trained: tuple[str, ...] = ()  # the stages that trained the student, in order
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)  # of every stage by its name
+    resolved: Mapping[str, StageSpec] = field(default_factory=dict)  # every stage without an `auto`
+    defaults: tuple[Default, ...] = ()  # what `auto` became
+
+    def after(
+        self, spec: StageSpec, artifact: Artifact, defaults: tuple[Default, ...] = (), **changes: Any
+    ) -> State:
+        """The state behind a stage that left `artifact`."""
+        return replace(
+            self,
+            artifacts={**self.artifacts, spec.name: artifact},
+            resolved={**self.resolved, spec.name: spec},
+            defaults=self.defaults + defaults,
+            **changes,
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where stages work.
+
+    `stages` are those of the run as the recipe writes them. `stop_signal` returns the number of a received
+    signal, 0 before one came. Without `builds` every artifact must be in the store. `announce` tells the run
+    folder where a stage's progress is written. `memo` keeps what is read once and used by several stages.
+    """
+
+    setup: Setup
+    store: Store
+    console: Console
+    seed: int
+    stages: tuple[StageSpec, ...] = ()
+    stop_signal: Callable[[], int] = lambda: 0
+    builds: bool = True
+    announce: Callable[[Mapping[str, Any]], None] = lambda values: None
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    def stop_if_signalled(self) -> None:
+        """Raise once a signal has arrived; what is on disk lets the stage go on later.
+
+        Raises:
+            Interrupted: a signal arrived.
+        """
+        if number := self.stop_signal():
+            raise Interrupted(
+                "stopped by a signal; everything finished so far is kept.", signal_number=number
+            )
+
+    def settle(
+        self, spec: Spec, state: State, train_tokens: int | None = None
+    ) -> tuple[Spec, tuple[Default, ...]]:
+        """Give every option that the recipe leaves open its value, with a line on each."""
+        spec, shared = spec.completed(self.stages, state.resolved)
+        facts = self.setup.facts(
+            untrained=spec.from_untrained or not state.trained,
+            parameters=None if state.untrained is None else state.untrained.facts["params"],
+            train_tokens=train_tokens,
+            answer_tokens=state.answer_tokens,
+        )
+        spec, chosen = replaced(spec, spec.automatic(facts))
+        return spec, shared + chosen
+
+    def plugin(self, choice: Choice) -> Any:
+        """The code of a plug-in that a stage names."""
+        return plugins.load(choice.family, choice.name, choice.options)
+
+    def identity(self, choice: Choice) -> Any:
+        """What identifies a plug-in and its options in an artifact's key."""
+        return plugins.identity(choice.family, choice.name, choice.options)

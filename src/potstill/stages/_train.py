@@ -1,0 +1,346 @@
+"""Train a student and leave an artifact: the best weights seen at a validation, and every step's metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from potstill.data.batch import collate
+from potstill.data.plan import plan_steps
+from potstill.errors import Interrupted
+from potstill.evaluate.teacher import check_teacher
+from potstill.models import anatomy, loading
+from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
+from potstill.recipe import plugins
+from potstill.recipe.training import Training
+from potstill.signals.teacher import Teacher
+from potstill.signals.text import Text
+from potstill.stages._artifact import produce
+from potstill.stages._context import Context, State
+from potstill.stages._objective import Objective, objective_of, require_signal, yardstick
+from potstill.stages._rows import TrainingRows
+from potstill.store.artifacts import Artifact, peak_rss
+from potstill.store.lines import append_line, read_lines, write_lines
+from potstill.train import checkpoint, packing, parallel
+from potstill.train.loop import Hooks, Progress, make_optimizer, settled, train
+from potstill.train.step import StudentModule
+from potstill.types import Batch
+
+VERSION = 2  # raised when training changes its meaning
+METRICS = "metrics.jsonl"
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a resolved stage, its student, rows, objective and teacher (None: text alone)."""
+
+    spec: Training
+    student: Artifact
+    rows: TrainingRows
+    objective: Objective
+    teacher: Teacher | None
+    steps: int
+    context: Context
+
+    @property
+    def vocabulary(self) -> int:
+        return self.context.setup.readers.student.vocabulary.size
+
+    @property
+    def pad_id(self) -> int:
+        return self.context.setup.readers.student.pad_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.context.setup.device
+
+
+def train_student(
+    spec: Training, state: State, rows: TrainingRows, context: Context, teacher: Teacher | None = None
+) -> Artifact:
+    """Train the student on `rows`, against `teacher` or by cross-entropy on the text alone."""
+    student = state.untrained if spec.from_untrained else state.student
+    assert student is not None
+    objective = objective_of(spec)
+    if teacher is not None:
+        require_signal(objective, spec.name, teacher.provides)
+    run = Run(spec, student, rows, objective, teacher, _steps(spec, rows, context.seed), context)
+    inputs = {
+        "version": VERSION,
+        "student": student.key,
+        "teacher": None if teacher is None else teacher.fingerprint,
+        "data": rows.key,
+        # They choose which weights are kept.
+        "validation": [[e.id, e.input_ids, e.scored, e.weight] for e in rows.validation],
+        "loss": objective.identity,
+        "strategy": _strategy_identity(spec),
+        "settings": spec.identity() | {"steps": run.steps, "seed": context.seed},
+        "stop_ids": context.setup.readers.student.stop_ids,
+    }
+    trained = produce(context, "train", spec.name, inputs, lambda folder: _build(run, folder))
+    context.announce({"training": None})
+    return trained
+
+
+def _steps(spec: Training, rows: TrainingRows, seed: int) -> int:
+    """Optimizer steps in all: as the stage says, or as many as its epochs have."""
+    if spec.steps is not None:
+        return spec.steps
+    assert spec.epochs is not None
+    whole, part = divmod(spec.epochs, 1)
+    lengths, counts = [len(e.input_ids) for e in rows.train], [e.count for e in rows.train]
+    planned = [
+        len(
+            plan_steps(
+                lengths,
+                counts,
+                tokens_per_step=settled(spec.tokens_per_step),
+                micro_batch_tokens=settled(spec.micro_batch_tokens),
+                seed=seed,
+                epoch=epoch,
+                packing=spec.packing,
+            )
+        )
+        for epoch in range(int(whole) + 1)
+    ]
+    return max(1, sum(planned[:-1]) + round(part * planned[-1]))
+
+
+def _strategy_identity(spec: Training) -> Any:
+    choice = getattr(spec, "strategy", None)
+    return None if choice is None else plugins.identity(choice.family, choice.name, choice.options)
+
+
+def _strategy(spec: Training) -> Any:
+    choice = getattr(spec, "strategy", None)
+    if choice is None:
+        return plugins.load("strategies", "offline").build()
+    return plugins.load(choice.family, choice.name, choice.options).build(**choice.options)
+
+
+@dataclass(frozen=True)
+class Pad:
+    """The sampler of strategies that write nothing."""
+
+    pad_id: int
+    packed: bool = False
+
+
+def _build(run: Run, folder: Path) -> Mapping[str, Any]:
+    spec, console = run.spec, run.context.console
+    torch.manual_seed(run.context.seed)
+    source = loading.find_source(str(run.student.path / "student"))
+    loaded = loading.load(source, dtype=torch.float32, device=run.device)
+    student = loaded.model
+    if spec.activation_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = StudentModule(
+        student,
+        run.vocabulary,
+        autocast=DTYPES[spec.precision],
+        chunk_bytes=getattr(spec, "chunk_bytes", DEFAULT_CHUNK_BYTES),
+    )
+    _look_at_teacher(run)
+    if spec.packing:
+        for model in (student, *_teacher_models(run.teacher)):
+            packing.prove(model, run.rows.train, run.pad_id)
+    optimizer = make_optimizer(module, spec)
+    checkpoints, events = folder / "checkpoints", folder / METRICS
+    progress = _resume(run, checkpoints, events, module, optimizer)
+    validate = _validator(run, module)
+    if not run.rows.validation and (spec.patience is not None or spec.best_by != "loss"):
+        console.warn(
+            f"{spec.name}: there are too few rows to keep any for validation, so the last weights are kept; "
+            "patience and best_by have no effect."
+        )
+    run.context.announce({"training": {"metrics": str(events.resolve()), "steps": run.steps}})
+    if progress.step == 0 and run.rows.validation:
+        append_line(events, {"event": "validation", "step": 0, "best": False, **validate()})
+    with console.bar(spec.name, run.steps) as bar:
+
+        def event(values: Mapping[str, Any]) -> None:
+            append_line(events, {**values, "peak_rss_bytes": peak_rss()})
+            if values["event"] == "step":
+                rate = values["tokens"] / max(values["seconds"], 1e-9)
+                bar.update(values["step"], f"loss {values['loss']:.3f} · {rate:.0f} tok/s")
+
+        hooks = Hooks(
+            event=event,
+            validate=validate if run.rows.validation else None,
+            save=_saver(folder, module),
+            should_stop=lambda: bool(run.context.stop_signal()),
+        )
+        progress = train(
+            module,
+            run.rows.train,
+            run.teacher,
+            _strategy(spec),
+            Pad(run.pad_id, spec.packing),
+            lambda step: run.objective.at(step, run.steps),
+            spec.model_copy(update={"steps": run.steps}),
+            hooks,
+            seed=run.context.seed,
+            optimizer=optimizer,
+            progress=progress,
+        )
+    if run.teacher is not None:
+        run.teacher.close()
+    if (number := run.context.stop_signal()) and progress.step < run.steps:
+        raise Interrupted(
+            f"{spec.name} stopped at step {progress.step} of {run.steps}; a checkpoint is saved.",
+            signal_number=number,
+        )
+    if worse := _never_better(read_lines(events), spec.best_by):
+        console.warn(f"{spec.name}: {worse}")
+    return _finish(run, folder, student, loaded.tokenizer, progress)
+
+
+def _look_at_teacher(run: Run) -> None:
+    """Warn of a teacher that knows nothing of the first rows."""
+    if run.teacher is None or not run.rows.train:
+        return
+    few = sorted(run.rows.train[:16], key=lambda example: len(example.input_ids))[:4]
+    first = collate(few, pad_id=run.pad_id, device=run.device)
+    if fault := check_teacher(run.teacher.signal(first), first, yardstick(), run.vocabulary).fault:
+        run.context.console.warn(f"{fault}.")
+
+
+def _teacher_models(teacher: Teacher | None) -> list[nn.Module]:
+    """The teacher's model, where its weights are in this process."""
+    loaded = getattr(teacher, "loaded", None)
+    return [] if loaded is None else [loaded().model]
+
+
+def _never_better(events: Sequence[Mapping[str, Any]], best_by: str) -> str:
+    """What to say where no validation was better than the one before training."""
+    seen = [(event["step"], event[best_by]) for event in events if event["event"] == "validation"]
+    if len(seen) < 2 or seen[0][0] != 0:
+        return ""
+    step, best = min(seen[1:], key=lambda one: one[1])
+    if best < seen[0][1]:
+        return ""
+    return (
+        f"no validation was better than before training ({best_by} {seen[0][1]:.4g} there, {best:.4g} at step "
+        f"{step}, whose weights are kept). Lower the learning rate, or look at the validation rows."
+    )
+
+
+def _resume(
+    run: Run, checkpoints: Path, events: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Go back to the newest checkpoint, weights, optimizer and metrics alike; start anew without one."""
+    newest = checkpoint.newest(checkpoints)
+    if newest is None:
+        for left in (events, checkpoints.parent / "best.safetensors"):
+            left.unlink(missing_ok=True)
+        return Progress()
+    checkpoint.restore(newest, module, optimizer)
+    names = {field.name for field in fields(Progress)}
+    progress = Progress(**{k: v for k, v in newest.state.items() if k in names})
+    progress.best = math.inf if progress.best is None else progress.best
+    kept = [line for line in read_lines(events) if line["step"] <= progress.step]
+    if progress.validation_due:
+        kept = [line for line in kept if (line["event"], line["step"]) != ("validation", progress.step)]
+    write_lines(events, [*kept, {"event": "resumed", "step": progress.step}])
+    console = run.context.console
+    console.say(f"{run.spec.name}: continues after step {progress.step}")
+    if newest.state["threads"] != torch.get_num_threads():
+        console.warn(
+            f"the checkpoint was made with {newest.state['threads']} threads, this process has "
+            f"{torch.get_num_threads()}: sums round differently. OMP_NUM_THREADS sets the number."
+        )
+    return progress
+
+
+def _saver(folder: Path, module: nn.Module) -> Callable[[Progress, torch.optim.Optimizer, bool], None]:
+    def save(progress: Progress, optimizer: torch.optim.Optimizer, best: bool) -> None:
+        if parallel.rank() != 0:
+            return
+        if best:
+            temporary = folder / ".best.tmp"
+            save_file(checkpoint.trained_tensors(module), temporary)
+            temporary.rename(folder / "best.safetensors")
+        state = {k: (None if v == math.inf else v) for k, v in asdict(progress).items()}
+        checkpoint.save(folder / "checkpoints", progress.step, module, optimizer, state)
+
+    return save
+
+
+def _validator(run: Run, module: nn.Module) -> Callable[[], Mapping[str, float]]:
+    """Token means on the validation rows: the objective, cross-entropy, and forward KL at T = 1."""
+    measure = None if run.teacher is None else yardstick()
+
+    def batches() -> list[Batch]:
+        rows = sorted(run.rows.validation, key=lambda example: len(example.input_ids))
+        longest = max(1, max(len(row.input_ids) for row in rows))
+        size = max(1, settled(run.spec.micro_batch_tokens) // longest)
+        return [collate(rows[i : i + size], pad_id=run.pad_id) for i in range(0, len(rows), size)]
+
+    @torch.no_grad()
+    def validate() -> Mapping[str, float]:
+        module.eval()
+        objective = run.objective.at(run.steps - 1, run.steps)
+        sums: dict[str, float] = {}
+        tokens, weight = 0, 0.0
+        device = next(module.parameters()).device
+        for batch in batches():
+            run.context.stop_if_signalled()
+            batch = batch.to(device)
+            signal = run.teacher.signal(batch) if run.teacher is not None else Text()
+            total, weights, metrics = module(batch, signal, objective, metrics=True)
+            weight += float(weights)
+            measured = {"loss": total, **metrics}
+            if measure is not None:
+                measured["forward_kl"] = module(replace(batch, weights=None), signal, measure)[0]
+            for name, value in measured.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            tokens += batch.count
+        weight = sums.pop("weight", weight) or math.inf
+        return {name: value / (weight if name == "loss" else tokens) for name, value in sums.items()}
+
+    return validate
+
+
+def _finish(run: Run, folder: Path, student: Any, tokenizer: Any, progress: Progress) -> Mapping[str, Any]:
+    best = folder / "best.safetensors"
+    if best.is_file():
+        weights = load_file(best)
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                parameter.copy_(weights[f"student.{name}"])
+    student.generation_config = _generation_config(run, student)
+    loading.save(student.cpu(), tokenizer, folder / "student")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    best.unlink(missing_ok=True)
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "train_seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "best_step": progress.best_step,
+        "best_loss": None if math.isinf(progress.best) else progress.best,
+        **anatomy.sizes(student),
+    }
+
+
+def _generation_config(run: Run, student: Any) -> Any:
+    """Ends where training ended answers; sampling settings stay the reader's own choice."""
+    from transformers import GenerationConfig
+
+    old = json.loads(student.generation_config.to_json_string()) if student.generation_config else {}
+    stop = list(run.context.setup.readers.student.stop_ids)
+    return GenerationConfig(
+        bos_token_id=old.get("bos_token_id"),
+        eos_token_id=stop[0] if len(stop) == 1 else stop,
+        pad_token_id=run.pad_id,
+    )

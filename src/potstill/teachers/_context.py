@@ -1,0 +1,27 @@
+"""What a run offers to whoever makes its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.data.reader import Reader
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What a run offers to whoever makes its teacher.
+
+    Args:
+        base: folder that relative paths start from.
+        device: where its weights belong.
+        reader: makes a reader of a tokenizer, with the chat template and policies of the recipe's data.
+    """
+
+    base: Path
+    device: torch.device
+    reader: Callable[[Any], Reader]

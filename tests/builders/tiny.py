@@ -1,0 +1,104 @@
+"""A model and a tokenizer small enough for every test, made in memory from a seed.
+
+Ids 0 to 3 are <pad>, <s>, </s> and <unk>; id 11 is the word `|`, which opens an assistant turn;
+every other id i is the word `wi`. So `w10` answered by `w20 w21` is [1, 10, 11, 20, 21, 2].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+PAD, BOS, EOS, UNK = range(4)
+HEADER = 11
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'assistant' %}| {{ m.content }}{{ eos_token }}{% else %}{{ m.content }} {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}|{% endif %}"
+)
+
+
+def tiny_tokenizer(words: int = 128, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A WordLevel tokenizer that splits at whitespace."""
+    names = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(4, words))]
+    names[HEADER] = "|"
+    core = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, {}),
+    "sliding": (MistralConfig, MistralForCausalLM, {"sliding_window": 5}),
+    "convolution": (Lfm2Config, Lfm2ForCausalLM, {"layer_types": ["conv", "full_attention"]}),
+}
+
+
+def tiny_model(
+    vocab: int = 128,
+    layers: int = 2,
+    hidden: int = 32,
+    seed: int = 0,
+    tie: bool = False,
+    kind: str = "llama",
+    **changes: Any,
+) -> Any:
+    """A model with wide weights: at the usual 0.02 its logits are flat and misalignment stays unseen.
+
+    `sliding` keeps 5 positions; `convolution` holds states that are no keys and values; `changes` go into the config.
+    """
+    config_class, model_class, own = KINDS[kind]
+    sizes = dict(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        tie_word_embeddings=tie,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class(config_class(**(sizes | own | changes))).eval()
+
+
+def save_tiny(
+    folder: Path | str,
+    *,
+    vocab: int = 128,
+    layers: int = 2,
+    hidden: int = 32,
+    seed: int = 0,
+    tie: bool = False,
+) -> Path:
+    """Write model and tokenizer to `folder` the way a hub model lies on disk; returns the folder."""
+    folder = Path(folder)
+    tiny_model(vocab, layers, hidden, seed, tie).save_pretrained(folder)
+    tiny_tokenizer(vocab).save_pretrained(folder)
+    return folder

@@ -1,0 +1,93 @@
+"""Held-out figures against the plain dense formula, with padded heads and any batching."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from builders.tiny import tiny_model
+from potstill.divergences import forward_kl, reverse_kl
+from potstill.evaluate import agreement, likelihood, scores
+from potstill.evaluate.subject import Subject
+from potstill.objectives.plugins import Divergence
+from potstill.teachers.local import LocalTeacher
+from potstill.types import Example
+
+
+def rows() -> list[Example]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Example(
+            f"r{n}",
+            tuple(torch.randint(4, 128, (n,), generator=generator).tolist()),
+            tuple(i >= n // 2 for i in range(n)),
+        )
+        for n in (5, 9, 14, 6)
+    ]
+
+
+def measure(student, teacher, examples=None, **changes):
+    forward, reverse = Divergence.from_module(forward_kl), Divergence.from_module(reverse_kl)
+    base = {"vocabulary": 128, "pad_id": 0, "forward_kl": forward, "reverse_kl": reverse}
+    other = LocalTeacher(copy.deepcopy(teacher), vocabulary=128, fingerprint="t")
+    return scores.score(student, other, examples or rows(), **(base | changes))
+
+
+def test_every_figure_equals_the_dense_formula():
+    student, teacher = tiny_model(seed=0), tiny_model(seed=1, vocab=160)
+    result = measure(student, teacher)
+    with torch.no_grad():
+        for index, row in enumerate(rows()):
+            ids = torch.tensor([row.input_ids])
+            q = torch.log_softmax(student(ids).logits[0, :-1, :128].double(), -1)
+            p = torch.log_softmax(teacher(ids).logits[0, :-1, :128].double(), -1)
+            on = torch.tensor(row.scored[1:])
+            target = ids[0, 1:]
+            want = {
+                "forward_kl": (p.exp() * (p - q)).sum(-1),
+                "reverse_kl": (q.exp() * (q - p)).sum(-1),
+                "cross_entropy": -q.gather(1, target[:, None])[:, 0],
+                "teacher_cross_entropy": -p.gather(1, target[:, None])[:, 0],
+                "agreement": (q.argmax(-1) == p.argmax(-1)).double(),
+                "agreement_top5": (q.topk(5).indices == p.argmax(-1, keepdim=True)).any(-1).double(),
+            }
+            assert result.tokens[index] == row.count
+            for name, values in want.items():
+                assert result.sums[name][index] == pytest.approx(float(values[on].sum()), abs=1e-4), name
+
+
+@pytest.mark.parametrize("changes", [{"batch_tokens": 10}, {"batch_tokens": 10_000}, {"chunk_bytes": 1}])
+def test_batching_and_chunks_change_nothing(changes):
+    student, teacher = tiny_model(seed=0), tiny_model(seed=1)
+    one, other = measure(student, teacher), measure(student, teacher, **changes)
+    for name in scores.NAMES:
+        assert one.sums[name] == pytest.approx(other.sums[name], abs=1e-4)
+
+
+def test_turns_of_one_conversation_are_one_prompt_of_the_interval():
+    """Drawn one by one they would pass for independent prompts, and the interval would be too narrow."""
+    student, teacher = tiny_model(seed=0), tiny_model(seed=1)
+    first, *rest = rows()
+    turns = [first, *(replace(turn, id=f"talk#{n}", part_of="talk") for n, turn in enumerate(rest, 1))]
+    apart, together = measure(student, teacher), measure(student, teacher, turns, batch_tokens=20)
+    assert together.row_ids == (first.id, "talk")
+    assert together.tokens == (first.count, sum(turn.count for turn in rest))
+    for name in scores.NAMES:
+        want = apart.sums[name]
+        assert together.sums[name] == pytest.approx((want[0], sum(want[1:])), abs=1e-4), name
+    for metric in (likelihood, agreement):
+        assert {figure.n for figure in metric.measure(Subject("after", scores=together))} == {2}
+
+
+def test_a_model_against_itself_is_perfect_and_stays_in_its_mode():
+    model = tiny_model(seed=0).train()
+    result = measure(model, model)
+    subject = Subject("after", scores=result)
+    forward, reverse, perplexity = likelihood.measure(subject)
+    assert (forward.value, reverse.value) == pytest.approx((0, 0), abs=1e-6)
+    assert [figure.value for figure in agreement.measure(subject)] == [1, 1]
+    assert perplexity.value == likelihood.measure(Subject("teacher", scores=result.of_teacher()))[-1].value
+    assert model.training

@@ -1,0 +1,122 @@
+"""An evaluation finishes what the preflight passed, and compares with the right text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from builders import places
+from builders.cli import potstill
+from builders.jobs import FORWARD, TEACHER, answers, saying, spec_of
+from builders.tiny import tiny_model
+from potstill.data.questions import Question
+from potstill.evaluate import behaviour
+from potstill.evaluate.subject import Answer, Subject
+from potstill.objectives.token import TokenLoss
+from potstill.strategies.offline import Offline
+from potstill.teachers.local import LocalTeacher
+from potstill.train.loop import Hooks, train
+from potstill.train.step import StudentModule
+
+
+def test_answers_without_a_four_gram_have_no_repetition_figure(tmp_path):
+    """No answer has a 4-gram, so there is no share of repeated ones: null with a reason, and a report."""
+    places.write(
+        tmp_path,
+        stages="[{distill: {steps: 1}}, {evaluate: {samples: 4, max_new_tokens: 3, resamples: 100}}]",
+    )
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/r/report.html").is_file()
+    found = json.loads((tmp_path / "runs/r/stages/evaluate/evaluation.json").read_text())
+    repetition = found["models"]["after"]["repetition"]
+    assert repetition["value"] is None
+    assert repetition["reason"] == "no prompt could be measured"
+    assert places.summary(tmp_path)["behaviour"]["after"]["repetition"] is None
+
+
+def test_a_run_finishes_what_the_preflight_passed(tmp_path):
+    """200 tokens of prompt and 128 new ones in 256: what the preflight passes, the run finishes."""
+    rows = [
+        row | {"prompt": " ".join(f"w{12 + (i + j) % 100}" for j in range(200))}
+        for i, row in enumerate(places.answered())
+    ]
+    places.write(tmp_path, rows, stages="[{distill: {steps: 1}}, {evaluate: {resamples: 100}}]")
+    checked = potstill("check", "--quick", "r.yaml", cwd=tmp_path)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert (done.returncode == 0) == (checked.returncode == 0), done.stderr
+
+
+def test_a_conversation_is_compared_with_its_first_answer(tmp_path):
+    """The first question is asked, so the reference is the first answer alone."""
+    turns = [("user", "w20"), ("assistant", "w40 w41"), ("user", "w50"), ("assistant", "w60 w61 w62")]
+    rows = [
+        {"id": f"c{i}", "messages": [{"role": r, "content": f"{c} w{70 + i}"} for r, c in turns]}
+        for i in range(24)
+    ]
+    places.write(tmp_path, rows, stages="[{evaluate: {samples: 4, max_new_tokens: 8, resamples: 100}}]")
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "runs/r/stages/evaluate/samples.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert line["reference"] == f"w40 w41 w{70 + int(line['row_id'][1:])}"
+
+
+@pytest.mark.parametrize("fault", ["no answer", "no room"])
+def test_held_out_rows_that_cannot_be_measured_are_refused_before_training(tmp_path, fault):
+    """The preflight and the run read held-out rows before they train: refused by name, and nothing is trained."""
+    held = [
+        {"id": f"h{i}", "prompt": " ".join([f"w{50 + i}"] * (2 if fault == "no answer" else 40))}
+        for i in range(5)
+    ]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    generate = "" if fault == "no answer" else "{generate: {max_new_tokens: 6}}, "
+    places.write(
+        tmp_path,
+        places.answered() if fault == "no answer" else places.prompts(),
+        data="{train: rows.jsonl, heldout: held.jsonl, max_length: 30}",
+        stages=f"[{generate}{{distill: {{steps: 1}}}}, {{evaluate: {{metrics: [likelihood], resamples: 100}}}}]",
+    )
+    assert potstill("check", "--quick", "r.yaml", cwd=tmp_path).returncode != 0
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "held" in done.stderr
+    assert not list((tmp_path / "runs/.store").glob("train-*"))
+
+
+class Pad:
+    packed = False
+    pad_id = 0
+
+
+def test_best_by_names_the_figure_that_chooses_the_best_weights():
+    """Loss rises while the held-out KL falls: `best_by` says which of the two decides."""
+    measured = iter([{"loss": 1.0 + i, "forward_kl": 3.0 - i} for i in range(3)])
+    saved = []
+    hooks = Hooks(
+        validate=lambda: next(measured),
+        save=lambda progress, optimizer, best: saved.append((progress.step, best)),
+    )
+    settings = {"steps": 3, "learning_rate": 0.0, "tokens_per_step": 10**6, "micro_batch_tokens": 512}
+    done = train(
+        StudentModule(tiny_model(), 128),
+        answers(2, 3),
+        LocalTeacher(saying(TEACHER), vocabulary=128, fingerprint="t"),
+        Offline(),
+        Pad(),
+        lambda step: TokenLoss(FORWARD),
+        spec_of(**settings, validate_every=1, best_by="forward_kl"),
+        hooks,
+    )
+    assert (done.best, done.best_step) == (1.0, 3)
+    assert [step for step, best in saved if best] == [1, 2, 3]
+
+
+def test_unfinished_reasoning_is_counted_apart():
+    """An open <think> is a failure of form, counted apart from what was answered wrongly."""
+    said = ["<think>x</think>{}", "<think>x", "{}", "<think>a</think>b<think>"]
+    written = [Answer(str(i), body, 3, True) for i, body in enumerate(said)]
+    asked = [Question(str(i), (), (), "", "", 3) for i in range(4)]
+    figures = {f.key: f for f in behaviour.measure(Subject("after", questions=asked, answers=written))}
+    assert figures["unfinished_reasoning"].value == 0.5

@@ -1,0 +1,155 @@
+"""What a training stage logs, when it stops, and what it leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from builders.jobs import STUDENT, TEACHER, Memory, answers, events, saying, student, trained
+from builders.tiny import tiny_model, tiny_tokenizer
+from potstill.data.batch import collate
+from potstill.errors import Interrupted
+from potstill.models import loading
+from potstill.train import checkpoint
+from potstill.train.step import each_row_once
+from potstill.types import Example
+
+FORWARD_KL = 0.266217
+
+
+def words(count: int = 6) -> list[Example]:
+    ids = torch.randint(4, 128, (count, 8), generator=torch.Generator().manual_seed(0)).tolist()
+    return [Example(f"r{i}", tuple(row), (False,) * 3 + (True,) * 5) for i, row in enumerate(ids)]
+
+
+@pytest.mark.parametrize("lengths", [(1,), (10,), (100,), (1, 10, 100)])
+def test_the_logged_loss_does_not_depend_on_the_length_of_answers(tmp_path, lengths):
+    """One position repeated: training and validation say its value, whatever the number of tokens."""
+    start = student(tmp_path / "s", saying(STUDENT))
+    made = trained(tmp_path, start, Memory(saying(TEACHER)), answers(*lengths))
+    for kind in ("step", "validation"):
+        for event in events(made.path, kind):
+            assert event["loss"] == pytest.approx(FORWARD_KL, abs=2e-6)
+
+
+def test_a_validation_logs_each_term_and_the_total(tmp_path):
+    """Half hard labels at temperature 2: cross-entropy, KL at T = 1 and the total stand side by side."""
+    start = student(tmp_path / "s", saying(STUDENT))
+    teacher, half = Memory(saying(TEACHER)), {"temperature": 2.0, "ce_weight": 0.5}
+    made = trained(tmp_path, start, teacher, answers(2, 5), **half)
+    validations, steps = events(made.path, "validation"), events(made.path, "step")
+    assert validations
+    assert steps
+    for event in validations:
+        assert event["forward_kl"] == pytest.approx(FORWARD_KL, abs=2e-6)
+    for event in validations + steps:
+        assert event["cross_entropy"] == pytest.approx(1.098612, abs=2e-6)
+        assert event["divergence"] == pytest.approx(0.078421, abs=2e-6)
+        assert event["loss"] == pytest.approx(0.5 * 1.098612 + 0.5 * 0.313684, abs=2e-6)
+
+
+def test_the_weight_of_a_row_does_not_depend_on_its_padding():
+    """Equal weight for every row: a token weighs one over its own row's count, alone and in company."""
+    rows = [Example("a", (5, 6, 7, 2), (False, False, True, True)), Example("b", (5, 2), (False, True))]
+    rows.append(Example("c", (5, 6, 7, 8, 2, 2), (False, False, True, True, True, True)))
+    together = each_row_once(collate([*rows, Example("long", (5,) * 16, (False,) * 16)], pad_id=2))
+    assert together.weights.tolist() == [0.5] * 2 + [1.0] + [0.25] * 4
+    alone = [each_row_once(collate([row], pad_id=2)).weights for row in rows]
+    assert torch.equal(together.weights, torch.cat(alone))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_training_settings_stay_out_of_the_saved_config(tmp_path, use_cache):
+    """Activation checkpointing wants no cache and training wants dropout; the student's config keeps its own."""
+    model = tiny_model()
+    model.config.use_cache, model.config.attention_dropout = use_cache, 0.25
+    start = student(tmp_path / "s", model)
+    teacher = Memory(tiny_model(seed=1))
+    made = trained(tmp_path, start, teacher, words(), activation_checkpointing=True)
+    config = AutoModelForCausalLM.from_pretrained(made.path / "student").config
+    assert (config.use_cache, config.attention_dropout) == (use_cache, 0.25)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_the_saved_student_is_the_one_that_was_trained(tmp_path, monkeypatch, tie):
+    """Logits, keys, size and tokenizer are the trained ones: nothing of teacher or wrapper is left in the folder."""
+    seen = []
+    save = loading.save
+
+    def spy(model, tokenizer, folder):
+        seen.append(model)
+        save(model, tokenizer, folder)
+
+    start = student(tmp_path / "s", tiny_model(tie=tie))
+    monkeypatch.setattr(loading, "save", spy)
+    teacher = Memory(tiny_model(seed=1, layers=4))
+    folder = trained(tmp_path, start, teacher, words(), learning_rate=1e-2, steps=3).path / "student"
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ids = torch.tensor([[1, 10, 11, 20]])
+    torch.testing.assert_close(model(ids).logits, seen[-1](ids).logits, atol=1e-6, rtol=0)
+    assert (model(ids).logits - tiny_model(tie=tie)(ids).logits).abs().max() > 1e-3
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= 1.05 * weights
+    assert AutoTokenizer.from_pretrained(folder).chat_template == tiny_tokenizer().chat_template
+
+
+def test_a_student_keeps_the_end_tokens_of_training_and_no_sampling_settings(tmp_path):
+    """Every token that ended an answer in training ends one later; no sampling setting is inherited."""
+    model = tiny_model()
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.1, top_p=0.5, repetition_penalty=1.3, eos_token_id=9, max_length=20
+    )
+    start = student(tmp_path / "s", model)
+    made = trained(tmp_path, start, Memory(tiny_model(seed=1)), words(), stop_ids=(5, 2))
+    shipped = GenerationConfig.from_pretrained(made.path / "student")
+    assert shipped.eos_token_id == [5, 2]
+    assert shipped.pad_token_id == 0
+    changed = shipped.to_diff_dict()
+    assert not {"do_sample", "temperature", "top_p", "repetition_penalty", "max_length"} & changed.keys()
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_stop_signal_in_training_costs_no_finished_step(tmp_path, at):
+    """The signal comes once a step is done: a checkpoint of that step exists, and the next run goes on there."""
+    start = student(tmp_path / "s", tiny_model())
+
+    def stopped() -> int:
+        logged = list((tmp_path / "store").glob(".building-train-*/metrics.jsonl"))
+        return 15 if logged and len(events(logged[0].parent, "step")) >= at else 0
+
+    teacher, many = Memory(tiny_model(seed=1)), {"learning_rate": 1e-3, "steps": 6, "tokens_per_step": 5}
+    with pytest.raises(Interrupted, match=f"step {at} of 6.*checkpoint is saved") as caught:
+        trained(tmp_path, start, teacher, words(), stop=stopped, **many)
+    assert caught.value.exit_code == 143
+    (folder,) = (tmp_path / "store").glob(".building-train-*/checkpoints")
+    assert checkpoint.newest(folder).state["step"] == at
+    made = trained(tmp_path, start, teacher, words(), **many)
+    assert [event["step"] for event in events(made.path, "step")] == list(range(1, 7))
+
+
+def test_new_rows_of_a_head_keep_the_old_ones_on_load(tmp_path):
+    """A head resized for added tokens, saved and loaded: what was there is there bit for bit."""
+    model = tiny_model(tie=False)
+    before = model.lm_head.weight.detach().clone()
+    model.resize_token_embeddings(136, mean_resizing=False)
+    loading.save(model, tiny_tokenizer(), tmp_path / "m")
+    loaded = loading.load(loading.find_source(str(tmp_path / "m")), dtype=torch.float32).model
+    assert loaded.lm_head.weight.shape[0] == loaded.config.vocab_size == 136
+    assert torch.equal(loaded.lm_head.weight[:128], before)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_signal_during_the_first_measurement_stops_training(tmp_path):
+    """The signal comes before the first step: no further step is taken than the one that notices it."""
+    start = student(tmp_path / "s", tiny_model())
+    calls = itertools.count()
+    teacher, many = Memory(tiny_model(seed=1)), {"learning_rate": 1e-3, "steps": 6, "tokens_per_step": 5}
+    with pytest.raises(Interrupted):
+        trained(tmp_path, start, teacher, words(), stop=lambda: 2 if next(calls) else 0, **many)
+    (folder,) = (tmp_path / "store").glob(".building-train-*")
+    assert not (folder / "metrics.jsonl").exists() or len(events(folder, "step")) <= 1

@@ -1,0 +1,307 @@
+"""The loop: schedule, resume, what is trained and what never is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import types
+
+import pytest
+import torch
+
+from builders.jobs import spec_of
+from builders.tiny import tiny_model
+from potstill.data.batch import collate
+from potstill.divergences import forward_kl
+from potstill.errors import ModelError, TrainingStopped
+from potstill.objectives.token import Divergence, TokenLoss
+from potstill.recipe.training import Training
+from potstill.strategies.offline import Offline
+from potstill.teachers.fixed import FixedTeacher
+from potstill.teachers.local import LocalTeacher
+from potstill.train import checkpoint
+from potstill.train.loop import Hooks, Progress, learning_rate_at, make_optimizer, train
+from potstill.train.step import StudentModule, accumulate
+from potstill.types import Example
+
+LOSS = TokenLoss(Divergence.from_module(forward_kl))
+
+
+class Pad:
+    packed = False
+    pad_id = 0
+
+
+def rows(n: int = 10) -> list[Example]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for index in range(n):
+        length = 6 + index
+        ids = torch.randint(4, 128, (length,), generator=generator).tolist()
+        found.append(Example(f"r{index}", tuple(ids), tuple(i >= 3 for i in range(length))))
+    return found
+
+
+def settings(**changes) -> Training:
+    base = dict(steps=8, learning_rate=1e-3, tokens_per_step=20, micro_batch_tokens=40, validate_every=0)
+    return spec_of(**(base | changes))
+
+
+def teacher(seed: int = 1) -> LocalTeacher:
+    return LocalTeacher(tiny_model(seed=seed), vocabulary=128, fingerprint="t")
+
+
+def fit(module, against=None, hooks=None, loss=LOSS, examples=None, seed=0, **changes):
+    return train(
+        module,
+        examples or rows(),
+        against or teacher(),
+        Offline(),
+        Pad(),
+        lambda step: loss,
+        settings(**changes),
+        hooks or Hooks(),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_at):
+    whole, whole_events = StudentModule(tiny_model(), 128), []
+    fit(whole, hooks=Hooks(event=whole_events.append), checkpoint_every=1)
+
+    module, events = StudentModule(tiny_model(), 128), []
+    optimizer = make_optimizer(module, settings())
+    asked = iter([False] * (stop_at - 1) + [True])
+
+    def save(progress, opt, best):
+        checkpoint.save(tmp_path, progress.step, module, opt, vars(progress) | {"best": None})
+
+    hooks = Hooks(event=events.append, save=save, should_stop=lambda: next(asked))
+    train(module, rows(), teacher(), Offline(), Pad(), lambda s: LOSS, settings(), hooks, optimizer=optimizer)
+    assert len(events) == stop_at
+
+    again = StudentModule(tiny_model(seed=7), 128)
+    optimizer = make_optimizer(again, settings())
+    found = checkpoint.newest(tmp_path)
+    checkpoint.restore(found, again, optimizer)
+    names = Progress.__dataclass_fields__
+    progress = Progress(**{k: v for k, v in found.state.items() if k in names} | {"best": math.inf})
+    train(
+        again,
+        rows(),
+        teacher(),
+        Offline(),
+        Pad(),
+        lambda s: LOSS,
+        settings(),
+        Hooks(event=events.append),
+        optimizer=optimizer,
+        progress=progress,
+    )
+
+    assert [e["step"] for e in events] == list(range(1, 9))
+    for key in ("loss", "learning_rate", "grad_norm", "tokens", "epoch"):
+        assert [e[key] for e in events] == [e[key] for e in whole_events]
+    for (name, a), (_, b) in zip(whole.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path):
+    module = StudentModule(tiny_model(), 128)
+    optimizer = make_optimizer(module, settings())
+    checkpoint.save(tmp_path, 1, module, optimizer, {})
+    checkpoint.save(tmp_path, 2, module, optimizer, {})
+    (tmp_path / "step-00000002" / "state.json").unlink()
+    (tmp_path / "step-00000009").mkdir()
+    assert checkpoint.newest(tmp_path).state["step"] == 1
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    module = StudentModule(tiny_model(), 128)
+    optimizer = make_optimizer(module, settings())
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, step, module, optimizer, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_a_self_teacher_logs_zero_on_every_step_and_epoch():
+    events = []
+    fit(StudentModule(tiny_model(seed=1), 128), hooks=Hooks(event=events.append), learning_rate=0.0)
+    assert len(events) == 8
+    assert max(e["epoch"] for e in events) >= 1
+    assert max(abs(e["loss"]) for e in events) <= 1e-6
+
+
+def test_a_different_teacher_gives_every_block_a_gradient():
+    module = StudentModule(tiny_model(seed=0), 128)
+    accumulate(module, teacher(), [collate(rows(4), pad_id=0)], LOSS)
+    norms = [sum(float(p.grad.norm()) for p in layer.parameters()) for layer in module.student.model.layers]
+    assert min(norms) > 1e-4
+
+
+def test_a_student_equal_to_its_teacher_is_named_at_the_first_step(caplog):
+    flat = tiny_model()
+    torch.nn.init.zeros_(flat.lm_head.weight)
+    flat.model.norm.weight.data.zero_()
+    with caplog.at_level(logging.WARNING, "potstill"):
+        fit(StudentModule(flat, 128), FixedTeacher(lambda batch: torch.zeros(batch.count, 128)), steps=1)
+    assert "first gradient is exactly zero" in caplog.text
+
+
+def test_the_teacher_is_bit_identical_after_training_with_weight_decay():
+    against = tiny_model(seed=1)
+    before = {name: p.clone() for name, p in against.named_parameters()}
+    module = StudentModule(tiny_model(), 128)
+    fit(module, LocalTeacher(against, vocabulary=128, fingerprint="t"), steps=3, weight_decay=0.1)
+    for name, parameter in against.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+    ours = {id(p) for group in make_optimizer(module, settings()).param_groups for p in group["params"]}
+    assert ours.isdisjoint(id(p) for p in against.parameters())
+
+
+def test_a_teacher_with_a_nan_weight_is_refused_by_name():
+    broken = tiny_model(seed=1)
+    broken.model.layers[0].mlp.up_proj.weight.data[0, 0] = math.nan
+    broken.config.name_or_path = "some/teacher"
+    with pytest.raises(ModelError, match="logits of some/teacher are not finite"):
+        LocalTeacher(broken, vocabulary=128, fingerprint="t")
+
+
+def test_a_teacher_that_breaks_on_some_rows_stops_training_and_names_them():
+    def sometimes(batch):
+        bad = [i for i, row in enumerate(batch.row_ids) if row == "r7"]
+        logits = torch.zeros(batch.count, 128)
+        logits[torch.isin(batch.predicts.nonzero()[:, 0], torch.tensor(bad))] = math.nan
+        return logits
+
+    saved = []
+    with pytest.raises(TrainingStopped, match=r"forward_kl loss is nan .*in row r7"):
+        fit(
+            StudentModule(tiny_model(), 128),
+            FixedTeacher(sometimes),
+            hooks=Hooks(save=lambda *a: saved.append(a)),
+        )
+    assert saved == []
+
+
+def test_a_student_that_forbids_what_the_teacher_wants_stops_training():
+    def loud(batch):
+        return torch.zeros(batch.count, 128).index_fill_(1, torch.tensor([5]), 30.0)
+
+    module = StudentModule(tiny_model(), 128)
+    module.student.lm_head.weight.data[5] = -math.inf
+    with pytest.raises(TrainingStopped, match=r"forward_kl loss is nan .*in rows? r\d"):
+        fit(module, FixedTeacher(loud))
+
+
+def test_a_divergence_below_zero_stops_training():
+    wrong = types.ModuleType("tests.wrong_sign")
+    wrong.value = lambda s, t: -forward_kl.value(s, t)
+    wrong.VANISHES = True
+    with pytest.raises(TrainingStopped, match="which no divergence can be"):
+        fit(StudentModule(tiny_model(), 128), loss=TokenLoss(Divergence.from_module(wrong)))
+
+
+def test_data_without_a_scored_token_ends_instead_of_spinning():
+    silent = [Example(r.id, r.input_ids, (False,) * len(r.input_ids)) for r in rows()]
+    with pytest.raises(TrainingStopped, match="no token was scored in all of epoch 1"):
+        fit(StudentModule(tiny_model(), 128), examples=silent)
+
+
+def test_warm_up_then_cosine_to_zero():
+    plan = settings(steps=100, warmup=0.1, learning_rate=1.0)
+    rates = [learning_rate_at(plan, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5, abs=1e-9)
+    assert 0 < rates[99] < 0.001
+    assert learning_rate_at(
+        settings(steps=100, warmup=0.0, schedule="linear", learning_rate=1.0), 50
+    ) == pytest.approx(0.5)
+    assert learning_rate_at(settings(steps=100, warmup=0.0, schedule="constant"), 99) == pytest.approx(1e-3)
+
+
+def test_the_best_validation_is_kept_and_patience_ends_the_run():
+    losses = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0, 1.0, 1.0])
+    saved, events = [], []
+    hooks = Hooks(
+        event=events.append,
+        validate=lambda: {"loss": next(losses)},
+        save=lambda progress, optimizer, best: saved.append((progress.step, best)),
+    )
+    done = fit(StudentModule(tiny_model(), 128), hooks=hooks, validate_every=1, patience=2)
+    assert done.step == 5
+    assert (done.best, done.best_step) == (2.0, 2)
+    assert [step for step, best in saved if best] == [1, 2]
+    assert [e["best"] for e in events if e["event"] == "validation"] == [True, True, False, False, False]
+
+
+def test_every_row_counts_the_same_under_sequence_mean():
+    module = StudentModule(tiny_model(), 128)
+    events = []
+    fit(
+        module,
+        hooks=Hooks(event=events.append),
+        normalize="sequence_mean",
+        steps=1,
+        tokens_per_step=10**6,
+        learning_rate=0.0,
+    )
+    means = []
+    for row in rows():
+        one = []
+        fit(
+            StudentModule(tiny_model(), 128),
+            hooks=Hooks(event=one.append),
+            examples=[row],
+            steps=1,
+            learning_rate=0.0,
+        )
+        means.append(one[0]["loss"])
+    assert events[0]["loss"] == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+def test_training_is_the_same_on_the_same_seed_and_differs_on_another():
+    found = []
+    for seed in (0, 0, 1):
+        events = []
+        fit(StudentModule(tiny_model(), 128), hooks=Hooks(event=events.append), seed=seed)
+        found.append([e["loss"] for e in events])
+    assert found[0] == found[1] != found[2]
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    grads = []
+    for on in (False, True):
+        model = tiny_model()
+        if on:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module = StudentModule(model, 128)
+        module.train()
+        accumulate(module, teacher(), [collate(rows(4), pad_id=0)], LOSS)
+        grads.append([p.grad.clone() for p in module.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [20, 45, 10_000])
+def test_the_whole_trajectory_is_the_same_for_any_split_into_micro_batches(micro_batch_tokens):
+    found = []
+    for budget in (1, micro_batch_tokens):
+        module, events = StudentModule(tiny_model(), 128), []
+        fit(module, hooks=Hooks(event=events.append), micro_batch_tokens=budget, tokens_per_step=30)
+        found.append(([e["loss"] for e in events], module.student.lm_head.weight.detach().clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_order_of_rows_inside_a_step_does_not_matter():
+    found = []
+    for order in (rows(), rows()[::-1]):
+        module, events = StudentModule(tiny_model(), 128), []
+        fit(module, hooks=Hooks(event=events.append), examples=order, tokens_per_step=10**6, steps=4)
+        found.append([e["loss"] for e in events])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -1,0 +1,98 @@
+"""Continuing after a crash: a damaged checkpoint, the first save, a signal in a long measurement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from builders.hooks import watched
+from builders.jobs import Memory, events, student, trained
+from builders.tiny import tiny_model
+from potstill.errors import Interrupted
+from potstill.stages import _train
+from potstill.train import checkpoint
+from potstill.types import Example
+
+ROWS = [Example(f"r{i}", tuple(range(4 + i, 14 + i)), (False,) * 3 + (True,) * 7) for i in range(12)]
+TEACHER = Memory(tiny_model(seed=1))
+
+
+def run(folder, stop=lambda: 0, **changes):
+    start = student(folder / "s", tiny_model())
+    options = {"steps": 6, "learning_rate": 1e-2, "tokens_per_step": 14} | changes
+    return trained(folder, start, TEACHER, ROWS, stop=stop, **options)
+
+
+def stopped_at(folder, step: int, **changes) -> list:
+    """Checkpoints of a run that a signal ended, oldest first."""
+
+    def signal() -> int:
+        logs = list((folder / "store").glob(".building-train-*/metrics.jsonl"))
+        return 15 if logs and len(events(logs[0].parent, "step")) >= step else 0
+
+    with pytest.raises(Interrupted):
+        run(folder, signal, **changes)
+    (place,) = (folder / "store").glob(".building-train-*/checkpoints")
+    return sorted(place.glob("step-*"))
+
+
+@pytest.mark.parametrize("length", [0, 100])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_run_continues_from_an_undamaged_checkpoint_or_begins_again(tmp_path, name, length, damaged):
+    """A file of the newest one lost its end: an older one is used, and without any the stage begins again."""
+    calm = tmp_path / "calm"
+    whole = run(calm, checkpoint_every=1)
+    saved = stopped_at(tmp_path, 4, checkpoint_every=1)
+    assert len(saved) == 2
+    for place in saved[-damaged:]:
+        (place / name).write_bytes((place / name).read_bytes()[:length])
+    again = run(tmp_path, checkpoint_every=1)
+    one, other = (load_file(made.path / "student/model.safetensors") for made in (whole, again))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [event["step"] for event in events(again.path, "step")] == list(range(1, 7))
+
+
+def test_a_checkpoint_with_a_flipped_byte_is_passed_over(tmp_path):
+    """Sizes agree, content does not: the manifest of a checkpoint holds the hashes of its files."""
+    older, newest = stopped_at(tmp_path, 4, checkpoint_every=1)
+    data = bytearray((newest / "weights.safetensors").read_bytes())
+    data[-2] ^= 0x40
+    (newest / "weights.safetensors").write_bytes(bytes(data))
+    found = checkpoint.newest(newest.parent)
+    assert found is not None
+    assert found.path == older
+
+
+def test_a_checkpoint_exists_after_the_first_step(tmp_path, monkeypatch):
+    """Whatever checkpoint_every says, a checkpoint exists once the first step is done."""
+
+    class Died(Exception):
+        pass
+
+    def append(path, event):
+        if event["event"] == "step" and event["step"] == 3:
+            raise Died
+        append_line(path, event)
+
+    append_line = _train.append_line
+    monkeypatch.setattr(_train, "append_line", append)
+    with pytest.raises(Died):
+        run(tmp_path, checkpoint_every=1000)
+    (saved,) = (tmp_path / "store").glob(".building-train-*/checkpoints/step-*")
+    assert checkpoint.newest(saved.parent).state["step"] == 1
+
+
+def test_a_signal_ends_a_long_measurement(tmp_path):
+    """Thirty batches of validation rows, a signal at the second: no thirtieth is measured."""
+    many = [Example(f"v{i}", ROWS[0].input_ids, ROWS[0].scored) for i in range(30)]
+    teacher = tiny_model(seed=1)
+    start = student(tmp_path / "s", tiny_model())
+    slow = {"micro_batch_tokens": 10, "validation": many}
+    with watched(teacher.model) as passes:
+        with pytest.raises(Interrupted):
+            trained(
+                tmp_path, start, Memory(teacher), ROWS, stop=lambda: 15 if len(passes) >= 3 else 0, **slow
+            )
+        assert len(passes) <= 5
