@@ -51,6 +51,7 @@ def saying(logits: dict[int, float]) -> LlamaForCausalLM:
 class Memory:
     """A teacher that is not on disk."""
 
+    name = "memory"
     provides = frozenset({"dense", "text"})
     reads: Any = None
     dtype = torch.float32

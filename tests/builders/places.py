@@ -16,7 +16,7 @@ from potstill.data.answers import Written
 from potstill.runs import setup
 from potstill.stages import _rows
 from potstill.stages._context import Context, Setup, State
-from potstill.stages.generate import ANSWERS
+from potstill.stages._rows import ANSWERS
 from potstill.store.artifacts import Artifact, Store
 from potstill.types import Example
 

@@ -14,6 +14,7 @@ from builders import places, tiny
 from builders.cli import potstill
 from potstill.cli import machine_error
 from potstill.stages import _train as train_stage
+from potstill.train import folder
 
 RECIPE = {
     "student": "{from_teacher: {keep_layers: 2}}",
@@ -158,7 +159,7 @@ def test_a_full_disk_exits_3_and_keeps_what_is_done(place, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_stage, "append_line", full)
+        patch.setattr(folder, "append_line", full)
         done = potstill("run", "r.yaml", cwd=place)
     assert done.returncode == 3
     assert "the disk is full" in done.stderr

@@ -107,7 +107,7 @@ def test_learning_rates_differ_by_orders_of_magnitude_and_say_why() -> None:
     assert "chosen" in source
     assert rate(Distill(), student_kind="adapter", parameters=big)[0] == 1e-4
     assert rate(Distill(), student_kind="cut", parameters=99_000_000)[0] == 5e-4
-    own_text = Distill(strategy=StrategyChoice(name="builders.outside.strategy:backwards"))
+    own_text = Distill(strategy=StrategyChoice(name="builders.outside.strategy:first_rows"))
     for kind in ("full", "cut", "adapter"):
         value, source = rate(own_text, student_kind=kind, parameters=99_000_000)
         assert (value, source) == (3e-6, "text that the student wrote changes with every step")

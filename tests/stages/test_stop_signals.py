@@ -54,7 +54,7 @@ def test_a_writing_teacher_stops_at_a_signal_and_keeps_finished_answers(tmp_path
     """Finished answers are kept, the rest is written by the next run, and none is written twice."""
     teacher = tiny_model(seed=1)
     prompts = [Prompt(f"p{i}", tuple(range(4, 10 + i))) for i in range(12)]
-    monkeypatch.setattr(_rows, "prompts", lambda spec, context: (prompts, {}))
+    monkeypatch.setattr(_rows, "prompts", lambda context, new_tokens, samples: (prompts, {}))
 
     def written(stop):
         spec = generate.Generate(max_new_tokens=8, sampling_temperature=0.7, batch_rows=2)
@@ -67,5 +67,5 @@ def test_a_writing_teacher_stops_at_a_signal_and_keeps_finished_answers(tmp_path
     (journal,) = (tmp_path / "store").glob(".building-generate-*/journal.jsonl")
     kept = len(journal.read_text().splitlines())
     assert 0 < kept < 12
-    answers = generate.read(written(lambda: 0))
+    answers = _rows.read_answers(written(lambda: 0))
     assert [answer.row_id for answer in answers] == [prompt.row_id for prompt in prompts]

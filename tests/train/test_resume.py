@@ -10,8 +10,7 @@ from builders.hooks import watched
 from builders.jobs import Memory, events, student, trained
 from builders.tiny import tiny_model
 from potstill.errors import Interrupted
-from potstill.stages import _train
-from potstill.train import checkpoint
+from potstill.train import checkpoint, folder
 from potstill.types import Example
 
 ROWS = [Example(f"r{i}", tuple(range(4 + i, 14 + i)), (False,) * 3 + (True,) * 7) for i in range(12)]
@@ -76,8 +75,8 @@ def test_a_checkpoint_exists_after_the_first_step(tmp_path, monkeypatch):
             raise Died
         append_line(path, event)
 
-    append_line = _train.append_line
-    monkeypatch.setattr(_train, "append_line", append)
+    append_line = folder.append_line
+    monkeypatch.setattr(folder, "append_line", append)
     with pytest.raises(Died):
         run(tmp_path, checkpoint_every=1000)
     (saved,) = (tmp_path / "store").glob(".building-train-*/checkpoints/step-*")

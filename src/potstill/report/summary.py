@@ -8,7 +8,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from potstill.evaluate.speed import SPEED
@@ -61,7 +60,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     student = outcome.student
     return {
         "name": outcome.recipe.name,
-        "teacher": {"name": Path(outcome.teacher.source.location).name, **_teacher_size(outcome)},
+        "teacher": {"name": outcome.teacher.name, **_teacher_size(outcome)},
         "student": {
             "name": outcome.recipe.name,
             "params": None if student is None else student.facts["params"],

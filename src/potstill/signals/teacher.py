@@ -12,6 +12,7 @@ class Teacher(Protocol):
     """Who gives signals.
 
     Attributes:
+        name: what people call it.
         fingerprint: identifies the teacher in artifacts' keys.
         provides: the kinds of signal that it gives ("dense", "topk", "sampled"), and "text" if it writes.
         reads: how it reads text (`potstill.data.reader.Reader`), None for one that takes text as it is.
@@ -20,6 +21,7 @@ class Teacher(Protocol):
     and `batch_invariant` (a row's answer does not depend on its neighbours) say more, where it knows.
     """
 
+    name: str
     fingerprint: str
     provides: frozenset[str]
     reads: Any

@@ -9,16 +9,18 @@ from typing import Any, Literal
 from potstill.data import answers
 from potstill.data import prompts as data_prompts
 from potstill.data import questions as data_questions
+from potstill.data.answers import Written
 from potstill.data.examples import encode
 from potstill.data.prompts import Prompt
 from potstill.data.questions import Question
 from potstill.errors import DataError
 from potstill.recipe.stages import StageSpec
-from potstill.stages import generate
 from potstill.stages._context import Context, State
-from potstill.store.artifacts import key_of
+from potstill.store.artifacts import Artifact, key_of
+from potstill.store.lines import read_lines
 from potstill.types import Example
 
+ANSWERS = "answers.jsonl"
 Split = Literal["train", "validation", "heldout"]
 
 
@@ -49,18 +51,26 @@ class TrainingRows:
         return key_of("examples", {"rows": rows})
 
 
-def prompts(spec: generate.Generate, context: Context) -> tuple[list[Prompt], Mapping[str, int]]:
-    """Every row as the teacher is asked, and how many are not, by reason."""
+def prompts(context: Context, new_tokens: int, samples: int) -> tuple[list[Prompt], Mapping[str, int]]:
+    """Every row as a prompt to the teacher with room for its answer, and how many are left out, by reason."""
     setup = context.setup
     return data_prompts.prompts(
         setup.readers,
         setup.data.everything,
         train_ids={row.id for row in setup.data.train},
-        new_tokens=spec.max_new_tokens,
-        samples=spec.samples,
+        new_tokens=new_tokens,
+        samples=samples,
         max_length=setup.max_length,
         on_bad_row=setup.on_bad_row,
     )
+
+
+def read_answers(artifact: Artifact) -> list[Written]:
+    """The answers that a generate stage left, in the prompts' order."""
+    return [
+        Written(line["row_id"], line["sample"], tuple(line["ids"]), line["text"], line["finish"])
+        for line in read_lines(artifact.path / ANSWERS)
+    ]
 
 
 def training(state: State, context: Context, spec: StageSpec | None = None) -> TrainingRows:
@@ -114,7 +124,7 @@ def _answered(state: State, context: Context, split: Split) -> Examples:
     rows = getattr(setup.data, split)
     if state.answers is not None:
         made, funnel = answers.answered(
-            setup.readers, generate.read(state.answers), rows, max_length=setup.max_length
+            setup.readers, read_answers(state.answers), rows, max_length=setup.max_length
         )
     elif rows:
         encoded = _encode(context, rows, needed=split != "validation")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from potstill.data.batch import collate
 from potstill.data.plan import plan_steps
@@ -23,20 +21,18 @@ from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
 from potstill.recipe import plugins
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
-from potstill.signals.text import Text
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context, State
 from potstill.stages._objective import Objective, objective_of, require_signal, yardstick
 from potstill.stages._rows import TrainingRows
-from potstill.store.artifacts import Artifact, peak_rss
-from potstill.store.lines import append_line, read_lines, write_lines
-from potstill.train import checkpoint, packing, parallel
+from potstill.store.artifacts import Artifact
+from potstill.train import packing
+from potstill.train.folder import TrainingFolder
 from potstill.train.loop import Hooks, Progress, make_optimizer, settled, train
 from potstill.train.step import StudentModule
-from potstill.types import Batch
+from potstill.train.validation import Validation
 
 VERSION = 2  # raised when training changes its meaning
-METRICS = "metrics.jsonl"
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -136,8 +132,8 @@ class Pad:
     packed: bool = False
 
 
-def _build(run: Run, folder: Path) -> Mapping[str, Any]:
-    spec, console = run.spec, run.context.console
+def _build(run: Run, path: Path) -> Mapping[str, Any]:
+    spec, console, folder = run.spec, run.context.console, TrainingFolder(path)
     torch.manual_seed(run.context.seed)
     source = loading.find_source(str(run.student.path / "student"))
     loaded = loading.load(source, dtype=torch.float32, device=run.device)
@@ -152,34 +148,24 @@ def _build(run: Run, folder: Path) -> Mapping[str, Any]:
     )
     _look_at_teacher(run)
     if spec.packing:
-        for model in (student, *_teacher_models(run.teacher)):
+        weights_here = hasattr(run.teacher, "loaded")
+        for model in (student, *([run.teacher.loaded().model] if weights_here else ())):  # type: ignore[union-attr]
             packing.prove(model, run.rows.train, run.pad_id)
     optimizer = make_optimizer(module, spec)
-    checkpoints, events = folder / "checkpoints", folder / METRICS
-    progress = _resume(run, checkpoints, events, module, optimizer)
-    validate = _validator(run, module)
-    if not run.rows.validation and (spec.patience is not None or spec.best_by != "loss"):
-        console.warn(
-            f"{spec.name}: there are too few rows to keep any for validation, so the last weights are kept; "
-            "patience and best_by have no effect."
-        )
-    run.context.announce({"training": {"metrics": str(events.resolve()), "steps": run.steps}})
+    progress, threads = folder.resume(module, optimizer)
+    _say_where(run, progress, threads)
+    run.context.announce({"training": {"metrics": str(folder.metrics.resolve()), "steps": run.steps}})
+    validate = partial(_validation(run), module)
     if progress.step == 0 and run.rows.validation:
-        append_line(events, {"event": "validation", "step": 0, "best": False, **validate()})
+        folder.log({"event": "validation", "step": 0, "best": False, **validate()})
     with console.bar(spec.name, run.steps) as bar:
 
         def event(values: Mapping[str, Any]) -> None:
-            append_line(events, {**values, "peak_rss_bytes": peak_rss()})
+            folder.log(values)
             if values["event"] == "step":
                 rate = values["tokens"] / max(values["seconds"], 1e-9)
                 bar.update(values["step"], f"loss {values['loss']:.3f} · {rate:.0f} tok/s")
 
-        hooks = Hooks(
-            event=event,
-            validate=validate if run.rows.validation else None,
-            save=_saver(folder, module),
-            should_stop=lambda: bool(run.context.stop_signal()),
-        )
         progress = train(
             module,
             run.rows.train,
@@ -188,7 +174,12 @@ def _build(run: Run, folder: Path) -> Mapping[str, Any]:
             Pad(run.pad_id, spec.packing),
             lambda step: run.objective.at(step, run.steps),
             spec.model_copy(update={"steps": run.steps}),
-            hooks,
+            Hooks(
+                event=event,
+                validate=validate if run.rows.validation else None,
+                save=partial(folder.save, module),
+                should_stop=lambda: bool(run.context.stop_signal()),
+            ),
             seed=run.context.seed,
             optimizer=optimizer,
             progress=progress,
@@ -200,9 +191,12 @@ def _build(run: Run, folder: Path) -> Mapping[str, Any]:
             f"{spec.name} stopped at step {progress.step} of {run.steps}; a checkpoint is saved.",
             signal_number=number,
         )
-    if worse := _never_better(read_lines(events), spec.best_by):
-        console.warn(f"{spec.name}: {worse}")
-    return _finish(run, folder, student, loaded.tokenizer, progress)
+    if warning := _never_better(folder.events(), spec.best_by):
+        console.warn(f"{spec.name}: {warning}")
+    folder.take_best(student)
+    student.generation_config = _generation_config(run, student)
+    loading.save(student.cpu(), loaded.tokenizer, path / "student")
+    return _facts(progress) | anatomy.sizes(student)
 
 
 def _look_at_teacher(run: Run) -> None:
@@ -211,14 +205,38 @@ def _look_at_teacher(run: Run) -> None:
         return
     few = sorted(run.rows.train[:16], key=lambda example: len(example.input_ids))[:4]
     first = collate(few, pad_id=run.pad_id, device=run.device)
-    if fault := check_teacher(run.teacher.signal(first), first, yardstick(), run.vocabulary).fault:
+    signal = run.teacher.signal(first.for_teacher)
+    if fault := check_teacher(signal, first, yardstick(), run.vocabulary).fault:
         run.context.console.warn(f"{fault}.")
 
 
-def _teacher_models(teacher: Teacher | None) -> list[nn.Module]:
-    """The teacher's model, where its weights are in this process."""
-    loaded = getattr(teacher, "loaded", None)
-    return [] if loaded is None else [loaded().model]
+def _say_where(run: Run, progress: Progress, threads: int) -> None:
+    """Say where training continues, and what about it is unusual."""
+    console, spec = run.context.console, run.spec
+    if progress.step:
+        console.say(f"{spec.name}: continues after step {progress.step}")
+    if threads != torch.get_num_threads():
+        console.warn(
+            f"the checkpoint was made with {threads} threads, this process has {torch.get_num_threads()}: "
+            "sums round differently. OMP_NUM_THREADS sets the number."
+        )
+    if not run.rows.validation and (spec.patience is not None or spec.best_by != "loss"):
+        console.warn(
+            f"{spec.name}: there are too few rows to keep any for validation, so the last weights are kept; "
+            "patience and best_by have no effect."
+        )
+
+
+def _validation(run: Run) -> Validation:
+    return Validation(
+        rows=run.rows.validation,
+        teacher=run.teacher,
+        objective=run.objective.at(run.steps - 1, run.steps),
+        yardstick=None if run.teacher is None else yardstick(),
+        tokens=settled(run.spec.micro_batch_tokens),
+        pad_id=run.pad_id,
+        before_batch=run.context.stop_if_signalled,
+    )
 
 
 def _never_better(events: Sequence[Mapping[str, Any]], best_by: str) -> str:
@@ -235,93 +253,7 @@ def _never_better(events: Sequence[Mapping[str, Any]], best_by: str) -> str:
     )
 
 
-def _resume(
-    run: Run, checkpoints: Path, events: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress:
-    """Go back to the newest checkpoint, weights, optimizer and metrics alike; start anew without one."""
-    newest = checkpoint.newest(checkpoints)
-    if newest is None:
-        for left in (events, checkpoints.parent / "best.safetensors"):
-            left.unlink(missing_ok=True)
-        return Progress()
-    checkpoint.restore(newest, module, optimizer)
-    names = {field.name for field in fields(Progress)}
-    progress = Progress(**{k: v for k, v in newest.state.items() if k in names})
-    progress.best = math.inf if progress.best is None else progress.best
-    kept = [line for line in read_lines(events) if line["step"] <= progress.step]
-    if progress.validation_due:
-        kept = [line for line in kept if (line["event"], line["step"]) != ("validation", progress.step)]
-    write_lines(events, [*kept, {"event": "resumed", "step": progress.step}])
-    console = run.context.console
-    console.say(f"{run.spec.name}: continues after step {progress.step}")
-    if newest.state["threads"] != torch.get_num_threads():
-        console.warn(
-            f"the checkpoint was made with {newest.state['threads']} threads, this process has "
-            f"{torch.get_num_threads()}: sums round differently. OMP_NUM_THREADS sets the number."
-        )
-    return progress
-
-
-def _saver(folder: Path, module: nn.Module) -> Callable[[Progress, torch.optim.Optimizer, bool], None]:
-    def save(progress: Progress, optimizer: torch.optim.Optimizer, best: bool) -> None:
-        if parallel.rank() != 0:
-            return
-        if best:
-            temporary = folder / ".best.tmp"
-            save_file(checkpoint.trained_tensors(module), temporary)
-            temporary.rename(folder / "best.safetensors")
-        state = {k: (None if v == math.inf else v) for k, v in asdict(progress).items()}
-        checkpoint.save(folder / "checkpoints", progress.step, module, optimizer, state)
-
-    return save
-
-
-def _validator(run: Run, module: nn.Module) -> Callable[[], Mapping[str, float]]:
-    """Token means on the validation rows: the objective, cross-entropy, and forward KL at T = 1."""
-    measure = None if run.teacher is None else yardstick()
-
-    def batches() -> list[Batch]:
-        rows = sorted(run.rows.validation, key=lambda example: len(example.input_ids))
-        longest = max(1, max(len(row.input_ids) for row in rows))
-        size = max(1, settled(run.spec.micro_batch_tokens) // longest)
-        return [collate(rows[i : i + size], pad_id=run.pad_id) for i in range(0, len(rows), size)]
-
-    @torch.no_grad()
-    def validate() -> Mapping[str, float]:
-        module.eval()
-        objective = run.objective.at(run.steps - 1, run.steps)
-        sums: dict[str, float] = {}
-        tokens, weight = 0, 0.0
-        device = next(module.parameters()).device
-        for batch in batches():
-            run.context.stop_if_signalled()
-            batch = batch.to(device)
-            signal = run.teacher.signal(batch) if run.teacher is not None else Text()
-            total, weights, metrics = module(batch, signal, objective, metrics=True)
-            weight += float(weights)
-            measured = {"loss": total, **metrics}
-            if measure is not None:
-                measured["forward_kl"] = module(replace(batch, weights=None), signal, measure)[0]
-            for name, value in measured.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            tokens += batch.count
-        weight = sums.pop("weight", weight) or math.inf
-        return {name: value / (weight if name == "loss" else tokens) for name, value in sums.items()}
-
-    return validate
-
-
-def _finish(run: Run, folder: Path, student: Any, tokenizer: Any, progress: Progress) -> Mapping[str, Any]:
-    best = folder / "best.safetensors"
-    if best.is_file():
-        weights = load_file(best)
-        with torch.no_grad():
-            for name, parameter in student.named_parameters():
-                parameter.copy_(weights[f"student.{name}"])
-    student.generation_config = _generation_config(run, student)
-    loading.save(student.cpu(), tokenizer, folder / "student")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    best.unlink(missing_ok=True)
+def _facts(progress: Progress) -> dict[str, Any]:
     return {
         "steps": progress.step,
         "tokens": progress.tokens,
@@ -329,7 +261,6 @@ def _finish(run: Run, folder: Path, student: Any, tokenizer: Any, progress: Prog
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "best_step": progress.best_step,
         "best_loss": None if math.isinf(progress.best) else progress.best,
-        **anatomy.sizes(student),
     }
 
 

@@ -14,7 +14,7 @@ from potstill.types import Batch
 class FixedTeacher:
     """Says what `logits(batch)` [N, V] says."""
 
-    fingerprint = "fixed"
+    name = fingerprint = "fixed"
     provides = frozenset({"dense"})
     reads: Any = None
 

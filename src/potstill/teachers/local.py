@@ -48,6 +48,7 @@ def _dtype(wanted: str, device: torch.device) -> torch.dtype:
 class LocalTeacher:
     """A frozen model. Its head is read only where a token is scored."""
 
+    name = "teacher"
     provides = frozenset({"dense"})
     reads: Reader | None = None
 
@@ -79,6 +80,7 @@ class StoredTeacher:
     def __init__(self, source: loading.Source, dtype: torch.dtype, context: TeacherContext) -> None:
         config = loading.load_config(source)
         self.source, self.dtype = source, dtype
+        self.name = source.path.name
         self.reads = context.reader(loading.load_tokenizer(source))
         self.layers: int | None = int(config.get_text_config().num_hidden_layers)
         self.context_length = loading.context_length(config)

@@ -1,4 +1,4 @@
-"""A strategy from outside the package: rows as they are, at a learning rate of its own."""
+"""A strategy from outside the package: few rows of each micro-batch, at a learning rate of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from potstill.types import Batch, Example, Sampler
 LEARNING_RATE = (3e-6, "text that the student wrote changes with every step")
 
 
-class Reversed:
-    def __init__(self, twice: bool) -> None:
-        self.twice = twice
+class First:
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def batches(self, sampler: Sampler, examples: Sequence[Sequence[Example]]) -> Iterator[Batch]:
         for rows in examples:
-            for _ in range(1 + self.twice):
-                yield collate(list(reversed(rows)), pad_id=sampler.pad_id, packed=sampler.packed)
+            yield collate(rows[: self.count], pad_id=sampler.pad_id, packed=sampler.packed)
 
     def state(self) -> Mapping[str, Any]:
         return {}
@@ -30,6 +29,6 @@ class Reversed:
         return None
 
 
-def backwards(*, twice: bool = False) -> Reversed:
-    """Train on each micro-batch in reverse order, or on it twice."""
-    return Reversed(twice)
+def first_rows(*, count: int = 1) -> First:
+    """Train on the first rows of each micro-batch alone."""
+    return First(count)

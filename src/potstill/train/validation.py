@@ -1,0 +1,65 @@
+"""Token means of a student on rows that it does not train on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from potstill.data.batch import collate
+from potstill.objectives.terms import Terms
+from potstill.signals.teacher import Teacher
+from potstill.signals.text import Text
+from potstill.types import Batch, Example
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured, and on which rows.
+
+    Args:
+        rows: examples that choose the best weights.
+        teacher: None where the student learns from text alone.
+        objective: the objective at the end of the training.
+        yardstick: a divergence that is measured beside it, as `forward_kl`; None without a teacher.
+        tokens: padded tokens of one forward pass.
+        before_batch: called before each batch; may raise to stop.
+    """
+
+    rows: Sequence[Example]
+    teacher: Teacher | None
+    objective: Terms
+    yardstick: Terms | None
+    tokens: int
+    pad_id: int
+    before_batch: Callable[[], None] = lambda: None
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module) -> Mapping[str, float]:
+        """The objective (`loss`), cross-entropy and diagnostics as means over scored tokens."""
+        module.eval()
+        sums: dict[str, float] = {}
+        tokens, weight = 0, 0.0
+        device = next(module.parameters()).device
+        for batch in self._batches():
+            self.before_batch()
+            batch = batch.to(device)
+            signal = Text() if self.teacher is None else self.teacher.signal(batch.for_teacher)
+            total, weights, metrics = module(batch, signal, self.objective, metrics=True)
+            weight += float(weights)
+            figures = {"loss": total, **metrics}
+            if self.yardstick is not None:
+                figures["forward_kl"] = module(replace(batch, weights=None), signal, self.yardstick)[0]
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            tokens += batch.count
+        weight = sums.pop("weight", weight) or math.inf
+        return {name: value / (weight if name == "loss" else tokens) for name, value in sums.items()}
+
+    def _batches(self) -> list[Batch]:
+        rows = sorted(self.rows, key=lambda example: len(example.input_ids))
+        size = max(1, self.tokens // max(1, max(len(row.input_ids) for row in rows)))
+        return [collate(rows[i : i + size], pad_id=self.pad_id) for i in range(0, len(rows), size)]
