@@ -128,7 +128,7 @@ def _self_teacher(
     if not loss.divergence.vanishes:
         return True, f"{loss.divergence.name} does not vanish at equality; nothing to prove"
     setup = subject.setup
-    size = setup.readers.asked.vocabulary.size
+    size = setup.readers.of_teacher.vocabulary.size
     limit = 1e-6 if next(teacher.parameters()).dtype == torch.float32 else 1e-4
     batch = collate(rows, pad_id=subject.setup.readers.student.pad_id).to(subject.setup.device)
     own = LocalTeacher(teacher, vocabulary=size, fingerprint="self")
@@ -205,7 +205,7 @@ def _padding(subject: Subject, teacher: torch.nn.Module | None, student: torch.n
     readers = subject.setup.readers
     sides = [("student", student, readers.student)]
     if teacher is not None:
-        sides.insert(0, ("teacher", teacher, readers.asked))
+        sides.insert(0, ("teacher", teacher, readers.of_teacher))
     widths = [
         (who, anatomy.output_layer(model).weight.shape[0], reader.vocabulary.size)
         for who, model, reader in sides

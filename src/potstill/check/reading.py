@@ -116,7 +116,7 @@ def _prompt_examples(subject: Subject) -> list[Example]:
     examples = []
     for row in setup.data.train:
         try:
-            ids = prompt_ids(setup.readers.asked.templater, row)
+            ids = prompt_ids(setup.readers.of_teacher.templater, row)
         except DataError:
             if setup.on_bad_row == "error":
                 raise
@@ -163,7 +163,7 @@ def _defaults(subject: Subject, examples: Sequence[Example]) -> tuple[Default, .
 def _prompts(subject: Subject) -> list[Rendered]:
     """Prompts as the teacher reads them, and as the student does where that differs."""
     readers = subject.setup.readers
-    sides = [(readers.asked, "train" if readers.read_alike else "train, as the teacher reads it")]
+    sides = [(readers.of_teacher, "train" if readers.read_alike else "train, as the teacher reads it")]
     if not readers.read_alike:
         sides.append((readers.student, "train, as the student reads it"))
     shown: list[Rendered] = []

@@ -38,8 +38,8 @@ class Readers:
     student: Reader
 
     @property
-    def asked(self) -> Reader:
-        """The teacher's reader, for who asks it for text; a run without one was refused before."""
+    def of_teacher(self) -> Reader:
+        """The teacher's reader, where a stage needs one; a run without it was refused before."""
         assert self.teacher is not None
         return self.teacher
 

@@ -20,7 +20,7 @@ from potstill.runs import pipeline, setup, status
 from potstill.stages import _rows
 from potstill.stages._context import Context, State
 from potstill.stages._metrics import figures_of_ours
-from potstill.store.artifacts import Store
+from potstill.store.artifacts import Store, write_text
 from potstill.store.folder import RECIPE, RunDir
 
 
@@ -81,10 +81,10 @@ def _run(
         if before.get("status") == "running":
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
         parts = setup.set_up(opened)
-        (folder.path / RECIPE).write_text(dump_yaml(opened.recipe), encoding="utf-8")
+        write_text(folder.path / RECIPE, dump_yaml(opened.recipe))
         if builds:
-            told = {"base": str(opened.base), "recipe_hash": opened.recipe.hash()}
-            folder.update(told | {"status": "running", "error": None})
+            identity = {"base": str(opened.base), "recipe_hash": opened.recipe.hash()}
+            folder.update(identity | {"status": "running", "error": None})
         context = Context(
             setup=parts,
             store=Store(folder.path.parent / ".store"),

@@ -1,4 +1,4 @@
-"""Where a run stands, read from its folder alone: also while another process works in it."""
+"""The state of a run, read from its folder alone, also while another process works in it."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def read_status(run_folder: Path) -> Status:
         raise RecipeError(f"{run_folder} holds no run.", fix="Name a folder below runs/.")
     folder = RunDir(run_folder)
     state = folder.state()
-    told = str(state.get("status", "unknown"))
+    status = str(state.get("status", "unknown"))
     owner = folder.owner()
-    if told == "running" and owner is None:
-        told = "died"
+    if status == "running" and owner is None:
+        status = "died"
     training = state.get("training") or {}
     last = last_step(training.get("metrics"))
     steps = training.get("steps")
@@ -68,17 +68,17 @@ def read_status(run_folder: Path) -> Status:
     left = None
     if last is not None and steps:
         left = (steps - int(last["step"])) * float(last["seconds"])
-    error = state.get("error") if told == "failed" else None
+    error = state.get("error") if status == "failed" else None
     return Status(
         run=str(run_folder),
-        state=told,
+        state=status,
         stage=str(state.get("stage", "")),
         step=step,
         steps=steps,
         loss=None if last is None else float(last["loss"]),
         seconds_left=left,
         peak_rss_bytes=None if last is None else last.get("peak_rss_bytes"),
-        hint=_hint(told, run_folder, last) if error is None else _reason(error),
+        hint=_hint(status, run_folder, last) if error is None else _reason(error),
         error=error,
     )
 
@@ -130,18 +130,18 @@ def machine_error(error: BaseException) -> MachineError | None:
     Libraries report a full disk or memory with errors of their own, so the words count as well.
     """
     number = error.errno if isinstance(error, OSError) else None
-    said = "" if isinstance(error, OSError) else str(error).lower()
+    text = "" if isinstance(error, OSError) else str(error).lower()
     if (
         isinstance(error, MemoryError)
         or number == errno.ENOMEM
-        or "out of memory" in said
-        or "can't allocate memory" in said
+        or "out of memory" in text
+        or "can't allocate memory" in text
     ):
         return MachineError(
             "memory ran out.", fix="Lower micro_batch_tokens or batch_rows, or use a smaller model."
         )
     place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-    if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in said or "no space left on device" in said:
+    if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "no space left on device" in text:
         return MachineError(
             f"the disk is full{place}.", fix="Free space and run the same command again; it goes on."
         )

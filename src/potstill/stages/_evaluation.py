@@ -102,7 +102,7 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
     if hasattr(job.teacher, "loaded"):
         loaded = job.teacher.loaded()
         sizes = {f"teacher_{name}": value for name, value in anatomy.sizes(loaded.model).items()}
-        teacher = _with_answers(job, subject, loaded, job.context.setup.readers.asked)
+        teacher = _with_answers(job, subject, loaded, job.context.setup.readers.of_teacher)
     tables: dict[str, Table] = {}
     answers = {"teacher": teacher.answers}
     for role, artifact in job.students.items():

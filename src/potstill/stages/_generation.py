@@ -29,7 +29,7 @@ Answer = tuple[int, int]  # prompt, sample
 
 def write_answers(spec: Generate, prompts: Sequence[Prompt], context: Context) -> Artifact:
     """Write all answers. Draws depend on seed, prompt and sample, never on the batch."""
-    reader = context.setup.readers.asked
+    reader = context.setup.readers.of_teacher
     assert spec.batch_rows != "auto"
     request = Request(
         teacher=context.setup.teacher,
@@ -87,7 +87,7 @@ class Writing:
         An interrupted portion is written again from its start: in half precision an answer depends on the
         rows beside it, and these must be the same ones.
         """
-        engine, tokenizer = self.context.plugin(self.engine), self.context.setup.readers.asked.tokenizer
+        engine, tokenizer = self.context.plugin(self.engine), self.context.setup.readers.of_teacher.tokenizer
         every = {(i, sample) for i in range(len(self.prompts)) for sample in range(self.request.samples)}
         with self.context.console.bar(f"{self.name}: the teacher writes", total) as bar:
 

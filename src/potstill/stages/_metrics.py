@@ -11,7 +11,7 @@ from potstill.types import Figure
 
 
 def metrics_of(choices: Sequence[MetricChoice]) -> tuple[Metric, ...]:
-    """Load the metrics that are asked for, and each of ours that costs nothing beside them.
+    """Load the chosen metrics, and each of this package that costs nothing beside them.
 
     Raises:
         RecipeError: a metric from outside cannot be imported, or needs what no model gives.

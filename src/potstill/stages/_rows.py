@@ -1,4 +1,4 @@
-"""The rows that stages read: as prompts, as examples, as questions. Each is made once for all stages."""
+"""The rows that stages read: as prompts, as examples, as questions. Each is computed once for all stages."""
 
 from __future__ import annotations
 
@@ -123,17 +123,17 @@ def _answered(state: State, context: Context, split: Split) -> Examples:
     setup = context.setup
     rows = getattr(setup.data, split)
     if state.answers is not None:
-        made, funnel = answers.answered(
+        encoded, funnel = answers.answered(
             setup.readers, read_answers(state.answers), rows, max_length=setup.max_length
         )
     elif rows:
-        encoded = _encode(context, rows, needed=split != "validation")
-        made, funnel = list(encoded.examples), encoded.funnel
+        result = _encode(context, rows, needed=split != "validation")
+        encoded, funnel = list(result.examples), result.funnel
     else:
         return Examples()
     if split == "heldout":
-        return Examples(tuple(answers.by_prompt(made, rows)), funnel)
-    return Examples(tuple(answers.weighed(made, rows, setup.weight, needed=split == "train")), funnel)
+        return Examples(tuple(answers.by_prompt(encoded, rows)), funnel)
+    return Examples(tuple(answers.weighed(encoded, rows, setup.weight, needed=split == "train")), funnel)
 
 
 def _own(context: Context, name: str, split: Split) -> Examples:

@@ -42,8 +42,8 @@ class Finetune(Training):
     def rows(self, data: DataSpec) -> DataSpec | None:
         if self.data is None:
             return None
-        own = {"train": self.data, "format": self.format, "columns": self.columns, "limit": self.limit}
-        return data.model_copy(update=own)
+        changes = {"train": self.data, "format": self.format, "columns": self.columns, "limit": self.limit}
+        return data.model_copy(update=changes)
 
 
 def run(spec: Finetune, state: State, context: Context) -> State:
