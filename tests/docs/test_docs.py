@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from builders import scripts
 from potstill.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +62,16 @@ def test_the_project_speaks_of_itself_alone():
         if p.suffix in (".py", ".md", ".yaml")
     ]
     assert [str(p) for p in [*files, *PAGES] if words.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_the_tree_in_the_architecture_page_is_todays():
+    make_tree = scripts.load("docs/make_tree.py")
+    assert make_tree.page() == make_tree.PAGE.read_text(encoding="utf-8"), "run python docs/make_tree.py"
+
+
+def test_every_file_of_the_strangers_walk_exists():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    walk = text.partition("## A stranger's walk")[2].partition("\n## ")[0]
+    files = re.findall(r"`([a-z_/]+\.py)`", walk)
+    assert len(files) >= 15
+    assert [file for file in files if not (ROOT / "src/potstill" / file).is_file()] == []
