@@ -101,8 +101,9 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     from potstill.data.plan import plan_steps
     from potstill.objectives.token import Divergence, TokenLoss
     from potstill.recipe import plugins
+    from potstill.recipe.training import Training
     from potstill.teachers.local import LocalTeacher
-    from potstill.train.loop import Settings, make_optimizer
+    from potstill.train.loop import make_optimizer
     from potstill.train.step import StudentModule, accumulate
 
     dtype = product_dtype()
@@ -113,8 +114,8 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     teacher = LocalTeacher(loaded.model, vocabulary=size, fingerprint="benchmark")
     options = {"beta": 0.5} if divergence == "jsd" else {}
     loss = TokenLoss(Divergence.from_module(plugins.load("divergences", divergence, options), options))
-    settings = Settings(steps=steps, learning_rate=1e-5, tokens_per_step=1, micro_batch_tokens=MICRO)
-    optimizer = make_optimizer(module, settings)
+    spec = Training(steps=steps, learning_rate=1e-5)
+    optimizer = make_optimizer(module, spec)
     module.train()
     marks = []
     base = forget_peak()
@@ -128,7 +129,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         accumulate(module, teacher, batches, loss)
-        torch.nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), spec.max_grad_norm)
         optimizer.step()
         marks.append((sum(lengths), time.perf_counter() - began))
     return result(marks, base)

@@ -9,6 +9,8 @@ import pytest
 
 from builders.recipes import problems, read
 from potstill.recipe import plugins
+from potstill.recipe.recipe import dump_yaml, parse_recipe
+from potstill.recipe.yaml import load_yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -152,3 +154,18 @@ def test_an_answer_as_long_as_the_row_leaves_no_room_for_a_prompt(wanted: int) -
 def test_contradictions_of_two_stages_are_both_reported() -> None:
     found = problems({"distill": {"epochs": 1, "steps": 1}}, {"evaluate": {"metrics": ["speed", "speed"]}})
     assert set(found) == {"stages.distill.steps", "stages.evaluate.metrics"}
+
+
+def test_a_teacher_is_known_by_the_options_that_its_file_requires(tmp_path: Path) -> None:
+    """Adding a kind of teacher touches no list: `teacher: {cache: …}` names the file that requires `cache`."""
+    folder = tmp_path / "teachers"
+    local = folder.resolve() / "local.py"
+    folder.unlink()
+    folder.mkdir()
+    (folder / "local.py").write_text(local.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "cached.py").write_text("def build(context, *, cache: str, strict: bool = True): ...\n")
+    recipe = read(teacher={"cache": "signals/"})
+    assert recipe.teacher.plugin == ("cached", {"cache": "signals/"})
+    assert parse_recipe(load_yaml(dump_yaml(recipe), "r.yaml")) == recipe
+    assert read(teacher={"model": "org/teacher"}).teacher.plugin[0] == "local"
+    assert list(problems(teacher={"cache": "signals/", "strickt": True})) == ["teacher.cached.strickt"]

@@ -126,18 +126,28 @@ def _model_conflicts(model: str, revision: str | None, trusted: bool) -> Iterato
 
 
 def _is_plugin(value: object) -> str:
-    """Whether a teacher or student is written as a plug-in: `{package.module:function: options}`."""
-    if isinstance(value, str):
-        return "a plug-in" if plugins.is_outside(value) else "a model"
+    """Whether a teacher or student is written as a plug-in: by its name, or as `{name: options}`."""
+    named = isinstance(value, Choice) or (isinstance(value, str) and plugins.is_outside(value))
     if isinstance(value, Mapping) and len(value) == 1:
-        return "a plug-in" if plugins.is_outside(str(next(iter(value)))) else "a model"
-    return "a plug-in" if isinstance(value, Choice) else "a model"
+        ((name, options),) = value.items()
+        inside = isinstance(options, Mapping) and {*plugins.plugins("teachers"), *plugins.plugins("students")}
+        named = plugins.is_outside(str(name)) or bool(inside and name in inside)
+    return "a plug-in" if named else "a model"
+
+
+def _by_options(value: object) -> object:
+    """Read `{option: value, …}` as the teacher whose required options these are; a model stays as it is."""
+    name = plugins.requiring("teachers", value) if isinstance(value, Mapping) else None
+    return value if name in (None, "local") else {name: value}
 
 
 # The tags cannot be keys of a recipe, so that no error names them as its place.
 TeacherInput: TypeAlias = Annotated[
-    Annotated[ModelSpec, Tag("a model")] | Annotated[TeacherChoice, Tag("a plug-in")],
-    Discriminator(_is_plugin),
+    Annotated[
+        Annotated[ModelSpec, Tag("a model")] | Annotated[TeacherChoice, Tag("a plug-in")],
+        Discriminator(_is_plugin),
+    ],
+    BeforeValidator(_by_options),
 ]
 StudentInput: TypeAlias = Annotated[
     Annotated[StudentSpec, Tag("a model")] | Annotated[StudentChoice, Tag("a plug-in")],

@@ -100,6 +100,17 @@ def find(family: str, name: str, path: str = "") -> Signature:
     return signatures[name]
 
 
+def requiring(family: str, options: Iterable[str]) -> str | None:
+    """The plug-in whose required options are all among these, the one that requires most; None without one."""
+    given = set(options)
+    required = {
+        name: {option.name for option in signature.options if option.required}
+        for name, signature in plugins(family).items()
+    }
+    fitting = [name for name, needed in required.items() if needed and needed <= given]
+    return max(fitting, key=lambda name: len(required[name]), default=None)
+
+
 def check_options(family: str, name: str, options: Mapping[str, Any], path: str) -> list[RecipeError]:
     """Everything wrong with a plug-in's name and options."""
     try:
