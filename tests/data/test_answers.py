@@ -13,6 +13,7 @@ from potstill.data.answers import Written, answered, by_prompt, weighed
 from potstill.data.reader import Readers
 from potstill.data.rows import Row
 from potstill.errors import DataError
+from potstill.types import Example
 
 ALIKE = Readers(reader(), reader())
 ROWS = [Row("a", chat("w10")), Row("b", chat("w12"))]
@@ -69,3 +70,12 @@ def test_weights_that_are_all_zero_weigh_nothing() -> None:
     with pytest.raises(DataError, match="is 0 in every training row"):
         weighed(examples, rows, "w")
     assert weighed([], rows, "w") == []
+
+
+def test_a_prompt_whose_first_row_was_dropped_has_the_id_of_the_next_row():
+    rows = [
+        Row(name, ({"role": "user", "content": text},))
+        for name, text in (("a", "W5 w6"), ("b", "w5  w6"), ("c", "w5 w6"))
+    ]
+    kept = [Example(name, (1, 5), (False, True)) for name in ("b", "c")]
+    assert [e.row_id for e in by_prompt(kept, rows)] == ["b", "b"]

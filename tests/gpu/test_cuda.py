@@ -12,6 +12,7 @@ from potstill import divergences
 from potstill.data.batch import collate
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, linear_loss
 from potstill.objectives.token import Divergence, TokenLoss
+from potstill.recipe import plugins
 from potstill.signals.hidden import Hidden
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate

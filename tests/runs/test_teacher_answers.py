@@ -32,6 +32,7 @@ def test_a_uniform_teacher_is_warned_about_once(blank):
     save_tiny(blank / "other", layers=1)
     places.write(blank, student="{model: other}")
     done = potstill("run", "r.yaml", cwd=blank)
+    assert done.returncode == 0, done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
     assert "teacher" in warning
     assert "uniform" in warning
@@ -41,6 +42,7 @@ def test_a_uniform_teacher_is_warned_about_once(blank):
 def test_the_preflight_fails_a_teacher_that_knows_nothing(blank):
     """The teacher's loss on the recipe's rows stands beside ln V, and the item fails where it is no better."""
     done = potstill("check", "r.yaml", "--json", cwd=blank)
+    assert done.returncode == 4
     items = {item["name"]: item for item in json.loads(done.stdout)["items"]}
     assert not items["teacher's loss"]["passed"]
     assert "4.85" in items["teacher's loss"]["detail"]
@@ -93,6 +95,7 @@ def test_only_the_students_own_end_token_is_learnt(two_formats):
 def test_two_readings_of_the_same_row_are_shown_side_by_side(two_formats):
     """The preflight notes that the templates differ, and renders a prompt as each of the two reads it."""
     done = potstill("check", "--quick", "r.yaml", "--json", cwd=two_formats)
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert any("chat templates of teacher and student differ" in note for note in found["notes"])
     texts = [row["text"] for row in found["rows"]]
@@ -103,5 +106,6 @@ def test_two_readings_of_the_same_row_are_shown_side_by_side(two_formats):
 def test_a_system_prompt_of_the_teachers_template_is_noted(two_formats):
     """A system prompt that the teacher's template adds shapes every answer: it is noted too."""
     done = potstill("check", "--quick", "r.yaml", "--json", cwd=two_formats)
+    assert done.returncode == 0, done.stderr
     notes = " ".join(json.loads(done.stdout)["notes"])
     assert "teacher's chat template adds a system prompt" in notes

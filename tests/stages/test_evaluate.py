@@ -120,3 +120,29 @@ def test_unfinished_reasoning_is_counted_apart():
     asked = [Question(str(i), (), (), "", "", 3) for i in range(4)]
     figures = {f.key: f for f in behaviour.measure(Subject("after", questions=asked, answers=written))}
     assert figures["unfinished_reasoning"].value == 0.5
+
+
+def test_several_answers_to_one_prompt_count_as_one_prompt(tmp_path):
+    rows = places.answered(60)
+    held = [
+        {
+            "id": f"h{i}-{j}",
+            "prompt": f"W{40 + i}  w50" if j % 2 else f"w{40 + i} w50",
+            "response": f"w{60 + j}",
+        }
+        for i in range(4)
+        for j in range(3)
+    ]
+    places.write(
+        tmp_path,
+        rows,
+        data="{train: rows.jsonl, heldout: held.jsonl}",
+        stages="[{distill: {steps: 1}}, {evaluate: {samples: 100}}]",
+    )
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = places.summary(tmp_path)["after"]
+    assert {after[key]["n"] for key in ("forward_kl", "ppl", "agreement", "rouge_l")} == {4}
+    samples = (tmp_path / "runs/r/stages/evaluate/samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row_id"] for line in samples] == [f"h{i}-0" for i in range(4)]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from builders import places
+from builders.cli import potstill
 from builders.jobs import STUDENT, TEACHER, Memory, answers, events, saying, student, trained
 from builders.tiny import tiny_model, tiny_tokenizer
 from potstill.data.batch import collate
@@ -144,12 +146,27 @@ def test_new_rows_of_a_head_keep_the_old_ones_on_load(tmp_path):
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
-def test_a_signal_during_the_first_measurement_stops_training(tmp_path):
-    """The signal comes before the first step: no further step is taken than the one that notices it."""
+@pytest.mark.parametrize(
+    ("validation", "taken"), [(None, []), ((), [1])], ids=["measures first", "trains first"]
+)
+def test_a_signal_as_a_stage_begins_costs_at_most_one_step(tmp_path, validation, taken):
+    """The first measurement stops between two batches; a first step is finished and logged."""
     start = student(tmp_path / "s", tiny_model())
     calls = itertools.count()
     teacher, many = Memory(tiny_model(seed=1)), {"learning_rate": 1e-3, "steps": 6, "tokens_per_step": 5}
-    with pytest.raises(Interrupted):
-        trained(tmp_path, start, teacher, words(), stop=lambda: 2 if next(calls) else 0, **many)
+    stop = {"stop": lambda: 2 if next(calls) else 0}
+    with pytest.raises(Interrupted) as caught:
+        trained(tmp_path, start, teacher, words(), validation=validation, **stop, **many)
+    assert caught.value.exit_code == 130
     (folder,) = (tmp_path / "store").glob(".building-train-*")
-    assert not (folder / "metrics.jsonl").exists() or len(events(folder, "step")) <= 1
+    logged = [event for _ in folder.glob("metrics.jsonl") for event in events(folder, "step")]
+    assert [event["step"] for event in logged] == taken
+
+
+def test_weights_worse_than_the_start_are_reported(tmp_path):
+    stages = "[{distill: {steps: 2, learning_rate: 1.0, validate_every: 2, warmup: 0}}]"
+    places.write(tmp_path, places.answered(80), stages=stages)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no validation was better than before training" in done.stderr
+    assert places.summary(tmp_path)["train"]["best_step"] == 2
