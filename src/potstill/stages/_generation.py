@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from potstill.data.prompts import Prompt
 from potstill.data.reader import decode
@@ -18,27 +18,30 @@ from potstill.stages._rows import ANSWERS
 from potstill.store.artifacts import Artifact
 from potstill.store.lines import append_line, read_lines, write_lines
 
-if TYPE_CHECKING:
-    from potstill.stages.generate import Generate
-
 VERSION = 2  # raised when the answers change their meaning, so that old ones are not taken for new ones
 JOURNAL = "journal.jsonl"
 PORTION = 8  # batches in a portion of answers
 Answer = tuple[int, int]  # prompt, sample
 
 
-def write_answers(spec: Generate, prompts: Sequence[Prompt], context: Context) -> Artifact:
+def write_answers(
+    name: str,
+    engine: EngineChoice,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    batch_rows: int,
+    context: Context,
+) -> Artifact:
     """Write all answers. Draws depend on seed, prompt and sample, never on the batch."""
     reader = context.setup.readers.of_teacher
-    assert spec.batch_rows != "auto"
     request = Request(
         teacher=context.setup.teacher,
         prompts=[prompt.ids for prompt in prompts],
-        sampling=Sampling(spec.max_new_tokens, spec.sampling_temperature, spec.top_p, spec.top_k),
+        sampling=sampling,
         stop_ids=reader.stop_ids,
         pad_id=reader.pad_id,
         seed=context.seed,
-        batch_rows=spec.batch_rows,
+        batch_rows=batch_rows,
         vocabulary=reader.vocabulary.size,
         samples=max(prompt.samples for prompt in prompts),
         should_stop=lambda: bool(context.stop_signal()),
@@ -46,16 +49,16 @@ def write_answers(spec: Generate, prompts: Sequence[Prompt], context: Context) -
     inputs = {
         "version": VERSION,
         "teacher": context.setup.teacher.fingerprint,
-        "engine": context.identity(spec.engine),
+        "engine": context.identity(engine),
         "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
-        "sampling": asdict(request.sampling),
+        "sampling": asdict(sampling),
         "stop_ids": sorted(request.stop_ids),
         "seed": context.seed,
         # In half precision the rows of a batch round each other.
-        "batch_rows": None if getattr(context.setup.teacher, "batch_invariant", False) else spec.batch_rows,
+        "batch_rows": None if getattr(context.setup.teacher, "batch_invariant", False) else batch_rows,
     }
-    writing = Writing(spec.name, spec.engine, request, prompts, context)
-    return produce(context, "generate", spec.name, inputs, writing.build)
+    writing = Writing(name, engine, request, prompts, context)
+    return produce(context, "generate", name, inputs, writing.build)
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,14 @@ class Generate(StageSpec):
 
 def run(spec: Generate, state: State, context: Context) -> State:
     """Write an answer, or several, to every prompt."""
+    from potstill.generate.sampling import Sampling
     from potstill.stages import _generation, _rows
 
     spec, defaults = context.settle(spec, state)
     prompts, left_out = _rows.prompts(context, spec.max_new_tokens, spec.samples)
-    answers = _generation.write_answers(spec, prompts, context)
+    assert spec.batch_rows != "auto"
+    sampling = Sampling(spec.max_new_tokens, spec.sampling_temperature, spec.top_p, spec.top_k)
+    answers = _generation.write_answers(spec.name, spec.engine, prompts, sampling, spec.batch_rows, context)
     return state.after(
         spec, answers, defaults, answers=answers, answer_tokens=spec.max_new_tokens, left_out=left_out
     )
