@@ -23,6 +23,8 @@ from potstill.stages._metrics import figures_of_ours
 from potstill.store.artifacts import Store, write_text
 from potstill.store.folder import RECIPE, RunDir
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -184,7 +186,10 @@ class _Received:
 
 @contextmanager
 def _signals() -> Iterator[_Received]:
-    """The first SIGINT or SIGTERM asks stages to save and stop; a second one ends the process at once."""
+    """The first SIGINT, SIGTERM or SIGHUP asks stages to save and stop; a second one ends the process at once.
+
+    A signal that the process was started to ignore, as SIGHUP is under nohup, stays ignored.
+    """
     received = _Received()
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -194,8 +199,8 @@ def _signals() -> Iterator[_Received]:
         received.number = number
         signal.signal(number, before[number])
 
-    numbers = (int(signal.SIGINT), int(signal.SIGTERM))
-    before = {number: signal.getsignal(number) for number in numbers}
+    handlers = {int(number): signal.getsignal(number) for number in STOPPING}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)
     try:

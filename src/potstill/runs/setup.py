@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ class Opened:
 
 
 def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
-    """Read a recipe, or the one that a run folder holds.
+    """Read a recipe, or the one that a run folder holds; then the run goes on in that folder.
 
     Raises:
         RecipeError: it cannot be read, or something in it is wrong.
@@ -54,9 +55,11 @@ def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
         raise RecipeError(
             f"{path} is a folder without a {RECIPE}.", fix="Name a recipe file or a run folder."
         )
-    base = RunDir(path).state().get("base", str(path.resolve()))
-    recipe = expand(read_recipe(path / RECIPE, overrides))
-    return Opened(recipe.model_copy(update={"runs": str(path.resolve().parent)}), Path(base))
+    place = path.resolve()
+    base = RunDir(place).state().get("base", str(place))
+    # A folder may have been copied or renamed; what is given is what is written.
+    recipe = expand(read_recipe(place / RECIPE, [f"name={json.dumps(place.name)}", *overrides]))
+    return Opened(recipe.model_copy(update={"runs": str(place.parent)}), Path(base))
 
 
 def set_up(opened: Opened) -> Setup:
