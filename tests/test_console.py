@@ -1,17 +1,13 @@
-"""What potstill prints where nobody watches, and whom it calls."""
+"""What potstill prints on a terminal, in a log and in silence."""
 
 from __future__ import annotations
 
 import io
+import logging
 import re
-import socket
-import time
 
 import pytest
-from huggingface_hub import constants
 
-from builders import places
-from builders.cli import potstill
 from potstill import console
 from potstill.console import Console
 
@@ -21,39 +17,6 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture
-def looked_up(monkeypatch):
-    """The names that are asked for while the hub is not switched off."""
-    names: list[object] = []
-
-    def refuse(host, *rest, **settings):
-        names.append(host)
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client tries again and again
-    return names
-
-
-def test_a_run_on_local_files_looks_up_no_name(tmp_path, looked_up):
-    """Models and rows lie here: no name is looked up, although nothing says that the machine is offline."""
-    places.write(
-        tmp_path, stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {samples: 2}}]"
-    )
-    for command in ("check", "run"):
-        done = potstill(command, "r.yaml", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert looked_up == []
-
-
-def test_a_model_on_the_hub_is_looked_up(tmp_path, looked_up):
-    """A model on the hub is looked up, so that the silence above means something."""
-    places.write(tmp_path, teacher="{model: someone/some-model}")
-    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 2
-    assert looked_up
 
 
 @pytest.mark.parametrize("steps", [10, 5000])
@@ -88,24 +51,24 @@ def test_a_build_server_that_pretends_to_be_a_terminal_gets_no_moving_bar(monkey
     assert stream.getvalue().startswith("distill: 100 %")
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_a_terminal_that_wants_no_colour_gets_none(monkeypatch, wanted):
+@pytest.mark.parametrize("coloured", [True, False])
+def test_no_color_is_obeyed(monkeypatch, coloured):
     """NO_COLOR: the bar moves as before, but no character of it is coloured."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    if not wanted:
+    if not coloured:
         monkeypatch.setenv("NO_COLOR", "1")
     stream = Terminal()
     with Console(stream).bar("distill", 3) as bar:
         for step in range(1, 4):
             bar.update(step, "loss 1.0")
     assert "distill" in stream.getvalue()
-    assert bool(COLOUR.search(stream.getvalue())) is wanted
+    assert bool(COLOUR.search(stream.getvalue())) is coloured
 
 
 def test_a_quiet_console_prints_only_warnings():
-    """With --json nothing but warnings is said."""
+    """With --json nothing but warnings is printed."""
     stream = io.StringIO()
     quiet = Console(stream, quiet=True)
     quiet.say("loading")
@@ -114,3 +77,18 @@ def test_a_quiet_console_prints_only_warnings():
     assert stream.getvalue() == ""
     quiet.warn("rows are missing")
     assert stream.getvalue() == "warning: rows are missing\n"
+
+
+def test_a_log_record_is_printed_as_a_warning(capsys):
+    logger = logging.Logger("potstill")
+    logger.addHandler(console.WarningLines(logging.WARNING))
+    logger.info("loading")
+    logger.warning("%d rows are missing", 3)
+    assert capsys.readouterr().err == "warning: 3 rows are missing\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m 00s"), (185, "3m 05s"), (3600, "1h 00m"), (8040, "2h 14m")]
+)
+def test_a_duration_is_written_for_people(seconds, text):
+    assert console.clock(seconds) == text

@@ -1,19 +1,19 @@
-"""The verbs. Nothing else: each one calls a function that programs can call too."""
+"""The verbs. Nothing else: each one calls a function that programs can call too.
+
+Help opens without torch and pydantic, so commands import what they need when they run.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import os
-import select
 import shlex
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from potstill import __version__
-from potstill.console import Console
+from potstill.console import Console, WarningLines, discard_unread_output
 from potstill.errors import Interrupted, PotstillError
+from potstill.recipe.verbs import verbs
 from potstill.runs.status import machine_error, read_status
 
 if TYPE_CHECKING:
@@ -39,15 +40,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of an earlier run.")
-]
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045  (typer reads this at run time)
-    typer.Argument(
-        metavar="[key.path=value ...]", help="Values that replace the recipe's: distill.epochs=2."
-    ),
-]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+_override = typer.Argument(metavar="[key.path=value ...]", help="Values to set: distill.epochs=2.")
+Overrides = Annotated[Optional[list[str]], _override]  # noqa: UP045  (typer reads this at run time)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays silent.")]
 
 
@@ -61,29 +57,22 @@ def _root(
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+def run(
+    context: typer.Context, recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
+) -> None:
     """Run all stages; finished ones are skipped.
 
     A stage is finished when it was made from unchanged inputs. Run the same command again after an
     interruption and it goes on where it stopped."""
-    _run(recipe, overrides, as_json)
-
-
-def _stage(verb: str) -> None:
-    @app.command(verb, help=f"Stop after the last {verb} stage.")
-    def command(recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
-        _run(recipe, overrides, as_json, until=verb)
-
-
-for _verb in ("generate", "distill", "finetune", "evaluate"):
-    _stage(_verb)
-
-
-def _run(recipe: Path, overrides: list[str] | None, as_json: bool, until: str | None = None) -> None:
     from potstill.runs.run import run as run_recipe
 
+    until = None if context.command.name == "run" else context.command.name
     result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json))
     _print_result(result, as_json, result.outputs)
+
+
+for _verb in verbs():
+    app.command(_verb, help=f"Stop after the last {_verb} stage.")(run)
 
 
 def _print_result(result: RunResult, as_json: bool, outputs: Mapping[str, Path]) -> None:
@@ -112,7 +101,7 @@ def check(
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+def report(run_folder: RunFolder, as_json: Json = False) -> None:
     """Write a run's report and summary again; there is no page where nothing was evaluated."""
     from potstill.runs.run import rebuild_report
 
@@ -123,7 +112,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
 
 @app.command()
 def status(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    run_folder: RunFolder,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -155,26 +144,16 @@ def init(
 
 @app.command()
 def schema(
-    as_json: Annotated[bool, typer.Option("--json", help="The same: the schema is JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same: the schema is JSON.")] = True,
 ) -> None:
     """Print the JSON schema of recipes."""
     from potstill.recipe.recipe import json_schema
 
-    _print(True, json_schema())
+    _print(as_json, json_schema())
 
 
 def _print(as_json: bool, value: Any, text: str = "") -> None:
     print(json.dumps(value, indent=2, ensure_ascii=True, default=str) if as_json else text)
-
-
-class _WarningLines(logging.Handler):
-    """Prints what the library logs as warnings on stderr."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        Console().warn(record.getMessage())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -184,26 +163,21 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     logger = logging.getLogger("potstill")
     if not logger.handlers:
-        logger.addHandler(_WarningLines())
+        logger.addHandler(WarningLines(logging.WARNING))
     try:
         code = _exit_code(sys.argv[1:] if arguments is None else arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError as error:
-        code = 128 + signal.SIGPIPE if _discard_unread_output() else _report_bug(error)
+        code = 128 + signal.SIGPIPE if discard_unread_output() else _report_bug(error)
     sys.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:
-    """Run a command, print what stopped it, and return the exit code.
-
-    Calls Typer's command, not its `main`, which would itself end the process on an interrupt and a broken pipe.
-
-    Raises:
-        BrokenPipeError: the reader of the output has gone, or another pipe broke.
-    """
-    command = typer.main.get_command(app)
+    """Run a command, print what stopped it, and return the exit code; a BrokenPipeError goes on to the caller."""
+    command, as_json = typer.main.get_command(app), "--json" in arguments
     try:
+        # Not `command.main`, which would itself end the process on an interrupt and a broken pipe.
         with command.make_context("potstill", list(arguments)) as context:
             command.invoke(context)
         return 0
@@ -214,39 +188,25 @@ def _exit_code(arguments: list[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         raise
-    except (Exception, KeyboardInterrupt) as error:
-        reason = _reason(error)
-        if reason is None:
-            return _report_bug(error)
-        if "--json" in arguments:
-            _print(True, {"error": reason.as_dict()})
-        print(f"error: {reason}", file=sys.stderr)
-        return reason.exit_code
+    except KeyboardInterrupt:
+        fix = "Run the same command again."
+        return _report(Interrupted("interrupted.", fix=fix, signal_number=signal.SIGINT), as_json)
+    except PotstillError as error:
+        return _report(error, as_json)
+    except Exception as error:
+        reason = machine_error(error)
+        return _report_bug(error) if reason is None else _report(reason, as_json)
 
 
-def _reason(error: BaseException) -> PotstillError | None:
-    """The error in words; None for a bug."""
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted.", fix="Run the same command again.", signal_number=signal.SIGINT)
-    return error if isinstance(error, PotstillError) else machine_error(error)
+def _report(error: PotstillError, as_json: bool) -> int:
+    if as_json:
+        _print(True, {"error": error.as_dict()})
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _report_bug(error: BaseException) -> int:
     traceback.print_exception(error)
-    print(
-        f"error: this is a bug in potstill {__version__}; please report it with the lines above.",
-        file=sys.stderr,
-    )
+    text = f"this is a bug in potstill {__version__}; please report it with the lines above."
+    print(f"error: {text}", file=sys.stderr)
     return 1
-
-
-def _discard_unread_output() -> bool:
-    """Redirect output whose reader has gone to /dev/null; false when no reader has gone."""
-    pipes = select.poll()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(io.UnsupportedOperation):
-            pipes.register(stream.fileno(), 0)
-    closed = [descriptor for descriptor, event in pipes.poll(0) if event & select.POLLERR]
-    for descriptor in closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return bool(closed)

@@ -1,12 +1,15 @@
-"""Progress and warnings on stderr: bars on a terminal, plain lines elsewhere."""
+"""Progress and warnings on stderr: bars on a terminal, plain lines elsewhere; and output that nobody reads."""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -71,13 +74,11 @@ class Console:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
         ]
-        with Progress(*columns, console=console, transient=False) as progress:
+        with Progress(*columns, console=console) as progress:
             yield _Live(progress, progress.add_task(label, total=total, note=""))
 
 
 class _Live(Bar):
-    """On a terminal: a bar that moves."""
-
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
@@ -86,8 +87,6 @@ class _Live(Bar):
 
 
 class _Lines(Bar):
-    """Off a terminal: one line every few seconds, no carriage returns."""
-
     def __init__(self, console: Console, label: str, total: float) -> None:
         self._console, self._label, self._total = console, label, total
         self._start = self._last = time.monotonic()
@@ -99,9 +98,26 @@ class _Lines(Bar):
             return
         self._last = now
         spent = now - self._start
-        if finished:
-            when = f"in {clock(spent)}"
-        else:
-            when = f"{clock(spent * (self._total - done) / done)} left" if done else "starting"
+        left = f"{clock(spent * (self._total - done) / done)} left" if done else "starting"
+        when = f"in {clock(spent)}" if finished else left
         share = 100 * done / self._total if self._total else 100
         self._console.say(f"{self._label}: {share:.0f} % · {when}{' · ' + note if note else ''}")
+
+
+class WarningLines(logging.Handler):
+    """Prints the library's log records as warnings on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        Console().warn(record.getMessage())
+
+
+def discard_unread_output() -> bool:
+    """Redirect output whose reader has gone to /dev/null; false when no reader has gone."""
+    pipes = select.poll()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(io.UnsupportedOperation):
+            pipes.register(stream.fileno(), 0)
+    closed = [descriptor for descriptor, event in pipes.poll(0) if event & select.POLLERR]
+    for descriptor in closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(closed)

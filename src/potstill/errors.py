@@ -116,13 +116,6 @@ class MachineError(PotstillError):
     retryable = True
 
 
-class CheckFailed(PotstillError):
-    """A preflight check failed."""
-
-    exit_code = 4
-    code = "check"
-
-
 class TrainingStopped(PotstillError):
     """Training stopped itself: a value is not finite, a KL is negative, nothing is scored."""
 

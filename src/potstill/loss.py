@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from potstill.errors import SignalError
 from potstill.models import anatomy
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, Mode, linear_loss, logits_loss
-from potstill.objectives.rows import TokenRows
-from potstill.objectives.token import Divergence, TokenLoss, TokenWeight
+from potstill.objectives.token import Divergence, TokenLoss, TokenRows, TokenWeight
 from potstill.recipe import plugins
 from potstill.signals.dense import Dense
 from potstill.signals.hidden import Hidden
@@ -29,21 +28,18 @@ class DistillationLoss:
     """A divergence between teacher and student, summed over scored tokens.
 
     Args:
-        divergence: name of a divergence (`potstill.divergences.names()`), or `package.module:function`
-            for one of your own; the constants of its module say what it supports, as those of a file of
-            `potstill.divergences` do.
+        divergence: a name from `potstill.divergences.names()`, or `package.module:function` for one of your
+            own; the constants of its module say what it supports, as in `potstill.divergences`.
         temperature: T > 0, for both sides.
         ce_weight: share in [0, 1] of hard-label cross-entropy at T = 1. With a share above 0 the
             divergence is multiplied by T^2 (T for total variation), to keep the balance.
-        vocabulary: number of ids that both models know; needed when the two output layers are padded
-            to different widths. Wider rows are cut before the softmax.
+        vocabulary: ids that both models know; needed when the two output layers are padded to different
+            widths. Wider rows are cut before the softmax.
         chunk_bytes: memory for a chunk's logits, student's and teacher's together.
-        mode: "store" computes gradients in the forward pass; "recompute" computes everything again in the
-            backward pass instead, for heads whose gradient would not fit beside the activations; "eval"
-            computes no gradient.
-        token_weights: a weight of each token by name ("entropy", "position" or `package.module:function`),
-            or {name: options}. With weights of any kind divide by `metrics["weight"]`, their sum, instead
-            of the count.
+        mode: "store" computes gradients in the forward pass; "recompute" does so in the backward pass, for
+            heads whose gradient would not fit beside the activations; "eval" computes none.
+        token_weights: weights of the tokens by name ("entropy", "position" or `package.module:function`), or
+            {name: options}. With weights of any kind divide by `metrics["weight"]`, their sum, not the count.
         **options: of the divergence, `beta=0.1` for jsd.
 
     Who shifts: logits at position i predict token i + 1. Give either `mask` [B, S], true where the
@@ -83,19 +79,17 @@ class DistillationLoss:
                 )
         if vocabulary is not None and vocabulary < 1:
             raise SignalError(f"vocabulary is {vocabulary}.", fix="It counts ids: len(tokenizer).")
-        module = plugins.load("divergences", divergence, options)
-        compared = Divergence.from_module(module, options)
-        weigh = _weigh(token_weights)
+        chosen = Divergence.from_module(plugins.load("divergences", divergence, options), options)
+        weigh = _token_weight(token_weights)
         if weigh is not None and ce_weight == 1.0:
             raise SignalError(
                 "token_weights need the teacher's distribution, and ce_weight 1 leaves it out.",
                 fix="Lower ce_weight, or pass weights=.",
             )
-        self.token_loss = TokenLoss(compared, temperature, ce_weight, weigh=weigh)
+        self.token_loss = TokenLoss(chosen, temperature, ce_weight, weigh=weigh)
         self._vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
-        self._mode: Mode = "recompute" if mode == "recompute" else "store"
-        self._differentiates = mode != "eval"
+        self._mode = mode
 
     def __call__(
         self,
@@ -114,7 +108,7 @@ class DistillationLoss:
         Args:
             student_hidden, teacher_hidden: [B, S, H], or [N, H] with a mask [N].
             student_head, teacher_head: the output layers; a `Head` where logits are scaled or capped.
-            mask, labels: which positions are scored, see above.
+            mask, labels: scored positions, see above.
             weights: [B, S] of each position's loss; `out.mean` divides by their sum.
 
         Neighbouring scored positions are one answer, to token weights that go by the place in it.
@@ -133,8 +127,9 @@ class DistillationLoss:
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with self._gradients():
             hidden = student_hidden[predicts]
-            out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=self._mode)
-        return self._checked(out, signal, picked)
+            mode: Mode = "recompute" if self._mode == "recompute" else "store"
+            out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
+        return self._finish(out, signal, picked)
 
     def from_logits(
         self,
@@ -147,13 +142,10 @@ class DistillationLoss:
         metrics: bool = False,
     ) -> Loss:
         """From logits [B, S, V] that exist already; `teacher` is logits too, or a stored signal of the
-        N scored positions. The same `mask` / `labels` rule: logits at i predict token i + 1.
-
-        Raises:
-            SignalError: shapes disagree, or widths differ and no vocabulary was given.
+        N scored positions. `mask`, `labels`, `weights` and errors are those of a call.
         """
-        other = teacher if isinstance(teacher, Tensor) else None
-        predicts, targets = self._select(student_logits, other, mask, labels, weights)
+        whole = teacher if isinstance(teacher, Tensor) else None
+        predicts, targets = self._select(student_logits, whole, mask, labels, weights)
         picked = _picked(weights, predicts)
         if isinstance(teacher, Tensor):
             width = self._shared(student_logits.shape[-1], teacher.shape[-1])
@@ -164,12 +156,12 @@ class DistillationLoss:
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with self._gradients():
             out = logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
-        return self._checked(out, signal, picked)
+        return self._finish(out, signal, picked)
 
     def _gradients(self) -> torch.set_grad_enabled:
-        return torch.set_grad_enabled(torch.is_grad_enabled() and self._differentiates)
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval")
 
-    def _checked(self, out: Loss, signal: Signal, weights: Tensor | None) -> Loss:
+    def _finish(self, out: Loss, signal: Signal, weights: Tensor | None) -> Loss:
         if "divergence" in out.metrics and not signal.estimated:
             self.token_loss.check({"divergence": float(out.metrics["divergence"])}, int(out.count))
         if weights is None or "weight" in out.metrics:
@@ -193,19 +185,22 @@ class DistillationLoss:
         if (mask is None) == (labels is None):
             raise SignalError("give either mask or labels.", fix="labels are shifted here, a mask is not.")
         lead = student.shape[:-1]
-        given = mask if labels is None else labels
-        assert given is not None
-        shapes = {"mask or labels": given.shape, "weights": None if weights is None else weights.shape}
-        shapes["the teacher's positions"] = None if teacher is None else teacher.shape[:-1]
+        positions = mask if labels is None else labels
+        assert positions is not None
+        shapes = {"mask or labels": positions.shape}
+        if weights is not None:
+            shapes["weights"] = weights.shape
+        if teacher is not None:
+            shapes["the teacher's positions"] = teacher.shape[:-1]
         for what, shape in shapes.items():
-            if shape is not None and shape != lead:
+            if shape != lead:
                 raise SignalError(f"{what} are {tuple(shape)}, the student's positions are {tuple(lead)}.")
         if labels is None:
             if self.token_loss.ce_weight:
                 raise SignalError("ce_weight needs labels, a mask has no targets.", fix="Pass labels=.")
-            if given.dtype != torch.bool and not ((given == 0) | (given == 1)).all():
+            if positions.dtype != torch.bool and not ((positions == 0) | (positions == 1)).all():
                 raise SignalError("mask holds more than 0 and 1.", fix="Labels go by name: labels=.")
-            return given.bool(), None
+            return positions.bool(), None
         following = torch.full_like(labels, IGNORE)
         following[..., :-1] = labels[..., 1:]
         predicts = following != IGNORE
@@ -240,7 +235,7 @@ def _picked(weights: Tensor | None, predicts: Tensor) -> Tensor | None:
     return picked
 
 
-def _weigh(named: str | Mapping[str, Mapping[str, Any]] | None) -> TokenWeight | None:
+def _token_weight(named: str | Mapping[str, Mapping[str, Any]] | None) -> TokenWeight | None:
     if named is None:
         return None
     chosen = {named: {}} if isinstance(named, str) else dict(named)
@@ -258,10 +253,9 @@ def _rows(head: nn.Module | Tensor | Head) -> int:
     if isinstance(head, Tensor):
         return head.shape[0]
     # The weight of a quantised layer may be packed, and then its shape says nothing.
-    rows = getattr(head, "out_features", None)
-    if rows is None:
-        weight = getattr(head, "weight", None)
-        rows = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
+    rows, weight = getattr(head, "out_features", None), getattr(head, "weight", None)
+    if rows is None and isinstance(weight, Tensor) and weight.ndim == 2:
+        rows = weight.shape[0]
     if rows is None:
         raise SignalError(
             f"a {type(head).__name__} does not say how many ids it knows.",

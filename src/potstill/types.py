@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -40,12 +40,12 @@ class Example:
 
     @property
     def row_id(self) -> str:
-        """The row it was made of: `id` alone cannot tell sample 1 of row "a" from a row named "a#1"."""
+        """The source row: `id` alone cannot tell sample 1 of row "a" from a row named "a#1"."""
         return self.id if self.part_of is None else self.part_of
 
     @property
     def count(self) -> int:
-        """How many tokens of the row are scored."""
+        """Count the scored tokens."""
         return sum(self.scored)
 
 
@@ -78,13 +78,11 @@ class Batch:
         """The batch that a teacher is given: its own reading, or this one."""
         return self if self.teacher is None else self.teacher
 
-    def places(self) -> tuple[Tensor, Tensor]:
-        """Of each scored token [N]: its place in its answer, and how many are scored in its example."""
-        begins = (self.position_ids == 0).flatten().cumsum(0).view_as(self.position_ids)
-        _, owner, counts = torch.unique_consecutive(
-            begins[self.predicts], return_inverse=True, return_counts=True
-        )
-        return places_in_answers(self.predicts), counts[owner]
+    def example_counts(self) -> Tensor:
+        """Count the scored tokens of each scored token's example, [N]."""
+        example = (self.position_ids == 0).flatten().cumsum(0).view_as(self.position_ids)[self.predicts]
+        _, owner, counts = torch.unique_consecutive(example, return_inverse=True, return_counts=True)
+        return counts[owner]
 
     def row_of(self, position: int) -> str:
         """The id of the row that scored position 0 .. N-1 belongs to."""
@@ -104,9 +102,9 @@ class Batch:
 
 
 def places_in_answers(predicts: Tensor) -> Tensor:
-    """Of each true position of `predicts` [B, S] or [S]: its place, from 0, in its run of neighbours.
+    """Count, for each true position of `predicts` [B, S] or [S], its place in its answer, from 0.
 
-    An answer is such a run; none crosses rows.
+    An answer is a run of neighbours; none crosses rows.
     """
     index = torch.arange(predicts.shape[-1], device=predicts.device).expand(predicts.shape)
     begins = predicts.clone()
@@ -116,7 +114,7 @@ def places_in_answers(predicts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into logits: softcap(scale * (h W' + b)).
+    """The map from hidden states to logits: softcap(scale * (h W' + b)).
 
     `vocabulary` counts the ids that the tokenizer knows; rows beyond are padding and are cut
     before the softmax. `lora` is (A [r, H], B [V, r], scaling). `module` is the model's own head,
@@ -132,11 +130,8 @@ class Head:
     module: torch.nn.Module | None = None
 
     def __post_init__(self) -> None:
-        for what, part in (
-            ("weight", self.weight),
-            ("bias", self.bias),
-            ("LoRA", self.lora and self.lora[1]),
-        ):
+        parts = {"weight": self.weight, "bias": self.bias, "LoRA": self.lora and self.lora[1]}
+        for what, part in parts.items():
             if part is not None and part.shape[0] < self.vocabulary:
                 raise SignalError(
                     f"the head's {what} has {part.shape[0]} rows, fewer than its vocabulary of {self.vocabulary}.",
@@ -151,7 +146,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Loss:
-    """A sum and its count; who trains divides once per optimizer step.
+    """A sum and its count; a training loop divides once per optimizer step.
 
     `metrics` are sums over scored tokens too (nats unless named otherwise).
     """
@@ -199,11 +194,8 @@ class Figure:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pairs"}
 
 
-Options: TypeAlias = Mapping[str, Any]
-
-
 class Sampler(Protocol):
-    """Who writes text for a strategy: the student, the teacher or a mixture."""
+    """A writer of text for a strategy: the student, the teacher or a mixture."""
 
     @property
     def pad_id(self) -> int: ...

@@ -62,9 +62,7 @@ class Memory:
         self._model = model
 
     def loaded(self) -> loading.Loaded:
-        tokenizer = tiny_tokenizer()
-        source = loading.Source("folder", "memory")
-        return loading.Loaded(self._model, tokenizer, vocabulary.read_vocabulary(tokenizer), source)
+        return loading.Loaded(self._model, tiny_tokenizer())
 
     def signal(self, batch: Batch) -> Any:
         return LocalTeacher(self._model, vocabulary=128, fingerprint="memory").signal(batch)

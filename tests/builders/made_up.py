@@ -11,15 +11,15 @@ from potstill.data.split import Overlap
 from potstill.recipe.defaults import Default
 from potstill.report.content import Content
 from potstill.report.curves import Curve
-from potstill.report.summary import ABOUT
+from potstill.report.summary import about
 from potstill.stages._metrics import figures_of_ours
 from potstill.types import Figure
 
 FIGURES = {
-    figure.key: {name: getattr(figure, name) for name in ABOUT}
+    figure.key: about(figure)
     for name in ("likelihood", "agreement", "rouge_l", "behaviour", "speed")
     for figure in figures_of_ours()[name]
-} | {"ifeval": {name: getattr(Figure("", label="ifeval", better="up"), name) for name in ABOUT}}
+} | {"ifeval": about(Figure("ifeval", better="up"))}
 
 
 def measured(value: float, half: float, n: int = 200) -> dict[str, float]:
@@ -99,7 +99,7 @@ def summary() -> dict[str, Any]:
         "train": {"steps": 840, "tokens": 6_881_280, "tokens_per_second": 2143.0, "seconds": 3211.0,
                   "peak_rss_bytes": 3_120_000_000},
         "recipe_hash": "9f2c4e" + "0" * 58,
-        "finished": "2026-11-03 14:20 UTC",
+        "seed": 0,
         "versions": {"potstill": "0.1.0", "torch": "2.13.0", "transformers": "5.18.0", "python": "3.11.9"},
     }  # fmt: skip
 
@@ -110,11 +110,10 @@ def curves() -> tuple[Curve, ...]:
     loss = [(s, 0.42 + 2.6 * math.exp(-s / 120) + noise.gauss(0, 0.05)) for s in range(1, 841)]
     held = [(s, 0.45 + 2.5 * math.exp(-s / 115)) for s in range(0, 841, 84)]
     polish = [(s, 0.5 - 0.0008 * s + noise.gauss(0, 0.02)) for s in range(1, 201)]
-    unit = "nats per token"
     return (
-        Curve("distill", "training", unit, tuple(loss), resumes=(410,)),
-        Curve("distill", "validation", unit, tuple(held), dots=True, resumes=(410,)),
-        Curve("polish", "training", unit, tuple(polish)),
+        Curve("distill", "training", tuple(loss), resumes=(410,)),
+        Curve("distill", "validation", tuple(held), dots=True, resumes=(410,)),
+        Curve("polish", "training", tuple(polish)),
     )
 
 
@@ -165,7 +164,6 @@ def lengths() -> dict[str, list[int]]:
 def parts() -> dict[str, Any]:
     """Every optional part of the page but curves, samples and recipe."""
     return {
-        "seeds": (0,),
         "overlap": Overlap(exact=0, near=2, gram=11, of=200),
         "trained_prompts": 4200,
         "funnel": (
@@ -190,7 +188,7 @@ def parts() -> dict[str, Any]:
             Default("distill.tokens_per_step", 8192, "auto: one minute on this CPU"),
             Default("data.heldout", "200 prompts", "auto: 10 % of the prompts, between 60 and 500"),
         ),
-        "commands": ("pip install potstill==0.1.0", "potstill run recipe.yaml"),
+        "command": "potstill run runs/quickstart",
         "notes": (
             "The best of 11 validated checkpoints is shown, chosen on the held-out prompts themselves.",
         ),

@@ -18,10 +18,6 @@ class Element:
     text: str = ""
     children: list[Element] = field(default_factory=list)
 
-    def inside(self, name: str) -> bool:
-        """Whether an element of that name holds this one."""
-        return self.parent is not None and (self.parent.name == name or self.parent.inside(name))
-
 
 class Page(HTMLParser):
     """All elements of a page in order; fails on a tag that is closed out of turn."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from builders.chats import write_lines
 from builders.tiny import save_tiny
-from potstill.check._subject import Subject
+from potstill.check import CheckReport, check
 from potstill.console import Console
 from potstill.data.answers import Written
 from potstill.runs import setup
@@ -54,10 +54,9 @@ def read(place: Path, recipe: str = "r.yaml") -> Setup:
     return setup.set_up(setup.open_recipe(place / recipe))
 
 
-def subject(place: Path, recipe: str = "r.yaml") -> Subject:
-    """What a check of the recipe looks at."""
-    opened = setup.open_recipe(place / recipe)
-    return Subject(opened.recipe, opened.method, setup.set_up(opened))
+def checked(place: Path, recipe: str = "r.yaml") -> CheckReport:
+    """What a check says without loading a weight."""
+    return check(place / recipe, proofs=False, console=Console(quiet=True))
 
 
 @dataclass(frozen=True)

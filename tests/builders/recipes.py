@@ -28,12 +28,10 @@ def problems(*stages: Any, **top: Any) -> dict[str, str]:
     try:
         parse_recipe(raw(*stages, **top))
     except RecipeErrors as errors:
-        told = errors.problems
-    else:
-        return {}
-    found = {problem.path: f"{problem.message} {problem.fix}".strip() for problem in told}
-    assert len(found) == len(told)
-    return found
+        messages = {problem.path: f"{problem.message} {problem.fix}".strip() for problem in errors.problems}
+        assert len(messages) == len(errors.problems)
+        return messages
+    return {}
 
 
 def tilted(student_lp: Any, teacher_lp: Any, *, beta: float = 0.5) -> Any:

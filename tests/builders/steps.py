@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,12 +32,24 @@ def ragged_rows(n: int = 7) -> list[Example]:
     return rows
 
 
+def local_teacher(model: Any = None) -> LocalTeacher:
+    """A teacher of 128 ids: this model, or the tiny one of seed 1."""
+    return LocalTeacher(model or tiny_model(seed=1), vocabulary=128, fingerprint="t")
+
+
+class Pad:
+    """The sampler of a strategy that writes nothing."""
+
+    packed = False
+    pad_id = 0
+
+
 def gradient(sharding: parallel.Sharding, micro_batch_tokens: int = 10_000) -> dict[str, torch.Tensor]:
     """The gradient of one step over all rows, whole on every rank."""
     rows = ragged_rows()
     student = tiny_model(seed=0)
     module = parallel.wrap(StudentModule(student, 128), sharding, student)
-    teacher = LocalTeacher(tiny_model(seed=1), vocabulary=128, fingerprint="t")
+    teacher = local_teacher()
     lengths, counts = [len(r.input_ids) for r in rows], [r.count for r in rows]
     (step,) = plan_steps(
         lengths, counts, tokens_per_step=10**6, micro_batch_tokens=micro_batch_tokens, seed=0, epoch=0
@@ -46,12 +59,12 @@ def gradient(sharding: parallel.Sharding, micro_batch_tokens: int = 10_000) -> d
     batches = [collate([rows[i] for i in micro], pad_id=0) for micro in step]
     loss = TokenLoss(Divergence.from_module(forward_kl))
     accumulate(module, teacher, batches, loss)
-    found = {}
+    results = {}
     for name, parameter in module.named_parameters():
         grad = parameter.grad
         whole = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
-        found[name.removeprefix("module.")] = whole.detach().clone()
-    return found
+        results[name.removeprefix("module.")] = whole.detach().clone()
+    return results
 
 
 def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:

@@ -19,10 +19,11 @@ ADDS = "{% if messages[0].role != 'system' %}{{ bos_token }}w70 w71 {% else %}{{
 def test_check_shows_the_token_that_ends_an_answer(tmp_path):
     """The preflight shows the last tokens that are learnt, and says so when the end token also pads."""
     places.write(tmp_path)
-    told = potstill("check", "--quick", "r.yaml", cwd=tmp_path).stdout
-    assert re.search(r"answers end with </s>; last tokens of p\d+: w\d+ \| w\d+ w\d+ </s>", told)
-    assert "is the padding token too" not in told
-    assert told.count(" </s>⟧") == 3
+    done = potstill("check", "--quick", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"answers end with </s>; last tokens of p\d+: w\d+ \| w\d+ w\d+ </s>", done.stdout)
+    assert "is the padding token too" not in done.stdout
+    assert done.stdout.count(" </s>⟧") == 3
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.pad_token = "</s>"
     tokenizer.save_pretrained(tmp_path / "teacher")
@@ -58,9 +59,11 @@ def test_a_system_prompt_that_the_template_adds_is_noted(tmp_path):
     places.write(tmp_path)
     file = tmp_path / "teacher/chat_template.jinja"
     file.write_text(ADDS + file.read_text().removeprefix("{{ bos_token }}"))
-    found = json.loads(potstill("check", "--quick", "r.yaml", "--json", cwd=tmp_path).stdout)
-    assert any("adds a system prompt of its own" in note and "w70 w71" in note for note in found["notes"])
-    assert all("w70 w71" in row["text"] for row in found["rows"])
+    done = potstill("check", "--quick", "r.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert any("adds a system prompt of its own" in note and "w70 w71" in note for note in report["notes"])
+    assert ["w70 w71" in row["text"] for row in report["rows"]] == [True] * 3
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -93,8 +96,10 @@ def test_rows_are_limited_by_the_shorter_of_the_two_contexts(tmp_path):
         for i, row in enumerate(places.answered())
     ]
     places.write(tmp_path, rows, student="{model: small}")
-    found = json.loads(potstill("check", "--quick", "r.yaml", "--json", cwd=tmp_path).stdout)
-    items = {item["name"]: item["detail"] for item in found["items"]}
+    done = potstill("check", "--quick", "r.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    items = {item["name"]: item["detail"] for item in json.loads(done.stdout)["items"]}
     assert items["longest row"].startswith("32 tokens")
-    assert "rows are longer than 32" in items["lengths"]
-    assert not items["lengths"].startswith("0 of")
+    longer = re.match(r"(\d+) of (\d+) rows are longer than 32", items["lengths"])
+    train = {row.id for row in places.read(tmp_path).data.train}
+    assert (int(longer[1]), int(longer[2])) == (sum(int(name[1:]) % 4 == 0 for name in train), len(train))

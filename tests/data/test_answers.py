@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from builders.chats import chat
+from builders.reading import reader
 from builders.tiny import BOS, EOS, HEADER
-from data.test_reader import reader
-from potstill.data.answers import Written, answered, by_prompt, weighed
+from potstill.data.answers import Written, by_prompt, encode_answers, with_weights
 from potstill.data.reader import Readers
 from potstill.data.rows import Row
 from potstill.errors import DataError
@@ -22,7 +22,7 @@ ROWS = [Row("a", chat("w10")), Row("b", chat("w12"))]
 @pytest.mark.parametrize("teacher", [reader(), reader(130), None])
 def test_ids_or_text_become_the_same_example(teacher) -> None:
     answers = [Written("a", 0, (20, 21, EOS), "w20 w21", "stop")]
-    (example,), left_out = answered(Readers(teacher, reader()), answers, ROWS, max_length=9)
+    (example,), left_out = encode_answers(Readers(teacher, reader()), answers, ROWS, max_length=9)
     assert example.input_ids == (BOS, 10, HEADER, 20, 21, EOS)
     assert example.scored == (False, False, False, True, True, True)
     assert example.origin == "teacher"
@@ -30,13 +30,13 @@ def test_ids_or_text_become_the_same_example(teacher) -> None:
 
 
 def test_an_answer_cut_off_gets_no_end_token() -> None:
-    (example,), _ = answered(ALIKE, [Written("a", 0, (20,), "w20", "length")], ROWS, max_length=9)
+    (example,), _ = encode_answers(ALIKE, [Written("a", 0, (20,), "w20", "length")], ROWS, max_length=9)
     assert example.input_ids[-1] == 20
 
 
 def test_later_samples_are_parts_of_their_row() -> None:
     answers = [Written("a", n, (20 + n, EOS), f"w{20 + n}", "stop") for n in range(2)]
-    examples, _ = answered(ALIKE, answers, ROWS, max_length=9)
+    examples, _ = encode_answers(ALIKE, answers, ROWS, max_length=9)
     assert [(e.id, e.row_id) for e in examples] == [("a", "a"), ("a#1", "a")]
 
 
@@ -45,18 +45,18 @@ def test_unusable_answers_are_counted_and_all_of_them_are_an_error() -> None:
     empty = Written("a", 0, (EOS,), " ", "stop")
     good = Written("a", 1, (20, EOS), "w20", "stop")
     other = Written("elsewhere", 0, (EOS,), "", "stop")
-    _, left_out = answered(ALIKE, [empty, long, good, other], ROWS, max_length=9)
+    _, left_out = encode_answers(ALIKE, [empty, long, good, other], ROWS, max_length=9)
     assert left_out == {"empty answer": 1, "answer too long for the student": 1}
     with pytest.raises(
         DataError, match=r"none of the teacher's 2 answers .*1 empty answer, 1 answer too long"
     ):
-        answered(ALIKE, [empty, long], ROWS, max_length=9)
-    assert answered(ALIKE, [other], ROWS, max_length=9) == ([], {})
+        encode_answers(ALIKE, [empty, long], ROWS, max_length=9)
+    assert encode_answers(ALIKE, [other], ROWS, max_length=9) == ([], {})
 
 
 def test_answers_to_one_prompt_are_parts_of_its_first_row() -> None:
     rows = [*ROWS, Row("c", chat(" W10 "))]
-    examples, _ = answered(
+    examples, _ = encode_answers(
         ALIKE, [Written(r.id, 0, (20, EOS), "w20", "stop") for r in rows], rows, max_length=9
     )
     assert [example.row_id for example in by_prompt(examples, rows)] == ["a", "b", "a"]
@@ -64,12 +64,12 @@ def test_answers_to_one_prompt_are_parts_of_its_first_row() -> None:
 
 def test_weights_that_are_all_zero_weigh_nothing() -> None:
     rows = [replace(row, extra={"w": "0"}) for row in ROWS]
-    examples, _ = answered(ALIKE, [Written("a", 0, (20, EOS), "w20", "stop")], rows, max_length=9)
-    assert weighed(examples, rows, None) == examples
-    assert weighed(examples, rows, "w", needed=False) == examples
+    examples, _ = encode_answers(ALIKE, [Written("a", 0, (20, EOS), "w20", "stop")], rows, max_length=9)
+    assert with_weights(examples, rows, None) == examples
+    assert with_weights(examples, rows, "w", needed=False) == examples
     with pytest.raises(DataError, match="is 0 in every training row"):
-        weighed(examples, rows, "w")
-    assert weighed([], rows, "w") == []
+        with_weights(examples, rows, "w")
+    assert with_weights([], rows, "w") == []
 
 
 def test_a_prompt_whose_first_row_was_dropped_has_the_id_of_the_next_row():

@@ -8,15 +8,20 @@ import pytest
 
 from builders import chats
 from builders.chats import bytes_tokenizer, chat
+from builders.reading import spoken
 from builders.tiny import tiny_tokenizer
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
+from potstill.types import Example
 
 
-def spoken(templater: Templater, tokenizer: Any, *messages: dict[str, Any]) -> list[str]:
-    examples = templater.encode_row(Row("r", messages, source="a.jsonl:7"))
-    return [tokenizer.decode([t for t, s in zip(e.input_ids, e.scored, strict=True) if s]) for e in examples]
+def encode(templater: Templater, *messages: dict[str, Any]) -> list[Example]:
+    return templater.encode_row(Row("r", messages, source="a.jsonl:7"))
+
+
+def answers(templater: Templater, tokenizer: Any, *messages: dict[str, Any]) -> list[str]:
+    return spoken(tokenizer, *encode(templater, *messages))
 
 
 def answer(text: str, **fields: str) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def test_a_system_prompt_is_merged_or_dropped_by_policy() -> None:
     asked = chat("hi", system="be brief")
     assert merge.prompt_ids(asked) == plain.prompt_ids(chat("be brief\n\nhi"))
     assert drop.prompt_ids(asked) == plain.prompt_ids(chat("hi"))
-    assert spoken(merge, tokenizer, *chat("hi", "yes", system="be brief")) == [" yes</s>"]
+    assert answers(merge, tokenizer, *chat("hi", "yes", system="be brief")) == [" yes</s>"]
 
 
 def test_turns_that_must_alternate_name_the_row() -> None:
@@ -61,28 +66,37 @@ QUESTION = {"role": "user", "content": "what"}
 def test_reasoning_in_its_own_field_is_not_dropped(message: dict[str, Any]) -> None:
     tokenizer = bytes_tokenizer()
     keep, strip = (Templater(tokenizer, reasoning=policy) for policy in ("keep", "strip"))
-    assert spoken(keep, tokenizer, QUESTION, message) == ["<think>\n2+2\n</think>\n\n4<|im_end|>"]
-    assert spoken(strip, tokenizer, QUESTION, message) == ["4<|im_end|>"]
+    assert answers(keep, tokenizer, QUESTION, message) == ["<think>\n2+2\n</think>\n\n4<|im_end|>"]
+    assert answers(strip, tokenizer, QUESTION, message) == ["4<|im_end|>"]
 
 
 def test_reasoning_whose_opening_tag_stayed_in_the_prompt_gets_it_back() -> None:
     tokenizer = bytes_tokenizer()
     message = answer("2+2\n</think>\n\n4")
-    assert spoken(Templater(tokenizer), tokenizer, QUESTION, message) == [
+    assert answers(Templater(tokenizer), tokenizer, QUESTION, message) == [
         "<think>\n2+2\n</think>\n\n4<|im_end|>"
     ]
-    assert spoken(Templater(tokenizer, reasoning="strip"), tokenizer, QUESTION, message) == ["4<|im_end|>"]
+    assert answers(Templater(tokenizer, reasoning="strip"), tokenizer, QUESTION, message) == ["4<|im_end|>"]
 
 
 def test_an_answer_that_is_nothing_but_reasoning_cannot_be_stripped() -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:7: .*nothing but reasoning"):
-        spoken(Templater(bytes_tokenizer(), reasoning="strip"), None, QUESTION, answer("<think>2+2</think>"))
+        encode(Templater(bytes_tokenizer(), reasoning="strip"), QUESTION, answer("<think>2+2</think>"))
 
 
 def test_separate_reasoning_that_the_template_does_not_print_is_put_back() -> None:
     tokenizer = bytes_tokenizer()
     separate = Templater(tokenizer, reasoning="separate")
-    assert spoken(separate, tokenizer, QUESTION, THOUGHT) == ["<think>\n2+2\n</think>\n\n4<|im_end|>"]
+    assert answers(separate, tokenizer, QUESTION, THOUGHT) == ["<think>\n2+2\n</think>\n\n4<|im_end|>"]
+
+
+def test_reasoning_is_put_back_although_its_words_stand_elsewhere_in_the_conversation() -> None:
+    """What the template left out was once taken for printed, because the question held the same words."""
+    tokenizer = bytes_tokenizer()
+    separate = Templater(tokenizer, reasoning="separate")
+    question = {"role": "user", "content": "what is 2+2"}
+    messages = (question, answer("5"), question, THOUGHT)
+    assert answers(separate, tokenizer, *messages) == ["5<|im_end|><think>\n2+2\n</think>\n\n4<|im_end|>"]
 
 
 @pytest.mark.parametrize("policy", ["keep", "separate"])
@@ -93,7 +107,7 @@ def test_a_template_that_forgets_earlier_reasoning_gives_one_example_a_turn(
     tokenizer = bytes_tokenizer(chats.FORGETFUL)
     messages = (QUESTION, thought, QUESTION, answer("5", reasoning_content="2+3"))
     templater = Templater(tokenizer, reasoning=policy)
-    assert spoken(templater, tokenizer, *messages) == [
+    assert answers(templater, tokenizer, *messages) == [
         "<think>\n2+2\n</think>\n\n4<|im_end|>",
         "<think>\n2+3\n</think>\n\n5<|im_end|>",
     ]
@@ -106,7 +120,7 @@ def test_a_prompt_that_opens_the_block_is_not_scored_and_the_reasoning_survives(
     tokenizer = bytes_tokenizer(chats.PREFILLED)
     templater = Templater(tokenizer)
     for message in (THOUGHT, answer("<think>\n2+2\n</think>\n\n4"), answer("2+2\n</think>\n\n4")):
-        assert spoken(templater, tokenizer, QUESTION, message) == ["2+2\n</think>\n\n4<|im_end|>"]
+        assert answers(templater, tokenizer, QUESTION, message) == ["2+2\n</think>\n\n4<|im_end|>"]
     (example,) = templater.encode_row(Row("r", (QUESTION, THOUGHT)))
     prompt = templater.prompt_ids((QUESTION,))
     assert tokenizer.decode(prompt).endswith("<think>\n")
@@ -116,12 +130,12 @@ def test_a_prompt_that_opens_the_block_is_not_scored_and_the_reasoning_survives(
 
 def test_an_answer_without_reasoning_after_an_open_block_is_refused() -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:7: the prompt opens <think>.*template\.kwargs"):
-        spoken(Templater(bytes_tokenizer(chats.PREFILLED)), None, QUESTION, answer("4"))
+        encode(Templater(bytes_tokenizer(chats.PREFILLED)), QUESTION, answer("4"))
 
 
 def test_a_template_that_rewrites_the_answer_is_bypassed() -> None:
     tokenizer = bytes_tokenizer(chats.CHATML.replace("m.content", "m.content | replace('yes', 'no')"))
-    assert spoken(Templater(tokenizer), tokenizer, QUESTION, answer("yes")) == ["yes<|im_end|>"]
+    assert answers(Templater(tokenizer), tokenizer, QUESTION, answer("yes")) == ["yes<|im_end|>"]
 
 
 def test_fingerprints_differ_between_policies() -> None:

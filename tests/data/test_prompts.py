@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from builders import places
 from builders.chats import chat
+from builders.cli import potstill
+from builders.reading import reader
 from builders.tiny import BOS, HEADER, TEMPLATE
-from data.test_reader import reader
 from potstill.data.prompts import Prompt, prompts
 from potstill.data.reader import Readers
 from potstill.data.rows import Row
@@ -55,3 +57,39 @@ def test_a_row_that_cannot_be_rendered_stops_or_is_counted() -> None:
 def test_plain_text_is_refused_even_where_bad_rows_are_skipped() -> None:
     with pytest.raises(DataError, match="plain text"):
         ask(ALIKE, [Row("a", text="w10", source="rows.jsonl:1")], on_bad_row="skip")
+
+
+TWO = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [{"role": "system", "content": "w5"}, {"role": "user", "content": "w6"}]}, "no system"),
+        ({"messages": [{"role": "user", "content": "w5"}, {"role": "tool", "content": "w6"}]}, "no tool"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_prompt_that_the_template_refuses_is_named_and_can_be_skipped(tmp_path, row, words, command):
+    """The teacher's prompts are rows of a file: an error says which line, and on_bad_row: skip leaves it out."""
+    turns = [{"messages": [{"role": "user", "content": p["prompt"]}]} for p in places.prompts(40)]
+    rows = [row, *turns[1:]]
+    places.write(tmp_path, rows, stages=TWO)
+    template = tmp_path / "teacher/chat_template.jinja"
+    tool = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tool role') }}{% endif %}{% endfor %}"
+    template.write_text(STRICT + tool + template.read_text())
+    done = potstill(command, "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "rows.jsonl:1" in done.stderr
+    places.write(tmp_path, rows, data="{train: rows.jsonl, on_bad_row: skip}", stages=TWO)
+    assert potstill(command, "r.yaml", cwd=tmp_path).returncode == 0
+
+
+def test_plain_text_rows_of_a_generate_stage_are_refused_by_line(tmp_path):
+    """A generate stage needs prompts: rows of plain text are named, and what to do with them is said."""
+    places.write(tmp_path, [{"text": f"w{20 + i} w40"} for i in range(24)], stages=TWO)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "rows.jsonl:1: this row is plain text" in done.stderr

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from builders.chats import chat
+from builders.reading import reader
 from builders.tiny import BOS, HEADER, TEMPLATE
-from data.test_reader import reader
 from potstill.data.questions import longest_answer, questions, with_room
 from potstill.data.reader import Readers
 from potstill.data.rows import Row

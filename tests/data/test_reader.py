@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from builders.reading import reader
 from builders.tiny import EOS, PAD, TEMPLATE, tiny_tokenizer
-from potstill.data.reader import Readers, decode, reader_of
+from potstill.data.reader import Readers, reader_of
 from potstill.data.template import Templater
-
-
-def reader(words: int = 128, template: str = TEMPLATE):
-    tokenizer = tiny_tokenizer(words, template)
-    return reader_of(tokenizer, Templater(tokenizer))
 
 
 def test_equal_tokenizers_and_templates_read_alike() -> None:
@@ -47,5 +43,5 @@ def test_rows_are_padded_with_the_padding_token_then_the_end_token_then_id_0() -
 
 
 def test_special_tokens_are_no_text() -> None:
-    assert decode(tiny_tokenizer(), (20, 21, EOS)) == "w20 w21"
+    assert reader().decode((20, 21, EOS)) == "w20 w21"
     assert reader().stop_ids == (EOS,)

@@ -37,13 +37,8 @@ def test_broken_line_is_named_and_blanks_are_counted(tmp_path: Path) -> None:
         read_rows([str(path)])
     rows = read_rows([str(path)], on_bad_row="skip")
     assert len(rows.rows) == 2
-    assert {k: rows.funnel[k] for k in ("read", "blank", "broken", "kept")} == {
-        "read": 5,
-        "blank": 2,
-        "broken": 1,
-        "kept": 2,
-    }
-    assert "a.jsonl:4" in rows.rejected[0]
+    nonzero = {name: count for name, count in rows.funnel.items() if count}
+    assert nonzero == {"read": 5, "blank": 2, "broken": 1, "kept": 2}
 
 
 @pytest.mark.parametrize("content", ["", "\n  \n\n"])
@@ -122,10 +117,19 @@ def test_one_enormous_row_is_read_like_any_other(tmp_path: Path) -> None:
     assert len(rows.rows[-1].messages[-1]["content"]) == 5_000_000
 
 
-def test_exact_duplicates_are_dropped_and_other_answers_kept(tmp_path: Path) -> None:
-    other = {**GOOD, "response": "another"}
-    rows = read_rows([write_lines(tmp_path / "a.jsonl", GOOD, GOOD, other)])
-    assert (rows.funnel["duplicate"], rows.funnel["same_prompt"], rows.funnel["kept"]) == (1, 1, 2)
+def test_duplicates_are_dropped_and_other_answers_loops_and_refusals_are_counted(tmp_path: Path) -> None:
+    rows = [
+        *(good(i) for i in range(6)),
+        GOOD,
+        GOOD,
+        {**GOOD, "response": "another"},
+        {"prompt": "loop", "response": "To " * 200},
+        {"prompt": "refuse", "response": "I'm sorry, but as an AI language model I can't help with that."},
+    ]
+    result = read_rows([write_lines(tmp_path / "a.jsonl", *rows)])
+    funnel = {name: count for name, count in result.funnel.items() if count}
+    assert funnel == {"read": 11, "duplicate": 1, "same_prompt": 1, "loop": 1, "refusal": 1, "kept": 10}
+    assert len(result.rows) == 10
 
 
 def test_one_id_for_two_contents_is_an_error_even_when_skipping(tmp_path: Path) -> None:
@@ -149,14 +153,16 @@ def test_funnel_adds_up(tmp_path: Path) -> None:
 
 
 def test_an_empty_answer_is_dropped_and_counted_even_when_strict(tmp_path: Path) -> None:
-    rows = read_rows([write_lines(tmp_path / "a.jsonl", GOOD, {"prompt": "a", "response": ""})])
-    assert (rows.funnel["empty"], rows.funnel["kept"]) == (1, 1)
-    assert "'response' is empty" in rows.rejected[0]
+    empty = {"prompt": "a", "response": ""}
+    funnel = read_rows([write_lines(tmp_path / "a.jsonl", GOOD, empty)]).funnel
+    assert (funnel["empty"], funnel["broken"], funnel["kept"]) == (1, 0, 1)
+    with pytest.raises(DataError, match=r"none of the 1 rows .*a\.jsonl:1: the column 'response' is empty"):
+        read_rows([write_lines(tmp_path / "a.jsonl", empty)])
 
 
 def test_only_unusable_rows_is_an_error_with_the_first_cause(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", "{", {"prompt": 3})
-    with pytest.raises(DataError, match="none of the 2 rows can be used.*not valid JSON"):
+    with pytest.raises(DataError, match=r"none of the 2 rows can be used\. .*a\.jsonl:1: .*not valid JSON"):
         read_rows([path], on_bad_row="skip")
 
 

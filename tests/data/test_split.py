@@ -9,13 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders.chats import chat
+from builders.reading import rows
 from potstill.data.rows import Row
 from potstill.data.split import Overlap, overlap, split_heldout
 from potstill.errors import DataError
-
-
-def rows(count: int, per_prompt: int = 1) -> list[Row]:
-    return [Row(f"r{i}", chat(f"question {i // per_prompt}", f"answer {i}")) for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +81,6 @@ def test_overlap_separates_exact_from_near_from_a_shared_phrase() -> None:
 def test_the_shortcut_for_near_prompts_finds_what_comparing_all_finds(
     train: list[frozenset[str]], heldout: list[frozenset[str]]
 ) -> None:
-    found = overlap(prompts(*(" ".join(w) for w in train)), prompts(*(" ".join(w) for w in heldout)))
+    result = overlap(prompts(*(" ".join(w) for w in train)), prompts(*(" ".join(w) for w in heldout)))
     near = sum(any(len(h & t) >= 0.8 * len(h | t) for t in train) for h in heldout)
-    assert found.near == near
+    assert result.near == near

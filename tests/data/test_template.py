@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from builders import chats
 from builders.chats import bytes_tokenizer, chat
+from builders.reading import scored, spoken
 from builders.tiny import BOS, EOS, HEADER, TEMPLATE, tiny_tokenizer
 from potstill.data.rows import Row
 from potstill.data.template import Templater
@@ -19,14 +20,6 @@ from potstill.types import Example
 
 def encode(templater: Templater, *turns: str, system: str | None = None) -> list[Example]:
     return templater.encode_row(Row("r", chat(*turns, system=system), source="a.jsonl:7"))
-
-
-def scored(example: Example) -> list[int]:
-    return [token for token, target in zip(example.input_ids, example.scored, strict=True) if target]
-
-
-def spoken(tokenizer: Any, example: Example) -> str:
-    return tokenizer.decode(scored(example))
 
 
 def test_one_start_token_and_the_end_token_is_learnt() -> None:
@@ -54,7 +47,7 @@ def test_a_one_token_answer_has_its_token_and_its_end() -> None:
 def test_nothing_follows_the_last_stop_token() -> None:
     tokenizer = bytes_tokenizer()
     (example,) = encode(Templater(tokenizer), "hi", "the answer")
-    assert spoken(tokenizer, example) == "the answer<|im_end|>"
+    assert spoken(tokenizer, example) == ["the answer<|im_end|>"]
     assert example.scored[-1]
     assert tokenizer.decode(example.input_ids).count("<|im_start|>assistant") == 1
 
@@ -95,7 +88,7 @@ def test_an_answer_survives_wherever_it_joins_its_prompt(text: str, cut: int) ->
     (example,) = encode(templater, question, answer)
     prompt = templater.prompt_ids(chat(question))
     assert list(example.input_ids[: len(prompt)]) == prompt
-    assert spoken(tokenizer, example) == answer + "</s>"
+    assert spoken(tokenizer, example) == [answer + "</s>"]
     assert example.scored == (False,) * len(prompt) + (True,) * (len(example.input_ids) - len(prompt))
 
 
@@ -105,7 +98,7 @@ def test_a_merge_across_the_join_does_not_move_the_mask() -> None:
     prompt = Templater(tokenizer).prompt_ids(chat("a"))
     assert whole[: len(prompt)] != prompt, "the tokenizer must merge here for the test to mean anything"
     (example,) = encode(Templater(tokenizer), "a", "the answer")
-    assert spoken(tokenizer, example) == "the answer</s>"
+    assert spoken(tokenizer, example) == ["the answer</s>"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +115,7 @@ def test_every_template_scores_the_answers_with_their_end_and_nothing_else(
 ) -> None:
     tokenizer = bytes_tokenizer(template)
     examples = encode(Templater(tokenizer), "Hello?", "Yes, and no.", "What?", "1 2 3")
-    said = "".join(spoken(tokenizer, example) for example in examples)
+    said = "".join(spoken(tokenizer, *examples))
     assert said == f"{space}Yes, and no.{end}{space}1 2 3{end}"
 
 
@@ -141,18 +134,28 @@ def test_a_prompt_is_a_prefix_of_its_training_row(template: str, said: str) -> N
     assert example.scored.index(True) == len(prompt)
 
 
+def test_turns_are_one_row_where_the_last_one_begins_with_the_others() -> None:
+    """The last answer joins its prompt in one token of the whole text; the row keeps the prompt's ids."""
+    tokenizer = bytes_tokenizer()
+    templater = Templater(tokenizer)
+    (example,) = encode(templater, "a", "yes", "b", "\n\n")
+    prompt = templater.prompt_ids(chat("a", "yes", "b"))
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert spoken(tokenizer, example) == ["yes<|im_end|>\n\n<|im_end|>"]
+
+
 def test_where_turns_cannot_be_one_row_each_answer_is_its_own() -> None:
     tokenizer = bytes_tokenizer(chats.JOINED)
     first, second = encode(Templater(tokenizer), "a", "the answer", "b", "yes")
     assert [first.id, second.id] == ["r#1", "r#2"]
-    assert [spoken(tokenizer, e) for e in (first, second)] == ["the answer</s>", "yes</s>"]
+    assert spoken(tokenizer, first, second) == ["the answer</s>", "yes</s>"]
 
 
 def test_a_template_without_end_token_gets_the_tokenizers_own() -> None:
     tokenizer = bytes_tokenizer(chats.PLAIN_WORDS)
     templater = Templater(tokenizer)
     assert templater.stop_ids == (tokenizer.eos_token_id,)
-    assert [spoken(tokenizer, e) for e in encode(templater, "a", "yes", "b", "no")] == ["yes</s>", "no</s>"]
+    assert spoken(tokenizer, *encode(templater, "a", "yes", "b", "no")) == ["yes</s>", "no</s>"]
 
 
 def test_the_templates_end_token_stops_before_the_tokenizers() -> None:
@@ -165,14 +168,14 @@ def test_a_template_that_ignores_the_generation_prompt_does_not_score_its_header
     tokenizer = bytes_tokenizer(chats.NO_HEADER_FLAG)
     templater = Templater(tokenizer)
     (example,) = encode(templater, "a", "yes", "b", "no")
-    assert spoken(tokenizer, example) == "yes<|im_end|>no<|im_end|>"
+    assert spoken(tokenizer, example) == ["yes<|im_end|>no<|im_end|>"]
     assert tokenizer.decode(templater.prompt_ids(chat("a"))).endswith("<|im_start|>assistant\n")
 
 
 def test_markers_are_followed_and_completed_by_the_end_token() -> None:
     tokenizer = bytes_tokenizer(chats.MARKED)
     (example,) = encode(Templater(tokenizer), "a", "yes", "b", "the answer")
-    assert spoken(tokenizer, example) == "yes<|im_end|>the answer<|im_end|>"
+    assert spoken(tokenizer, example) == ["yes<|im_end|>the answer<|im_end|>"]
     assert example.input_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
@@ -278,11 +281,11 @@ def test_tool_calls_are_scored_and_tool_results_never() -> None:
         {"role": "assistant", "content": "yes"},
     )
     (example,) = Templater(tokenizer).encode_row(Row("r", messages, tools=({"name": "f"},)))
-    assert spoken(tokenizer, example) == '<call>{"x": 1}<|im_end|>yes<|im_end|>'
+    assert spoken(tokenizer, example) == ['<call>{"x": 1}<|im_end|>yes<|im_end|>']
     assert '[{"name": "f"}]' in tokenizer.decode(example.input_ids)
 
 
 def test_the_last_end_token_is_found_behind_an_end_token_in_the_text() -> None:
     tokenizer = bytes_tokenizer()
     (example,) = encode(Templater(tokenizer), "a", "say <|im_end|> to stop")
-    assert spoken(tokenizer, example) == "say <|im_end|> to stop<|im_end|>"
+    assert spoken(tokenizer, example) == ["say <|im_end|> to stop<|im_end|>"]

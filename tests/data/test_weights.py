@@ -10,7 +10,7 @@ import torch
 from builders import places
 from builders.cli import potstill
 from builders.tiny import tiny_model
-from potstill.data.answers import weighed
+from potstill.data.answers import with_weights
 from potstill.data.batch import collate
 from potstill.data.rows import Row
 from potstill.divergences import forward_kl
@@ -76,7 +76,7 @@ def test_a_second_answer_may_meet_a_row_of_that_name():
     """Answer 1 to row "a" and a row named "a#1" may meet in one run."""
     rows = [Row("a", (), extra={"importance": 3}), Row("a#1", (), extra={"importance": 5})]
     examples = [row("a", 10, 4), replace(row("a#1", 10, 4), part_of="a"), row("a#1", 40, 7)]
-    assert [e.weight for e in weighed(examples, rows, "importance")] == [3, 3, 5]
+    assert [e.weight for e in with_weights(examples, rows, "importance")] == [3, 3, 5]
 
 
 @pytest.mark.parametrize("value", [-1, "much", None, True])

@@ -10,7 +10,6 @@ from builders import places
 from builders.chats import write_lines
 from builders.cli import potstill
 from builders.tiny import save_tiny, tiny_tokenizer
-from potstill.check import reading
 
 
 @pytest.mark.parametrize(
@@ -33,16 +32,19 @@ def test_check_refuses_what_the_run_could_not_finish(tmp_path, change, words):
     assert "Traceback" not in done.stderr
 
 
+def learning_rates(place) -> dict[str, object]:
+    paths = ((default.path.split("."), default.value) for default in places.checked(place).defaults)
+    return {path[1]: value for path, value in paths if path[-1] == "learning_rate"}
+
+
 def test_check_states_the_learning_rate_of_the_run(tmp_path):
     save_tiny(tmp_path / "small", seed=3)
     stages = "[{distill: {steps: 1}}, {distill: {name: again, steps: 1}}]"
     places.write(tmp_path, places.answered(60), student="{model: small}", stages=stages)
-    told = {d.path: d.value for d in reading.read(places.subject(tmp_path))[0].defaults}
-    assert told["stages.distill.learning_rate"] == 1e-4
+    assert learning_rates(tmp_path)["distill"] == 1e-4
     places.write(tmp_path, places.answered(60), stages=stages)
-    told = {d.path: d.value for d in reading.read(places.subject(tmp_path))[0].defaults}
-    assert told["stages.distill.learning_rate"] == 5e-4
-    assert told["stages.again.learning_rate"] == 1e-5  # no fresh cut, and of unknown size before the run
+    # The second stage starts from no fresh cut, and of unknown size before the run.
+    assert learning_rates(tmp_path) == {"distill": 5e-4, "again": 1e-5}
 
 
 @pytest.mark.parametrize("how", ["file", "teacher's"])
@@ -85,7 +87,7 @@ def test_a_dtype_for_a_cut_student_is_refused(tmp_path):
 
 def test_words_for_true_and_false_in_a_table_are_read(tmp_path):
     words = {"False": False, "no": False, "0": False, "true": True, "1": True}
-    held = "id,prompt,response,family,unseen\n" + "".join(
+    heldout = "id,prompt,response,family,unseen\n" + "".join(
         f"h{i},w{40 + i} w50,w60,old,{written}\n" for i, written in enumerate(words)
     )
     places.write(
@@ -94,12 +96,12 @@ def test_words_for_true_and_false_in_a_table_are_read(tmp_path):
         data="{train: rows.jsonl, heldout: held.csv}",
         stages="[{distill: {steps: 1}}, {evaluate: {}}]",
     )
-    (tmp_path / "held.csv").write_text(held)
+    (tmp_path / "held.csv").write_text(heldout)
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     read = tmp_path / "runs/r/stages/evaluate/samples.jsonl"
     unseen = {line["row_id"]: line["unseen"] for line in map(json.loads, read.read_text().splitlines())}
     assert unseen == {f"h{i}": value for i, value in enumerate(words.values())}
-    (tmp_path / "held.csv").write_text(held.replace(",old,", ",new,"))
+    (tmp_path / "held.csv").write_text(heldout.replace(",old,", ",new,"))
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     assert {json.loads(line)["family"] for line in read.read_text().splitlines()} == {"new"}
 
@@ -116,9 +118,9 @@ def test_a_figure_that_was_not_requested_is_null_with_a_reason(tmp_path):
 
 
 def test_one_id_for_two_prompts_in_two_files_is_refused(tmp_path):
-    held = [{"id": f"p{i}", "prompt": f"w{40 + i} w51", "response": "w60"} for i in range(5)]
+    heldout = [{"id": f"p{i}", "prompt": f"w{40 + i} w51", "response": "w60"} for i in range(5)]
     places.write(tmp_path, places.answered(60), data="{train: rows.jsonl, heldout: held.jsonl}")
-    write_lines(tmp_path / "held.jsonl", *held)
+    write_lines(tmp_path / "held.jsonl", *heldout)
     done = potstill("check", "r.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "two different prompts" in done.stderr
@@ -169,14 +171,14 @@ def test_links_of_stages_that_left_the_recipe_are_removed(tmp_path):
 
 
 def test_held_out_prompts_do_not_count_as_lost_to_training(tmp_path):
-    held = [{"prompt": " ".join(["w60"] * (120 if i % 2 else 2)) + f" w{20 + i}"} for i in range(20)]
+    heldout = [{"prompt": " ".join(["w60"] * (120 if i % 2 else 2)) + f" w{20 + i}"} for i in range(20)]
     places.write(
         tmp_path,
         places.prompts(30),
         data="{train: rows.jsonl, heldout: held.jsonl, max_length: 64}",
         stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]",
     )
-    write_lines(tmp_path / "held.jsonl", *held)
+    write_lines(tmp_path / "held.jsonl", *heldout)
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert places.summary(tmp_path)["after"]["n"] == 10

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,13 +52,8 @@ def test_every_stage_runs_and_the_verdict_closes(finished, place):
     assert "KL(teacher‖student)" in finished.stdout
     assert "\r" not in finished.stderr
     run = place / "runs" / "tiny"
-    assert {p.name for p in (run / "stages").iterdir()} == {
-        "generate",
-        "distill",
-        "finetune",
-        "control",
-        "evaluate",
-    }
+    names = {"generate", "distill", "finetune", "control", "evaluate"}
+    assert {link.name for link in (run / "stages").iterdir()} == names
     assert (run / "report.html").stat().st_size < 1_000_000
 
 
@@ -118,8 +109,8 @@ def test_a_finished_run_is_taken_from_the_store(finished, place):
 def test_changing_one_stage_keeps_the_stages_before_it(finished, place):
     again = potstill("run", "tiny.yaml", "name=other", "distill.temperature=2.0", cwd=place)
     assert again.returncode == 0, again.stderr
-    kept = [line.split(":")[0] for line in again.stderr.splitlines() if "unchanged" in line]
-    assert kept == ["generate", "student", "control"]
+    reused = [line.split(":")[0] for line in again.stderr.splitlines() if "unchanged" in line]
+    assert reused == ["generate", "student", "control"]
 
 
 def test_a_run_folder_continues_without_its_recipe(finished, place):
@@ -254,37 +245,6 @@ def test_check_marks_the_scored_tokens_of_answered_rows(place):
     assert "Supervised fine-tuning" in done.stdout
 
 
-def test_an_interrupt_saves_and_names_the_command_that_continues(place):
-    """SIGTERM while the teacher writes: what is finished is kept, and the second run writes only the rest."""
-    command = [
-        sys.executable,
-        "-m",
-        "potstill",
-        "run",
-        "tiny.yaml",
-        "name=cut",
-        "seed=21",
-        "generate.batch_rows=2",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    running = subprocess.Popen(
-        command, cwd=place, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    journal = None
-    while running.poll() is None and (journal is None or len(journal.read_text().splitlines()) < 5):
-        journal = next(iter((place / "runs/.store").glob(".building-generate-*/journal.jsonl")), None)
-    running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 143, said
-    assert "Continue with: potstill run runs/cut" in said
-    again = potstill("run", "runs/cut", "generate.batch_rows=2", cwd=place)
-    assert again.returncode == 0, again.stderr
-    assert "answers were already written" in again.stderr
-    lines = (place / "runs/cut/stages/generate/answers.jsonl").read_text().splitlines()
-    written = [json.loads(line)["row_id"] for line in lines]
-    assert sorted(written) == sorted(f"p{i}" for i in range(64))
-
-
 def test_a_second_process_on_a_running_run_is_refused(finished, place):
     import fcntl
 
@@ -293,22 +253,6 @@ def test_a_second_process_on_a_running_run_is_refused(finished, place):
         done = potstill("run", "tiny.yaml", cwd=place)
     assert done.returncode == 2
     assert "still running" in done.stderr
-
-
-HELP = """
-import sys
-from potstill.cli import main
-try:
-    main(["--help"])
-finally:
-    assert "torch" not in sys.modules
-"""
-
-
-def test_help_opens_without_importing_torch():
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "Commands" in done.stdout
 
 
 def test_two_stages_are_measured_before_and_after_each(finished, place):

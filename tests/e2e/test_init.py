@@ -84,8 +84,10 @@ def test_the_command_that_init_names_runs_in_a_shell(tmp_path):
         "init", "my recipe.yaml", "--teacher=teacher", "--student=teacher", "--train=a #b.jsonl", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    told = done.stdout.rstrip().partition("next: potstill ")[2]
-    assert potstill(*shlex.split(told), "--quick", "generate.max_new_tokens=8", cwd=tmp_path).returncode == 0
+    command = done.stdout.rstrip().partition("next: potstill ")[2]
+    assert (
+        potstill(*shlex.split(command), "--quick", "generate.max_new_tokens=8", cwd=tmp_path).returncode == 0
+    )
     head = (tmp_path / "my recipe.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert "`potstill check 'my recipe.yaml'`" in head
 

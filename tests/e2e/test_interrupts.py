@@ -27,11 +27,11 @@ def test_the_command_that_continues_runs_in_a_shell(tmp_path, monkeypatch):
     places.write(tmp_path, runs="my runs")
     with monkeypatch.context() as patch:
         failing(patch, Interrupted("stopped.", signal_number=2))
-        said = potstill("run", "r.yaml", cwd=tmp_path)
-    assert said.returncode == 130
-    told = potstill("status", "my runs/r", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    for text in (said.stderr, told.stdout):
+        stopped = potstill("run", "r.yaml", cwd=tmp_path)
+    assert stopped.returncode == 130
+    status = potstill("status", "my runs/r", cwd=tmp_path)
+    assert status.returncode == 0, status.stderr
+    for text in (stopped.stderr, status.stdout):
         command = text.rstrip().partition("Continue with: ")[2]
         assert shlex.split(command) == ["potstill", "run", "my runs/r"]
     assert potstill(*shlex.split(command)[1:], cwd=tmp_path).returncode == 0
@@ -46,51 +46,53 @@ def test_a_second_interrupt_stops_at_once_and_is_recorded(tmp_path, monkeypatch)
     assert done.returncode == 130
     assert done.stderr.endswith("Continue with: potstill run runs/r\n")
     assert json.loads(done.stdout)["error"]["code"] == "interrupted"
-    told = potstill("status", "runs/r", cwd=tmp_path).stdout
-    assert told == "runs/r: interrupted · stage distill\nContinue with: potstill run runs/r\n"
+    status = potstill("status", "runs/r", cwd=tmp_path)
+    assert status.returncode == 0, status.stderr
+    assert status.stdout == "runs/r: interrupted · stage distill\nContinue with: potstill run runs/r\n"
     assert potstill("run", "runs/r", cwd=tmp_path).returncode == 0
 
 
 def test_an_interrupt_while_rows_are_read_stops_before_the_stages(tmp_path, monkeypatch):
     """The signal is noticed before the first stage, whether that one is finished already or not."""
     places.write(tmp_path)
-    found = setup.set_up
+    set_up = setup.set_up
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(setup, "set_up", lambda opened: signal.raise_signal(2) or found(opened))
+            patch.setattr(setup, "set_up", lambda opened: signal.raise_signal(2) or set_up(opened))
             done = potstill("run", "r.yaml", cwd=tmp_path)
         assert done.returncode == 130
         assert "error: stopped by a signal" in done.stderr
-        assert potstill("status", "runs/r", cwd=tmp_path).stdout.startswith("runs/r: interrupted")
+        status = potstill("status", "runs/r", cwd=tmp_path)
+        assert status.returncode == 0, status.stderr
+        assert status.stdout.startswith("runs/r: interrupted")
         assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("asked", [(), ("--json",)])
+@pytest.mark.parametrize("options", [(), ("--json",)])
 @pytest.mark.parametrize(
     ("verb", "place", "name"), [("check", preflight, "check"), ("run", setup, "open_recipe")]
 )
-def test_an_interrupt_before_anything_is_saved_exits_130(tmp_path, monkeypatch, asked, verb, place, name):
+def test_an_interrupt_before_anything_is_saved_exits_130(tmp_path, monkeypatch, options, verb, place, name):
     """One line, the shell's code for it, and an object for programs."""
     pressing(monkeypatch, place, name)
-    done = potstill(verb, "r.yaml", *asked, cwd=tmp_path)
+    done = potstill(verb, "r.yaml", *options, cwd=tmp_path)
     assert done.returncode == 130
     assert done.stderr == "error: interrupted. Run the same command again.\n"
-    assert json.loads(done.stdout)["error"]["exit_code"] == 130 if asked else done.stdout == ""
+    if options:
+        assert json.loads(done.stdout)["error"]["exit_code"] == 130
+    else:
+        assert done.stdout == ""
 
 
-def hung_up(*arguments: str, cwd: Path) -> tuple[int, bytes]:
-    """Run a command whose reader has gone before it says anything."""
+def without_reader(*arguments: str, cwd: Path, stderr: bool = False) -> tuple[int, bytes]:
+    """Run a command whose output nobody reads any more, with `stderr` its errors neither."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "potstill", *arguments],
-        cwd=cwd,
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "potstill", *arguments]
+    errors = writing if stderr else subprocess.PIPE
+    done = subprocess.run(command, cwd=cwd, stdout=writing, stderr=errors, timeout=120)
     os.close(writing)
-    return done.returncode, done.stderr
+    return done.returncode, done.stderr or b""
 
 
 @pytest.mark.parametrize(
@@ -109,22 +111,15 @@ def test_a_closed_pipe_ends_a_command_with_141(tmp_path, command):
     """128 + SIGPIPE, as other programs end; the closed pipe was reported as a bug."""
     if "r.yaml" in command:
         places.write(tmp_path)
-    code, said = hung_up(*command, cwd=tmp_path)
-    assert code == 141, said
-    assert b"Traceback" not in said
-    assert b"BrokenPipe" not in said
-    assert b"error" not in said
-    assert b"bug" not in said
+    code, errors = without_reader(*command, cwd=tmp_path)
+    assert code == 141, errors
+    for word in (b"Traceback", b"BrokenPipe", b"error", b"bug"):
+        assert word not in errors
 
 
 def test_a_closed_pipe_for_errors_ends_a_command_with_141(tmp_path):
     """What `2>&1 | head` does."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, "-m", "potstill", "status", "nowhere"]
-    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=writing, timeout=120)
-    os.close(writing)
-    assert done.returncode == 141
+    assert without_reader("status", "nowhere", cwd=tmp_path, stderr=True) == (141, b"")
 
 
 def test_a_broken_pipe_inside_a_run_is_reported_as_a_bug(tmp_path, monkeypatch):
@@ -134,3 +129,27 @@ def test_a_broken_pipe_inside_a_run_is_reported_as_a_bug(tmp_path, monkeypatch):
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert "this is a bug" in done.stderr
+
+
+def test_an_interrupt_saves_and_names_the_command_that_continues(tmp_path):
+    """SIGTERM while the teacher writes: what is finished is kept, and the second run writes only the rest."""
+    stages = "[{generate: {max_new_tokens: 12, batch_rows: 2}}, {distill: {steps: 1}}]"
+    place = places.write(tmp_path, places.prompts(100), stages=stages)
+    command = [sys.executable, "-m", "potstill", "run", "r.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    running = subprocess.Popen(
+        command, cwd=place, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    journal = None
+    while running.poll() is None and (journal is None or len(journal.read_text().splitlines()) < 5):
+        journal = next(iter((place / "runs/.store").glob(".building-generate-*/journal.jsonl")), None)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 143, errors
+    assert "Continue with: potstill run runs/r" in errors
+    again = potstill("run", "runs/r", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert "answers were already written" in again.stderr
+    lines = (place / "runs/r/stages/generate/answers.jsonl").read_text().splitlines()
+    written = [json.loads(line)["row_id"] for line in lines]
+    assert sorted(written) == sorted(f"p{i}" for i in range(100))

@@ -42,6 +42,20 @@ def test_a_teacher_without_weights_trains_and_measures_a_student(tmp_path):
     assert summary["after"]["rouge_l"]["n"] == 4
 
 
+def test_a_teacher_without_a_whole_distribution_trains_and_its_loss_is_not_claimed(tmp_path):
+    save_tiny(tmp_path / "small", layers=1, seed=3)
+    places.write(
+        tmp_path,
+        teacher=f"{{'{OUTSIDE}.teacher:bigram': {{tokenizer: teacher, keep: 8}}}}",
+        student="{model: small}",
+        stages="[{distill: {steps: 12, learning_rate: 0.01, tokens_per_step: 64}}]",
+    )
+    assert "not measured; this teacher gives no whole distribution" in run(tmp_path, "check")
+    run(tmp_path)
+    losses = [step["loss"] for step in places.steps(tmp_path, "distill")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_a_teacher_that_writes_no_text_is_refused_by_what_it_says_of_itself(tmp_path):
     save_tiny(tmp_path / "small", layers=1)
     places.write(

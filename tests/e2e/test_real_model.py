@@ -33,12 +33,3 @@ def test_the_quickstart_distils_the_embedded_model(tmp_path):
     answers = (tmp_path / "runs/quickstart/stages/generate/answers.jsonl").read_text().splitlines()
     assert any(json.loads(line)["text"].strip() for line in answers)
     assert result.outputs["report"].is_file()
-
-
-def test_every_example_recipe_is_read():
-    from potstill.recipe.recipe import read_recipe
-
-    found = sorted((ROOT / "examples").glob("*.yaml"))
-    assert found
-    for path in found:
-        assert read_recipe(path).stages

@@ -1,4 +1,4 @@
-"""What cannot work is refused in one sentence with the way out and the right exit code, before heavy work starts."""
+"""Impossible work is refused in one sentence with a way out and the right exit code, before heavy work starts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from builders import places, tiny
 from builders.cli import potstill
-from potstill.cli import machine_error
-from potstill.stages import _train as train_stage
+from builders.faults import failing
+from potstill.errors import TrainingStopped
+from potstill.runs.status import machine_error
 from potstill.train import folder
 
 RECIPE = {
@@ -34,14 +35,12 @@ def recipe(place: Path, **changes: str) -> None:
 
 def refused(place: Path, words: str, code: int = 2) -> str:
     """Both `check` and `run` refuse with this code and these words, and without a traceback."""
-    told = ""
-    for command in (("check", "r.yaml"), ("run", "r.yaml")):
-        done = potstill(*command, cwd=place)
-        assert done.returncode == code, (command, done.stderr)
+    for verb in ("check", "run"):
+        done = potstill(verb, "r.yaml", cwd=place)
+        assert done.returncode == code, (verb, done.stderr)
         assert words in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
-        told = done.stderr
-    return told
+    return done.stderr
 
 
 def test_pickled_weights_are_refused(place):
@@ -59,8 +58,8 @@ def test_remote_code_without_a_pinned_commit_is_refused(place):
 
 def test_a_hub_name_without_a_network_is_refused(place):
     recipe(place, teacher="{model: no-such/model-anywhere}")
-    told = refused(place, "cannot load the model no-such/model-anywhere")
-    assert "never replaces one model by another" in told
+    text = refused(place, "cannot load the model no-such/model-anywhere")
+    assert "never replaces one model by another" in text
 
 
 def test_a_missing_weight_is_refused_by_name(place):
@@ -76,8 +75,7 @@ def test_a_missing_weight_is_refused_by_name(place):
 def test_chat_rows_without_a_template_are_refused(place):
     tiny.tiny_tokenizer(template=None).save_pretrained(place / "teacher")
     (place / "teacher" / "chat_template.jinja").unlink(missing_ok=True)
-    told = refused(place, "the tokenizer has no chat template")
-    assert "data.template.file" in told
+    assert "data.template.file" in refused(place, "the tokenizer has no chat template")
 
 
 def test_vocabularies_that_differ_are_refused_with_a_way_out(place):
@@ -89,10 +87,8 @@ def test_vocabularies_that_differ_are_refused_with_a_way_out(place):
     file = place / "other" / "tokenizer.json"
     file.write_text(json.dumps(core))
     recipe(place, student="{model: other}")
-    told = refused(
-        place, "do not share a vocabulary: id 20 is 'w20' for the teacher and 'w21' for the student"
-    )
-    assert "generate, finetune" in told
+    words = "do not share a vocabulary: id 20 is 'w20' for the teacher and 'w21' for the student"
+    assert "generate, finetune" in refused(place, words)
 
 
 def test_a_file_without_a_usable_row_is_refused(place):
@@ -104,8 +100,7 @@ def test_a_broken_line_names_file_and_line(place):
     lines = (place / "rows.jsonl").read_text().splitlines()
     lines[3] = '{"prompt": "w1",'
     (place / "rows.jsonl").write_text("\n".join(lines))
-    told = refused(place, "rows.jsonl:4")
-    assert "on_bad_row: skip" in told
+    assert "on_bad_row: skip" in refused(place, "rows.jsonl:4")
     recipe(place, data="{train: rows.jsonl, on_bad_row: skip}")
     assert potstill("check", "--quick", "r.yaml", cwd=place).returncode == 0
 
@@ -133,12 +128,7 @@ def test_a_teacher_with_a_nan_weight_is_refused(place):
 
 
 def test_training_that_stops_itself_exits_6(place, monkeypatch):
-    from potstill.errors import TrainingStopped
-
-    def stop(*args, **kw):
-        raise TrainingStopped("the loss is nan on rows r1.", fix="Lower the learning rate.")
-
-    monkeypatch.setattr(train_stage, "train", stop)
+    failing(monkeypatch, TrainingStopped("the loss is nan on rows r1.", fix="Lower the learning rate."))
     done = potstill("run", "r.yaml", cwd=place)
     assert done.returncode == 6
     assert "rows r1" in done.stderr
@@ -179,10 +169,12 @@ def test_status_says_where_a_run_stands(place):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("runs/r: finished")
     state = place / "runs/r/run.json"
-    told = json.loads(state.read_text()) | {"status": "running", "stage": "distill"}
+    running = json.loads(state.read_text()) | {"status": "running", "stage": "distill"}
     metrics = place / "runs/r/stages/distill/metrics.jsonl"
-    state.write_text(json.dumps(told | {"training": {"metrics": str(metrics), "steps": 2}}))
-    died = json.loads(potstill("status", "runs/r", "--json", cwd=place).stdout)
+    state.write_text(json.dumps(running | {"training": {"metrics": str(metrics), "steps": 2}}))
+    done = potstill("status", "runs/r", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    died = json.loads(done.stdout)
     assert died["state"] == "died"
     assert died["step"] == 2
     assert "ended without a word after step 2" in died["hint"]
@@ -196,6 +188,6 @@ def test_a_narrow_terminal_and_no_color_lose_nothing(place, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("NO_COLOR", "1")
     done = potstill("check", "--quick", "r.yaml", cwd=place)
-    assert done.returncode == 0
+    assert (wide.returncode, done.returncode) == (0, 0)
     assert "\x1b[" not in done.stdout + done.stderr
     assert done.stdout.split() == wide.stdout.split()

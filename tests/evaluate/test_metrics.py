@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -44,7 +45,7 @@ def measure_again(subject):
 def subject(*answers: tuple[str, int, bool], references: tuple[tuple[str, int], ...], **changes) -> Subject:
     """A model that was asked one question for each reference, of so many tokens."""
     questions = [Question(str(i), (), (), "", text, n) for i, (text, n) in enumerate(references)]
-    written = [Answer(str(i), *answer) for i, answer in enumerate(answers)]
+    written = [Answer(*answer) for answer in answers]
     return Subject("after", questions=questions, answers=written, **changes)
 
 
@@ -117,7 +118,9 @@ def test_behaviour_is_measured_wherever_answers_are_written():
 
 def job(folder, *chosen: str | dict[str, Any]) -> _evaluation.Job:
     return _evaluation.Job(
-        spec=Evaluate(metrics=chosen, resamples=100),
+        name="evaluate",
+        choices=Evaluate(metrics=chosen).metrics,
+        resamples=100,
         students={"before": student(folder / "s", tiny_model())},
         examples=[],
         questions=[Question(f"r{i}", (5 + i, 6), (5 + i, 6), "p", "w64", 2) for i in range(3)],
@@ -181,3 +184,10 @@ def test_two_metrics_with_a_figure_of_the_same_key_are_refused(tmp_path, outside
 def test_a_figure_whose_key_the_summary_needs_is_refused(key):
     with pytest.raises(RecipeError, match=f"gives {key}, which summary.json keeps for itself"):
         Metric("m", lambda subject: [Figure(key)]).measure(Subject("after"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_absent_with_its_reason(value):
+    """JSON has neither, and no page shows it as measured."""
+    (figure,) = Metric("m", lambda subject: [Figure("a", value, 1.0, 2.0, 5)]).measure(Subject("after"))
+    assert figure == Figure("a", n=5, reason=f"not a finite number ({value})")

@@ -21,8 +21,8 @@ from potstill.evaluate.subject import Answer, Subject
     ],
 )
 def test_rouge_reads_the_words_of_any_script(text, other, same):
-    asked = [Question("a", (), (), "", other, 1)]
-    (figure,) = rouge_l.measure(Subject("after", questions=asked, answers=[Answer("a", text, 1, True)]))
+    questions = [Question("a", (), (), "", other, 1)]
+    (figure,) = rouge_l.measure(Subject("after", questions=questions, answers=[Answer(text, 1, True)]))
     assert figure.value == pytest.approx(same)
 
 

@@ -12,7 +12,7 @@ from builders.tiny import tiny_model
 from potstill.divergences import forward_kl, reverse_kl
 from potstill.evaluate import agreement, likelihood, scores
 from potstill.evaluate.subject import Subject
-from potstill.objectives.plugins import Divergence
+from potstill.objectives.token import Divergence
 from potstill.teachers.local import LocalTeacher
 from potstill.types import Example
 

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from builders import scripts
-from builders.chats import write_lines
+from builders.chats import chat
 from builders.jobs import spec_of
-from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
+from builders.steps import Pad
+from builders.tiny import tiny_model, tiny_tokenizer
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.divergences import forward_kl
@@ -23,11 +24,6 @@ from potstill.train.loop import Hooks, train
 from potstill.train.step import StudentModule
 
 LOOP = Path(__file__).parents[2] / "examples" / "loop.py"
-
-
-class Pad:
-    packed = False
-    pad_id = 0
 
 
 def test_the_flat_page_gives_the_trainers_losses_and_weights():
@@ -48,9 +44,7 @@ def test_the_flat_page_gives_the_trainers_losses_and_weights():
     examples = [
         example
         for i, (prompt, answer) in enumerate(pairs)
-        for example in templater.encode_row(
-            Row(str(i), ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer}))
-        )
+        for example in templater.encode_row(Row(str(i), chat(prompt, answer)))
     ]
     assert [list(e.input_ids) for e in examples] == [ids for ids, _ in rows]
     ours, events = tiny_model(seed=0), []
@@ -76,15 +70,13 @@ def test_the_flat_page_gives_the_trainers_losses_and_weights():
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_the_flat_page_runs_as_a_script(tmp_path):
-    save_tiny(tmp_path / "teacher", seed=1)
-    save_tiny(tmp_path / "student", layers=1)
-    rows = [{"prompt": f"w{20 + i}", "response": f"w{30 + i}"} for i in range(8)]
-    write_lines(tmp_path / "rows.jsonl", *rows)
-    places = [str(tmp_path / name) for name in ("teacher", "student", "rows.jsonl", "out")]
+def test_the_flat_page_runs_as_a_script(places):
     done = subprocess.run([sys.executable, str(LOOP), *places], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 1
+    student = AutoModelForCausalLM.from_pretrained(places[3])
+    assert student.config.num_hidden_layers == 1
+    before = AutoModelForCausalLM.from_pretrained(places[1])
+    assert not torch.equal(student.lm_head.weight, before.lm_head.weight)
 
 
 def test_the_flat_page_is_short():

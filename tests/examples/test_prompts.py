@@ -36,14 +36,14 @@ def words(prompt: str) -> list[str]:
 
 
 def ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:
-    found = words(prompt)
-    return {tuple(found[i : i + size]) for i in range(len(found) - size + 1)}
+    sequence = words(prompt)
+    return {tuple(sequence[i : i + size]) for i in range(len(sequence) - size + 1)}
 
 
 def skeleton(prompt: str) -> str:
     """The prompt with its slots (numbers and capitalised words) blanked."""
-    found = WORD.findall(prompt)
-    return " ".join("_" if word[0].isupper() or NUMBER.fullmatch(word) else word for word in found)
+    sequence = WORD.findall(prompt)
+    return " ".join("_" if word[0].isupper() or NUMBER.fullmatch(word) else word for word in sequence)
 
 
 def mostly_aligned(left: list[str], right: list[str]) -> bool:

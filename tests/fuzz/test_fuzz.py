@@ -120,14 +120,15 @@ def test_any_bytes_are_rows_or_an_error_with_the_place(tmp_path_factory, rows, e
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
     path.write_bytes(start + end.join(rows))
     try:
-        found = read_rows([str(path)], on_bad_row=policy)
+        result = read_rows([str(path)], on_bad_row=policy)
     except PotstillError as error:
         assert str(error).strip()
         assert error.exit_code == 2
     else:
-        funnel = found.funnel
+        funnel = result.funnel
+        assert funnel["kept"] == len(result.rows)
         assert funnel["read"] == sum(funnel[k] for k in ("blank", "broken", "empty", "duplicate", "kept"))
-        json.dumps([row.messages for row in found.rows], ensure_ascii=False).encode()
+        json.dumps([row.messages for row in result.rows], ensure_ascii=False).encode()
 
 
 VERDICTS = {0: ": can run", 4: ": cannot run"}

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.losses import normal, token_loss
 from builders.steps import ragged_rows
 from builders.tiny import tiny_model
 from potstill import divergences
 from potstill.data.batch import collate
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, linear_loss
-from potstill.objectives.token import Divergence, TokenLoss
-from potstill.recipe import plugins
 from potstill.signals.hidden import Hidden
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate
@@ -23,10 +22,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def value_and_gradients(name: str, place: str, dtype: torch.dtype, temperature: float) -> list[Tensor]:
@@ -42,11 +37,10 @@ def value_and_gradients(name: str, place: str, dtype: torch.dtype, temperature: 
     ]
     hidden, weight = (t.requires_grad_() for t in tensors[:2])
     signal = Hidden(tensors[2], Head(tensors[3], 509))
-    divergence = Divergence.from_module(plugins.load("divergences", name, {}))
-    loss = TokenLoss(divergence, temperature)
+    loss = token_loss(name, temperature)
     out = linear_loss(hidden, Head(weight, 509), loss.rowwise(signal), chunk_bytes=2 * 16 * 509 * 8)
-    found = torch.autograd.grad(out.sum, [hidden, weight])
-    return [t.detach().double().cpu() for t in (out.sum, *found)]
+    results = torch.autograd.grad(out.sum, [hidden, weight])
+    return [t.detach().double().cpu() for t in (out.sum, *results)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -54,8 +48,8 @@ def value_and_gradients(name: str, place: str, dtype: torch.dtype, temperature: 
 @pytest.mark.parametrize("name", [n for n in divergences.names() if n != "hard_cross_entropy"])
 def test_the_fused_loss_equals_float64_on_the_device(name, temperature, dtype):
     right = value_and_gradients(name, "cpu", torch.float64, temperature)
-    found = value_and_gradients(name, "cuda", dtype, temperature)
-    for ours, theirs in zip(found, right, strict=True):
+    result = value_and_gradients(name, "cuda", dtype, temperature)
+    for ours, theirs in zip(result, right, strict=True):
         assert (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()
 
 
@@ -63,7 +57,7 @@ def test_a_step_gives_the_gradient_of_the_cpu():
     def gradient(place: str) -> list[Tensor]:
         student, teacher = tiny_model(seed=0).to(place), tiny_model(seed=1).to(place)
         module = StudentModule(student, 128)
-        loss = TokenLoss(Divergence.from_module(plugins.load("divergences", "jsd", {})))
+        loss = token_loss("jsd")
         batch = collate(ragged_rows(), pad_id=0)
         accumulate(module, LocalTeacher(teacher, vocabulary=128, fingerprint="t"), [batch], loss)
         return [p.grad.double().cpu() for p in module.parameters()]
@@ -79,7 +73,7 @@ def test_logits_of_a_whole_batch_never_exist(n):
     hidden = torch.randn(n, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(vocabulary, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     signal = Hidden(hidden.detach().clone(), Head(weight.detach().clone(), vocabulary))
-    loss = TokenLoss(Divergence.from_module(plugins.load("divergences", "forward_kl", {})))
+    loss = token_loss()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     linear_loss(hidden, Head(weight, vocabulary), loss.rowwise(signal)).sum.backward()

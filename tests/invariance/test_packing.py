@@ -15,7 +15,7 @@ from potstill.objectives.token import Divergence, TokenLoss
 from potstill.teachers.local import LocalTeacher
 from potstill.train import packing
 from potstill.train.step import StudentModule, accumulate, each_row_once
-from potstill.types import Example
+from potstill.types import Example, places_in_answers
 
 LOSS = TokenLoss(Divergence.from_module(forward_kl), ce_weight=0.3)
 
@@ -44,7 +44,8 @@ def test_no_row_predicts_the_start_of_the_next():
     assert batch.targets.tolist() == [6, 7, 9]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.predicts.tolist() == [[True, True, False, True, False]]
-    assert [t.tolist() for t in batch.places()] == [[0, 1, 0], [2, 2, 1]]
+    assert places_in_answers(batch.predicts).tolist() == [0, 1, 0]
+    assert batch.example_counts().tolist() == [2, 2, 1]
 
 
 def test_a_packed_micro_batch_counts_its_tokens_without_padding():

@@ -27,12 +27,14 @@ TESTS = Path(__file__).parent.parent
 def rows(n: int = 8) -> list[Example]:
     """Rows of 5 to 19 tokens whose scored counts run from 1 to 8."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    results = []
     for index in range(n):
         length = 5 + 2 * index
         ids = torch.randint(4, 128, (length,), generator=generator).tolist()
-        found.append(Example(f"r{index}", tuple(ids), tuple(i >= length - 1 - index for i in range(length))))
-    return found
+        results.append(
+            Example(f"r{index}", tuple(ids), tuple(i >= length - 1 - index for i in range(length)))
+        )
+    return results
 
 
 def step(
@@ -162,9 +164,9 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = tied_gradient(sys.argv[1], cut(2)[dist.get_rank() :: 2])
+    result = tied_gradient(sys.argv[1], cut(2)[dist.get_rank() :: 2])
     if dist.get_rank() == 0:
-        save_file(found, sys.argv[2])
+        save_file(result, sys.argv[2])
     dist.destroy_process_group()
     # On a busy machine torch may abort while the interpreter goes down, with all said and done.
     sys.stdout.flush()

@@ -71,13 +71,13 @@ def test_a_row_without_a_target_beside_a_normal_row_changes_nothing():
     empty = rows[2].__class__("empty", rows[2].input_ids, (False,) * len(rows[2].input_ids))
     teacher = LocalTeacher(tiny_model(seed=1), vocabulary=128, fingerprint="t")
     loss = TokenLoss(Divergence.from_module(forward_kl))
-    found = []
+    results = []
     for batch in (collate(rows[:2], pad_id=0), collate([*rows[:2], empty], pad_id=0)):
         module = StudentModule(tiny_model(seed=0), 128)
         result = accumulate(module, teacher, [batch], loss)
-        found.append((result.means()["loss"], {n: p.grad for n, p in module.named_parameters()}))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    assert_same(found[1][1], found[0][1])
+        results.append((result.means()["loss"], {n: p.grad for n, p in module.named_parameters()}))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert_same(results[1][1], results[0][1])
 
 
 def test_the_teacher_stays_in_eval_mode_frozen_and_out_of_the_optimizer():

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from builders.losses import module
 from potstill import divergences
-
-
-def module(name: str) -> Any:
-    return importlib.import_module(f"potstill.divergences.{name}")
 
 
 def value(name: str, student: list[float], teacher: list[float], **options: float) -> float:

@@ -8,15 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.jobs import FORWARD
+from builders.losses import normal
 from builders.steps import ragged_rows
 from builders.tiny import tiny_model
 from potstill import DistillationLoss
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.errors import RecipeError, RecipeErrors, SignalError
-from potstill.objectives.token import Divergence, TokenLoss
+from potstill.objectives.token import Divergence, TokenLoss, TokenWeight
 from potstill.recipe import plugins
 from potstill.signals.dense import Dense
+from potstill.signals.sampled import Sampled
+from potstill.signals.topk import TopK
 from potstill.teachers.local import LocalTeacher
 from potstill.token_weights import entropy, position
 from potstill.train.step import StudentModule, accumulate
@@ -123,3 +127,78 @@ def test_weights_without_a_distribution_are_refused():
 def test_the_entropy_weight_of_a_certain_token_is_finite():
     lp = torch.tensor([[0.0, -math.inf, -math.inf]])
     assert torch.isfinite(entropy.weights(lp, lp, torch.zeros(1))).all()
+
+
+def test_a_mean_with_named_weights_divides_by_their_sum():
+    z, t = torch.randn(4, 5), torch.randn(4, 5)
+    out = DistillationLoss(token_weights={"position": {"half_life": 1.0}}).from_logits(z, t, torch.ones(4))
+    assert float(out.mean) == pytest.approx(float(out.sum) / 1.875)
+
+
+def test_a_choice_of_token_weights_is_one_name_that_exists():
+    for wrong in ({}, {"entropy": {}, "position": {}}):
+        with pytest.raises(SignalError, match="token_weights names"):
+            DistillationLoss(token_weights=wrong)
+    with pytest.raises(RecipeErrors, match="did you mean entropy"):
+        DistillationLoss(token_weights="entropie")
+
+
+def test_the_entropy_weight_ignores_the_padding_of_stored_ids():
+    named = TokenWeight.from_module(plugins.load("token_weights", "entropy", {}), {"floor": 0.0})
+    logits = normal(2, 7)
+    lp = torch.tensor([[0.5, 0.2, 0.1], [0.3, 0.3, 0.2]]).double().log()
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    sums = []
+    for unused in (0, 3):
+        wide = TopK(
+            torch.cat([ids, torch.full((2, unused), -1)], 1), torch.cat([lp, lp.new_zeros(2, unused)], 1)
+        )
+        rowwise = TokenLoss(FORWARD, weigh=named).rowwise(wide, place=torch.zeros(2))
+        sums.append(float(rowwise(logits.clone(), slice(0, 2), False)[1]["weight"]))
+    p = torch.cat([lp.exp(), 1 - lp.exp().sum(1, keepdim=True)], 1)
+    wanted = float((-(p * p.log()).sum(1) / math.log(4)).sum())
+    assert sums == pytest.approx([wanted, wanted])
+
+
+def test_an_entropy_weight_is_refused_for_drawn_ids():
+    named = TokenWeight.from_module(plugins.load("token_weights", "entropy", {}), {})
+    drawn = Sampled(torch.tensor([[1, 2]]), torch.tensor([[3.0, 1.0]]), torch.tensor([1.0]))
+    with pytest.raises(SignalError, match="entropy cannot be read from sampled signals"):
+        TokenLoss(FORWARD, weigh=named).rowwise(drawn, place=torch.zeros(1))
+    named = TokenWeight.from_module(plugins.load("token_weights", "position", {}), {})
+    TokenLoss(FORWARD, weigh=named).rowwise(drawn, place=torch.zeros(1))
+
+
+def test_flat_hidden_states_keep_the_position_weights_of_their_rows():
+    loss = DistillationLoss("forward_kl", token_weights={"position": {"half_life": 2.0}})
+    student, teacher, head, other = (
+        normal(*s, seed=i) for i, s in enumerate([(3, 5, 8), (3, 5, 8), (20, 8), (20, 8)])
+    )
+    mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]).bool()
+    whole = loss(student, head, teacher, other, mask).mean
+    flat = loss(student.flatten(0, 1), head, teacher.flatten(0, 1), other, mask.flatten()).mean
+    torch.testing.assert_close(flat, whole)
+
+
+def test_a_mask_that_is_true_at_a_rows_end_does_not_join_the_next_row():
+    """Whoever has cut the last logit off scores the last column."""
+    loss = DistillationLoss("forward_kl", token_weights={"position": {"half_life": 2.0}})
+    student, teacher = normal(2, 4, 20), normal(2, 4, 20, seed=1)
+    mask = torch.ones(2, 4).bool()
+    both = loss.from_logits(student, teacher, mask)
+    apart = [loss.from_logits(student[i : i + 1], teacher[i : i + 1], mask[:1]) for i in range(2)]
+    torch.testing.assert_close(both.sum, apart[0].sum + apart[1].sum)
+    torch.testing.assert_close(both.metrics["weight"], sum(one.metrics["weight"] for one in apart))
+
+
+def test_weights_that_are_all_zero_give_a_loss_of_zero():
+    hidden = normal(1, 4, 8).requires_grad_()
+    sure = torch.zeros(20, 8).double()
+    sure[0] = 1e4
+    teacher = torch.ones(1, 4, 8).double()
+    loss = DistillationLoss("forward_kl", token_weights={"entropy": {"floor": 0.0}})
+    out = loss(hidden, normal(20, 8), teacher, sure, torch.ones(1, 4).bool())
+    assert float(out.metrics["weight"]) == 0
+    out.mean.backward()
+    assert float(out.mean.detach()) == 0
+    assert not hidden.grad.any()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from builders.losses import divergence
 from builders.tiny import tiny_model
 from potstill import DistillationLoss, divergences
 from potstill.data.batch import collate
 from potstill.objectives.fused import linear_loss, logits_loss
-from potstill.objectives.token import Divergence, TokenLoss
+from potstill.objectives.token import TokenLoss
 from potstill.signals.dense import Dense
 from potstill.signals.hidden import Hidden
 from potstill.signals.sampled import Sampled
@@ -22,11 +21,6 @@ from potstill.signals.topk import TopK
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example, Head, Loss
-
-
-def divergence(name: str, **options: Any) -> Divergence:
-    return Divergence.from_module(importlib.import_module(f"potstill.divergences.{name}"), options)
-
 
 VANISHING = [name for name in divergences.names() if divergence(name).vanishes]
 V, WIDTH, N = 500, 16, 40
@@ -70,8 +64,8 @@ def test_every_path_is_zero_at_equality(path, temperature):
     for name in VANISHING:
         if path in ("topk", "renormalised", "all ids") and "topk" not in divergence(name).supports:
             continue
-        found = at_equality(path, name, temperature).mean.item()
-        assert -1e-9 <= found <= 1e-6, name
+        result = at_equality(path, name, temperature).mean.item()
+        assert -1e-9 <= result <= 1e-6, name
 
 
 @pytest.mark.parametrize("ce_weight", [0.0, 0.5])
@@ -179,7 +173,7 @@ def test_softened_log_probabilities_are_normalised_again():
     """At T = 2 stored log-probabilities are normalised again: 0.506480 for the first id, not 0.815623."""
     lp = torch.tensor([[2.0, 1.0, 0.0]]).double().log_softmax(-1)
     stored = TopK(torch.arange(3).unsqueeze(0), lp, {2.0: torch.logsumexp(lp / 2, -1)})
-    found = stored.beside(torch.zeros(1, 3).double(), slice(None), 2.0).teacher_lp.exp()
-    assert found[0, 0].item() == pytest.approx(0.506480, abs=1e-6)
-    assert found.sum().item() == pytest.approx(1.0)
+    results = stored.beside(torch.zeros(1, 3).double(), slice(None), 2.0).teacher_lp.exp()
+    assert results[0, 0].item() == pytest.approx(0.506480, abs=1e-6)
+    assert results.sum().item() == pytest.approx(1.0)
     assert (lp / 2).exp().sum().item() == pytest.approx(1.610374, abs=1e-6)

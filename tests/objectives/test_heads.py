@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import weakref
-from typing import Any
-
 import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from builders.losses import Living, token_loss
 from builders.tiny import tiny_model
 from potstill import DistillationLoss
 from potstill.data.batch import collate
 from potstill.objectives.fused import linear_loss
-from potstill.objectives.token import Divergence, TokenLoss
 from potstill.signals.dense import Dense
 from potstill.signals.hidden import Hidden
 from potstill.teachers.local import LocalTeacher
@@ -25,10 +19,6 @@ from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example, Head
 
 H, V = 4, 10
-
-
-def forward_kl() -> TokenLoss:
-    return TokenLoss(Divergence.from_module(importlib.import_module("potstill.divergences.forward_kl")))
 
 
 class Scaled(nn.Linear):
@@ -73,7 +63,7 @@ def test_an_adapted_model_can_be_trained():
     module = StudentModule(model, 128)
     batch = collate([Example("r", tuple(range(4, 14)), tuple(i > 4 for i in range(10)))], pad_id=0)
     accumulate(
-        module, LocalTeacher(tiny_model(seed=1), vocabulary=128, fingerprint="t"), [batch], forward_kl()
+        module, LocalTeacher(tiny_model(seed=1), vocabulary=128, fingerprint="t"), [batch], token_loss()
     )
     assert all(p.grad is not None for n, p in model.named_parameters() if "lora_B" in n)
 
@@ -83,44 +73,23 @@ def test_the_requested_vocabulary_overrules_that_of_the_heads():
     hidden, one, other = torch.randn(1, 3, H), torch.randn(V, H), torch.randn(V, H)
     loss = DistillationLoss(vocabulary=6)
     wanted = loss(hidden, one, hidden, other, torch.ones(1, 3))
-    found = loss(hidden, Head(one, V), hidden, Head(other, V), torch.ones(1, 3))
-    torch.testing.assert_close(found.sum, wanted.sum)
+    result = loss(hidden, Head(one, V), hidden, Head(other, V), torch.ones(1, 3))
+    torch.testing.assert_close(result.sum, wanted.sum)
 
 
 def test_an_adapters_first_matrix_trained_alone_gets_its_gradient():
     """LoRA with B frozen and A trained: A's gradient is the one of training both."""
-    found = []
+    results = []
     for both in (True, False):
         g = torch.Generator().manual_seed(0)
         hidden, weight, target = (torch.randn(*s, generator=g) for s in ((5, H), (V, H), (5, V)))
         a, b = torch.randn(2, H, generator=g).requires_grad_(), torch.randn(V, 2, generator=g)
         head = Head(weight, V, lora=(a, b.requires_grad_(both), 0.5))
         # Something else must be trained too, or the loss has no graph at all.
-        linear_loss(hidden.requires_grad_(), head, forward_kl().rowwise(Dense(target))).sum.backward()
-        found.append(a.grad)
-    assert found[1] is not None
-    torch.testing.assert_close(found[1], found[0])
-
-
-class Living(TorchDispatchMode):
-    """Bytes of all tensors made inside that are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sizes: dict[int, int] = {}
-        self.now = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in self._sizes:
-                self._sizes[key] = leaf.untyped_storage().nbytes()
-                self.now += self._sizes[key]
-                weakref.finalize(leaf.untyped_storage(), self._gone, key)
-        return out
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
+        linear_loss(hidden.requires_grad_(), head, token_loss().rowwise(Dense(target))).sum.backward()
+        results.append(a.grad)
+    assert results[1] is not None
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_logits_of_a_head_of_unknown_form_are_not_kept():
@@ -131,7 +100,7 @@ def test_logits_of_a_head_of_unknown_form_are_not_kept():
     with Living() as living:
         signal = Hidden(torch.randn(n, H), Head(torch.randn(vocabulary, H), vocabulary))
         out = linear_loss(
-            hidden, Head(None, vocabulary, module=layer), forward_kl().rowwise(signal), chunk_bytes=2 * 16 * vocabulary * 4
+            hidden, Head(None, vocabulary, module=layer), token_loss().rowwise(signal), chunk_bytes=2 * 16 * vocabulary * 4
         )  # fmt: skip
         assert living.now < n * vocabulary * 4 / 4
     out.sum.backward()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from builders.losses import Living
+from builders.losses import normal as normal_in
 from potstill.divergences import forward_kl, jsd
 from potstill.objectives.fused import linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
@@ -20,33 +18,7 @@ from potstill.types import Head
 
 N, H, V = 512, 8, 8000
 DENSE = N * V * 4  # bytes of one whole set of logits
-
-
-class Living(TorchDispatchMode):
-    """Bytes of all tensors made inside that are alive, now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sizes: dict[int, int] = {}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in self._sizes:
-                storage = leaf.untyped_storage()
-                self._sizes[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self._gone, key)
-        return out
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+normal = partial(normal_in, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("mode", ["store", "recompute"])

@@ -30,46 +30,28 @@ def call(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
 def installed(tmp_path_factory) -> Path:
     """A fresh environment with the wheel; its dependencies are lent by this one, potstill itself is not."""
     folder = tmp_path_factory.mktemp("wheel")
-    call(
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(ROOT),
-        cwd=folder,
-    )
+    build = ("build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
+    call(sys.executable, "-m", *build, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "env", with_pip=False)
     python = folder / "env" / "bin" / "python"
     site = Path(
         call(str(python), "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).stdout.strip()
     )
-    call(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(site),
-        str(wheel),
-        cwd=folder,
-    )
+    install = ("pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    call(sys.executable, "-m", *install, cwd=folder)
     # A path line lends packages without reading the .pth file of an editable potstill.
     (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return folder
 
 
-def test_the_wheel_opens_its_help_and_finds_itself(installed):
+def test_the_wheel_opens_its_help_finds_itself_and_writes_a_recipe(installed, tmp_path):
     python = installed / "env/bin/python"
     where = call(str(python), "-c", "import potstill; print(potstill.__file__)", cwd=installed).stdout
     assert str(installed) in where
     assert "Commands" in call(str(python), "-m", "potstill", "--help", cwd=installed).stdout
+    call(str(python), "-m", "potstill", "init", cwd=tmp_path)
+    assert (tmp_path / "recipe.yaml").is_file()
 
 
 def test_check_and_run_work_from_the_wheel_in_another_folder_with_a_c_locale(installed, tmp_path):

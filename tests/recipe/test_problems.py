@@ -46,9 +46,9 @@ from builders.recipes import problems, read
     ],
 )
 def test_an_unknown_key_or_stage_comes_with_a_suggestion(stage: Any, path: str, sentence: str) -> None:
-    found = problems(stage)
-    assert list(found) == [path]
-    assert sentence in found[path]
+    messages = problems(stage)
+    assert list(messages) == [path]
+    assert sentence in messages[path]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_an_unknown_key_or_stage_comes_with_a_suggestion(stage: Any, path: str, 
     ],
 )
 def test_a_key_in_the_wrong_section_is_shown_its_place(top: Any, path: str, sentence: str) -> None:
-    found = problems(**top)
-    assert list(found) == [path]
-    assert sentence in found[path]
+    messages = problems(**top)
+    assert list(messages) == [path]
+    assert sentence in messages[path]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_a_key_in_the_wrong_section_is_shown_its_place(top: Any, path: str, sent
     ],
 )
 def test_a_wrong_value_says_what_it_must_be(options: dict[str, Any], sentence: str) -> None:
-    found = problems({"distill": options})
-    assert len(found) == 1
-    assert sentence in next(iter(found.values()))
+    messages = problems({"distill": options})
+    assert len(messages) == 1
+    assert sentence in next(iter(messages.values()))
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,14 @@ def test_a_wrong_schedule_is_reported_at_its_own_place(options: dict[str, Any], 
     ],
 )
 def test_a_wrong_shape_shows_the_right_one(top: dict[str, Any], path: str, sentence: str) -> None:
-    found = problems(**top)
-    assert list(found) == [path]
-    assert sentence in found[path]
+    messages = problems(**top)
+    assert list(messages) == [path]
+    assert sentence in messages[path]
 
 
 def test_two_unknown_keys_are_both_reported() -> None:
-    found = problems({"distill": {"temprature": 2, "kd-alpha": 0.5}}, {"generate": {"topk": 1}}, sed=1)
-    assert set(found) == {
+    messages = problems({"distill": {"temprature": 2, "kd-alpha": 0.5}}, {"generate": {"topk": 1}}, sed=1)
+    assert set(messages) == {
         "stages.distill.temprature",
         "stages.distill.kd-alpha",
         "stages.generate.topk",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from builders.recipes import raw, read
+from builders.recipes import problems, raw, read
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe.methods import METHODS
 from potstill.recipe.recipe import (
     Recipe,
     dump_yaml,
@@ -24,7 +23,6 @@ from potstill.recipe.recipe import (
     read_recipe,
     resolve_path,
 )
-from potstill.recipe.specs import Schedule, value_at
 from potstill.recipe.stages import stage_types
 from potstill.recipe.yaml import load_yaml
 from potstill.stages.distill import Distill
@@ -50,10 +48,6 @@ def test_the_five_line_recipe_generates_distills_and_evaluates(tmp_path: Path) -
     assert recipe.version == 1
     assert recipe.stages == ()
     assert [stage.verb for stage in expand(recipe).stages] == ["generate", "distill", "evaluate"]
-
-
-def test_one_file_and_a_list_of_one_are_the_same_data() -> None:
-    assert read(data={"train": "a.jsonl"}) == read(data={"train": ["a.jsonl"]})
 
 
 def test_a_file_that_is_missing_or_not_utf8_is_named(tmp_path: Path) -> None:
@@ -121,12 +115,10 @@ def test_the_hash_does_not_change_with_comments_defaults_spelling_or_the_run_fol
     assert len(hashes) == 1
 
 
-def test_the_hash_changes_with_content_and_the_seedless_one_not_with_the_seed() -> None:
-    one, other = read(seed=1), read(seed=2)
-    assert one.hash() != other.hash()
-    assert one.without_seed_hash() == other.without_seed_hash()
+def test_the_hash_changes_with_content_and_seed() -> None:
+    assert read(seed=1).hash() != read(seed=2).hash()
     assert read({"distill": {"epochs": 1}}).hash() != read({"distill": {"epochs": 2}}).hash()
-    assert len(one.hash()) == 64
+    assert len(read().hash()) == 64
 
 
 @pytest.mark.parametrize(
@@ -163,33 +155,6 @@ def test_a_path_is_looked_for_beside_the_recipe_before_the_working_directory(
     assert resolve_path(beside, str(working / "a.jsonl")) == working / "a.jsonl"
 
 
-def test_a_schedule_starts_and_ends_where_it_says() -> None:
-    for shape in ("linear", "cosine"):
-        stage = read({"distill": {"temperature": {shape: {"from": 4, "to": 1}}}}).stages[0]
-        assert isinstance(stage, Distill)
-        values = [value_at(stage.temperature, fraction / 10) for fraction in range(11)]
-        assert values[0] == pytest.approx(4)
-        assert values[5] == pytest.approx(2.5)
-        assert values[10] == pytest.approx(1)
-        assert values == sorted(values, reverse=True)
-        assert isinstance(stage.temperature, Schedule)
-    assert value_at(2.0, 0.3) == 2.0
-
-
-def test_a_hard_label_share_of_one_is_allowed_and_noted() -> None:
-    (stage,) = read({"distill": {"ce_weight": 1}}).stages
-    assert "stages.distill.ce_weight" in next(stage.notes())
-    assert not [
-        note for stage in read({"distill": {"ce_weight": 0.5}}, "finetune").stages for note in stage.notes()
-    ]
-
-
-def test_a_hard_label_share_of_zero_means_zero() -> None:
-    stage = read({"distill": {"ce_weight": 0}}).stages[0]
-    assert isinstance(stage, Distill)
-    assert stage.ce_weight == 0.0
-
-
 def test_the_schema_knows_every_stage_key_and_plugin() -> None:
     schema = json_schema()
     stage = schema["properties"]["stages"]["items"]["anyOf"]
@@ -201,13 +166,47 @@ def test_the_schema_knows_every_stage_key_and_plugin() -> None:
     assert set(schema["$defs"]["Span"]["properties"]) == {"from", "to"}
 
 
-def test_every_method_of_the_recipe_has_a_preset() -> None:
-    (methods, _) = get_args(Recipe.model_fields["method"].annotation)
-    assert set(get_args(methods)) == set(METHODS)
-
-
 def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(RecipeErrors) as caught:
         parse_recipe({"student": {}, "data": {"train": 3}, "sead": 1})
     assert {problem.path for problem in caught.value.problems} == {"teacher", "student", "data.train", "sead"}
     assert caught.value.exit_code == 2
+
+
+def test_method_and_stages_together_are_refused() -> None:
+    assert "both say what to do" in problems("distill", method="kd")["method"]
+
+
+def test_two_stages_of_one_name_are_refused_with_a_way_out() -> None:
+    messages = problems("distill", "distill", "evaluate")
+    assert "2 stages are called distill" in messages["stages"]
+    assert "- distill: {name: polish}" in messages["stages"]
+
+
+@pytest.mark.parametrize("name", ["data", "stages", "evaluate"])
+def test_a_stage_name_that_an_override_could_not_tell_apart_is_refused(name: str) -> None:
+    assert "cannot be called" in problems({"distill": {"name": name}})["stages"]
+
+
+def test_a_control_needs_a_stage_to_be_the_twin_of() -> None:
+    assert "there is none" in problems("generate", "control", "distill")["stages"]
+    for stages in (("distill", "control"), ("evaluate", "distill", "control")):
+        assert problems(*stages) == {}
+
+
+@pytest.mark.parametrize("new_tokens", [64, 65])
+def test_an_answer_as_long_as_the_row_leaves_no_room_for_a_prompt(new_tokens: int) -> None:
+    messages = problems({"generate": {"max_new_tokens": new_tokens}}, data={"train": "t", "max_length": 64})
+    assert "leaves no room for a prompt" in messages["data.max_length"]
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_recipe_is_read(path: Path) -> None:
+    assert read_recipe(path).stages
+
+
+def test_there_are_example_recipes() -> None:
+    assert EXAMPLES

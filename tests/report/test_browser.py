@@ -28,12 +28,12 @@ POLICY_TEST = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
         pytest.fail("the browser tests need Chromium: apt-get install chromium")
     with sync_playwright() as play:
         started = play.chromium.launch(
-            executable_path=found,
+            executable_path=chromium,
             args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
         )
         yield started
@@ -76,7 +76,7 @@ def test_endless_words_and_markup_neither_run_nor_widen(browser: Browser, tmp_pa
     summary = made_up.summary() | {"name": attack}
     summary["student"]["name"] = summary["student"]["source"] = summary["after"]["ppl_reason"] = attack
     summary["after"]["ppl"] = None
-    curve = Curve(attack, attack, attack, ((1.0, 2.0), (2.0, 1.0)))
+    curve = Curve(attack, attack, ((1.0, 2.0), (2.0, 1.0)))
     content = Content(summary, [curve], [sample], attack, **made_up.parts())
     too_wide, events, _ = watch(browser, write(content, tmp_path / "report.html"), 360)
     assert too_wide <= 0

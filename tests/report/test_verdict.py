@@ -34,7 +34,7 @@ def test_overlapping_intervals_are_not_called_a_fall() -> None:
 def test_a_worse_student_is_called_worse() -> None:
     summary = kl(measured(0.5, 0.01), measured(3.0, 0.1))
     assert "did not fall: from 0.50 to 3.00" in verdict(summary)
-    assert cautions(summary) == ("KL(teacher‖student) got worse in training: 0.50 before, 3.00 after.",)
+    assert cautions(summary) == ["KL(teacher‖student) got worse in training: 0.50 before, 3.00 after."]
 
 
 @pytest.mark.parametrize("after", [measured(0.01, 0.02), measured(-0.01, 0.005), measured(0.0, 0.0)])
@@ -87,7 +87,7 @@ def test_a_random_teacher_is_called_no_better_than_the_student() -> None:
 
 def test_a_control_that_does_as_well_is_reported() -> None:
     summary = made_up.summary()
-    assert cautions(summary) == ()
+    assert cautions(summary) == []
     summary["control"]["forward_kl"] = measured(0.44, 0.03)
     assert "at least as close" in cautions(summary)[0]
     summary["control"]["forward_kl"] = measured(0.46, 0.03)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from potstill.errors import RecipeError
 from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import TokenLoss
 from potstill.recipe.recipe import parse_recipe
@@ -50,7 +51,7 @@ def test_an_option_of_a_divergence_follows_its_schedule(name, option, start, end
 
 def test_a_schedule_that_leaves_an_options_range_is_refused():
     """Both ends are checked when the recipe is read."""
-    with pytest.raises(Exception, match=r"t.*0"):
+    with pytest.raises(RecipeError, match=r"t is 0\.0"):
         losses(divergence={"taid": {"t": {"linear": {"from": 0.0, "to": 1.0}}}})
 
 

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from torch import Tensor
 
+from builders.losses import token_loss
 from potstill.errors import SignalError
 from potstill.objectives.fused import logits_loss
-from potstill.objectives.token import Divergence, TokenLoss
 from potstill.signals.sampled import Sampled
 
 P = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64).softmax(0)
 ENTROPY = -(P * P.log()).sum()[None]
 
 
-def loss(name: str) -> TokenLoss:
-    return TokenLoss(Divergence.from_module(importlib.import_module(f"potstill.divergences.{name}")))
-
-
 def value_and_gradient(logits: Tensor, signal: Sampled) -> tuple[Tensor, Tensor]:
     z = logits.clone().requires_grad_()
-    out = logits_loss(z, loss("forward_kl").rowwise(signal))
+    out = logits_loss(z, token_loss("forward_kl").rowwise(signal))
     return out.sum.detach(), torch.autograd.grad(out.sum, z)[0]
 
 
 def test_soft_cross_entropy_on_drawn_ids_averages_to_that_of_the_teacher():
     """Averaged over all draws of one id it is 1.098612 on the worked position, not 0.266217."""
     student = torch.zeros(1, 3, dtype=torch.float64)
-    found = sum(
+    average = sum(
         float(P[i])
         * logits_loss(
             student,
-            loss("soft_cross_entropy").rowwise(
+            token_loss("soft_cross_entropy").rowwise(
                 Sampled(torch.tensor([[i]]), torch.ones(1, 1, dtype=torch.float64), ENTROPY)
             ),
         ).sum.item()
         for i in range(3)
     )
-    assert found == pytest.approx(1.098612, abs=1e-6)
+    assert average == pytest.approx(1.098612, abs=1e-6)
 
 
 @pytest.mark.parametrize("filler", [0, 2, 5])
@@ -71,4 +65,4 @@ def test_an_unused_place_may_stand_before_the_others():
 def test_a_kl_from_drawn_ids_without_entropy_is_refused():
     """Without the teacher's entropy there is no KL to report: refused with the way out, not 0.83 nats at equality."""
     with pytest.raises(SignalError, match="entropy"):
-        loss("forward_kl").rowwise(Sampled(torch.tensor([[0]]), torch.ones(1, 1)))
+        token_loss("forward_kl").rowwise(Sampled(torch.tensor([[0]]), torch.ones(1, 1)))

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from builders.losses import divergence
 from potstill import DistillationLoss, divergences
 from potstill.errors import SignalError
 from potstill.objectives.fused import logits_loss
-from potstill.objectives.token import Divergence, TokenLoss
+from potstill.objectives.token import TokenLoss
 from potstill.signals.dense import Dense
 from potstill.signals.sampled import Sampled
 from potstill.signals.signal import Signal
 from potstill.signals.topk import TopK
-
-
-def divergence(name: str) -> Divergence:
-    return Divergence.from_module(importlib.import_module(f"potstill.divergences.{name}"))
 
 
 def stored(n: int, v: int = 5) -> TopK:
@@ -113,3 +109,36 @@ def test_a_confident_self_teacher_is_zero_on_stored_ids(name, scale):
     top = z.log_softmax(-1).topk(8)
     out = logits_loss(z, TokenLoss(divergence(name)).rowwise(TopK(top.indices, top.values)))
     assert abs(out.mean.item()) <= 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "k"), [(torch.bfloat16, 64), (torch.float16, 1000)])
+def test_half_precision_does_not_excuse_twice_the_mass(dtype, k):
+    heavy = torch.full((1, k), math.log(2 / k)).to(dtype)
+    with pytest.raises(SignalError, match="mass"):
+        TopK(torch.arange(k)[None], heavy).checked()
+    whole = torch.full((1, k), math.log(1 / k)).to(dtype)
+    TopK(torch.arange(k)[None], whole).checked()
+
+
+def test_targets_in_float64_give_zero_for_an_exact_copy():
+    for seed in range(20):
+        z = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
+        z[:, 8:] = -math.inf
+        lp = z.double().log_softmax(-1)[:, :8]
+        mask = torch.ones(1, dtype=torch.bool)
+        out = DistillationLoss().from_logits(z, TopK(torch.arange(8)[None], lp), mask)
+        assert abs(float(out.sum)) <= 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("kind", ["lse", "entropy"])
+def test_values_beside_stored_ids_must_have_as_many_rows(rows, kind):
+    ids = torch.tensor([[1], [2]])
+    values = torch.zeros(rows)
+    signal = (
+        TopK(ids, torch.full((2, 1), -1.0), {2.0: values})
+        if kind == "lse"
+        else Sampled(ids, torch.ones(2, 1), values)
+    )
+    with pytest.raises(SignalError, match=r"2 rows, \(\d,\) values"):
+        signal.checked()

@@ -6,7 +6,6 @@ import pytest
 
 from builders import places
 from builders.cli import potstill
-from potstill.check import reading
 from potstill.runs import setup
 
 THREE = "[{distill: {steps: 3, learning_rate: 0.01}}, {finetune: {steps: 2}}, {control: {}}, {evaluate: {}}]"
@@ -27,8 +26,8 @@ def test_the_control_has_the_budget_of_its_twin(three):
 
 
 def test_check_names_the_twin_for_the_budget_of_the_control(three):
-    told = {d.path: d.value for d in reading.read(places.subject(three))[0].defaults}
-    assert told["stages.control"] == "as distill"
+    values = {d.path: d.value for d in places.checked(three).defaults}
+    assert values["stages.control"] == "as distill"
 
 
 def test_a_control_keeps_its_own_settings(tmp_path):
@@ -58,9 +57,9 @@ def test_a_control_is_no_twin_of_a_stage_on_other_rows(tmp_path):
 
 
 def test_the_summary_leaves_the_controls_training_out(three):
-    found = places.summary(three)["train"]
-    made = places.steps(three, "distill") + places.steps(three, "finetune")
-    assert found["steps"] == 5
-    assert found["tokens"] == sum(s["tokens"] for s in made)
-    assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in made))
-    assert found["tokens_per_second"] == pytest.approx(found["tokens"] / found["seconds"])
+    total = places.summary(three)["train"]
+    steps = places.steps(three, "distill") + places.steps(three, "finetune")
+    assert total["steps"] == 5
+    assert total["tokens"] == sum(s["tokens"] for s in steps)
+    assert total["seconds"] == pytest.approx(sum(s["seconds"] for s in steps))
+    assert total["tokens_per_second"] == pytest.approx(total["tokens"] / total["seconds"])

@@ -12,9 +12,9 @@ from builders.tiny import tiny_model
 from potstill.data.prompts import Prompt
 from potstill.data.questions import Question
 from potstill.errors import Interrupted
+from potstill.recipe.specs import MetricChoice
 from potstill.stages import _evaluation, _rows, generate
 from potstill.stages._context import State
-from potstill.stages.evaluate import Evaluate
 from potstill.types import Example
 
 LONG = [Example(f"r{i}", tuple(range(4, 104)), (False,) * 60 + (True,) * 40) for i in range(120)]
@@ -27,7 +27,9 @@ def measure(folder, teacher: Any, stop, metrics: tuple[str, ...]):
         if "rouge_l" in metrics
     ]
     job = _evaluation.Job(
-        spec=Evaluate(metrics=metrics, resamples=100),
+        name="evaluate",
+        choices=[MetricChoice(name=name) for name in metrics],
+        resamples=100,
         students={"before": student(folder / "s", tiny_model())},
         examples=LONG,
         questions=questions,

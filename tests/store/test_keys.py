@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from builders import places
 from builders.cli import potstill
-from builders.tiny import save_tiny, tiny_tokenizer
+from builders.jobs import Memory, student, trained
+from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
 from potstill.models import loading
+from potstill.types import Example
 
 STAGES = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
 
 
-def kept(place: Path, name: str) -> set[str]:
-    """What the run of this name is made of."""
+def artifacts_of(place: Path, name: str) -> set[str]:
+    """The artifacts of the run of this name."""
     assert potstill("run", "r.yaml", f"name={name}", cwd=place).returncode == 0
     links = (place / "runs" / name / "stages").iterdir()
     return {link.resolve().name for link in links}
@@ -51,14 +53,14 @@ def edit_weights(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> tuple[Path, set[str]]:
-    """A project and what its first run is made of."""
+    """A project and the artifacts of its first run."""
     place = places.write(tmp_path_factory.mktemp("first"), stages=STAGES)
-    return place, kept(place, "a")
+    return place, artifacts_of(place, "a")
 
 
 def test_the_same_inputs_have_the_same_keys(first):
     place, before = first
-    assert kept(place, "same") == before
+    assert artifacts_of(place, "same") == before
 
 
 @pytest.mark.parametrize("edit", [edit_tokenizer, edit_template, edit_rows, edit_weights])
@@ -67,7 +69,7 @@ def test_an_edited_input_makes_every_stage_anew(tmp_path, first, edit):
     place, before = first
     shutil.copytree(place, tmp_path / "copy", symlinks=True)
     edit(tmp_path / "copy")
-    assert not kept(tmp_path / "copy", "b") & before
+    assert not artifacts_of(tmp_path / "copy", "b") & before
 
 
 def test_a_moved_project_keeps_its_keys(tmp_path, first):
@@ -75,7 +77,7 @@ def test_a_moved_project_keeps_its_keys(tmp_path, first):
     place = tmp_path / "another/place"
     place.mkdir(parents=True)
     places.write(place, stages=STAGES)
-    assert kept(place, "moved") == first[1]
+    assert artifacts_of(place, "moved") == first[1]
 
 
 def test_a_fingerprint_covers_what_is_loaded_and_nothing_else(tmp_path):
@@ -84,12 +86,12 @@ def test_a_fingerprint_covers_what_is_loaded_and_nothing_else(tmp_path):
     first = loading.fingerprint(source)
     (source.path / "README.md").write_text("changed")
     assert loading.fingerprint(source) == first
-    found = [first]
+    prints = [first]
     for name in ("tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json"):
         file = source.path / name
         file.write_text(file.read_text() + " ")
-        found.append(loading.fingerprint(source))
-    assert len(set(found)) == 5
+        prints.append(loading.fingerprint(source))
+    assert len(set(prints)) == 5
 
 
 def test_tokenizers_of_one_size_that_differ_have_different_fingerprints(tmp_path):
@@ -102,3 +104,28 @@ def test_tokenizers_of_one_size_that_differ_have_different_fingerprints(tmp_path
     assert torch.equal(*(load_file(f / "model.safetensors")["lm_head.weight"] for f in (one, other)))
     prints = [loading.fingerprint(loading.find_source(str(folder))) for folder in (one, other)]
     assert prints[0] != prints[1]
+
+
+ROWS = [Example(f"r{i}", tuple(range(4 + i, 14 + i)), (False,) * 3 + (True,) * 7) for i in range(12)]
+
+
+def test_validation_rows_are_part_of_the_key(tmp_path):
+    """Validation rows decide which weights are kept, so they are part of the key."""
+    start = student(tmp_path / "s", tiny_model())
+    teacher = Memory(tiny_model(seed=1))
+    keys = {trained(tmp_path, start, teacher, ROWS[:6], validation=v).key for v in (ROWS[6:9], ROWS[9:])}
+    assert len(keys) == 2
+
+
+def test_an_edited_validation_answer_trains_anew(tmp_path):
+    """The same through a recipe: answers of validation rows are rewritten, and the stage runs again."""
+    rows = places.answered(80)
+    place = places.write(tmp_path, rows)
+    assert potstill("run", "r.yaml", cwd=place).returncode == 0
+    parts = places.read(place)
+    chosen = {row.id for row in parts.data.validation}
+    places.write(place, [r | ({"response": "w99 w98 w97"} if r["id"] in chosen else {}) for r in rows])
+    again = potstill("run", "r.yaml", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert "student: unchanged" in again.stderr
+    assert "distill: unchanged" not in again.stderr

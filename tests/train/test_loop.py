@@ -4,42 +4,36 @@ from __future__ import annotations
 
 import logging
 import math
-import types
 
 import pytest
 import torch
 
 from builders.jobs import spec_of
+from builders.losses import outside_divergence, token_loss
+from builders.steps import Pad, local_teacher
 from builders.tiny import tiny_model
-from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.errors import ModelError, TrainingStopped
-from potstill.objectives.token import Divergence, TokenLoss
+from potstill.objectives.token import TokenLoss
 from potstill.recipe.training import Training
 from potstill.strategies.offline import Offline
 from potstill.teachers.fixed import FixedTeacher
-from potstill.teachers.local import LocalTeacher
 from potstill.train import checkpoint
 from potstill.train.loop import Hooks, Progress, learning_rate_at, make_optimizer, train
-from potstill.train.step import StudentModule, accumulate
+from potstill.train.step import StudentModule
 from potstill.types import Example
 
-LOSS = TokenLoss(Divergence.from_module(forward_kl))
-
-
-class Pad:
-    packed = False
-    pad_id = 0
+LOSS = token_loss()
 
 
 def rows(n: int = 10) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
-    found = []
+    results = []
     for index in range(n):
         length = 6 + index
         ids = torch.randint(4, 128, (length,), generator=generator).tolist()
-        found.append(Example(f"r{index}", tuple(ids), tuple(i >= 3 for i in range(length))))
-    return found
+        results.append(Example(f"r{index}", tuple(ids), tuple(i >= 3 for i in range(length))))
+    return results
 
 
 def settings(**changes) -> Training:
@@ -47,21 +41,29 @@ def settings(**changes) -> Training:
     return spec_of(**(base | changes))
 
 
-def teacher(seed: int = 1) -> LocalTeacher:
-    return LocalTeacher(tiny_model(seed=seed), vocabulary=128, fingerprint="t")
-
-
-def fit(module, against=None, hooks=None, loss=LOSS, examples=None, seed=0, **changes):
+def fit(
+    module,
+    against=None,
+    hooks=None,
+    loss=LOSS,
+    examples=None,
+    seed=0,
+    optimizer=None,
+    progress=None,
+    **changes,
+) -> Progress:
     return train(
         module,
         examples or rows(),
-        against or teacher(),
+        against or local_teacher(),
         Offline(),
         Pad(),
         lambda step: loss,
         settings(**changes),
         hooks or Hooks(),
         seed=seed,
+        optimizer=optimizer,
+        progress=progress,
     )
 
 
@@ -78,27 +80,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_a
         checkpoint.save(tmp_path, progress.step, module, opt, vars(progress) | {"best": None})
 
     hooks = Hooks(event=events.append, save=save, should_stop=lambda: next(asked))
-    train(module, rows(), teacher(), Offline(), Pad(), lambda s: LOSS, settings(), hooks, optimizer=optimizer)
+    fit(module, hooks=hooks, optimizer=optimizer)
     assert len(events) == stop_at
 
     again = StudentModule(tiny_model(seed=7), 128)
     optimizer = make_optimizer(again, settings())
-    found = checkpoint.newest(tmp_path)
-    checkpoint.restore(found, again, optimizer)
+    newest = checkpoint.newest(tmp_path)
+    checkpoint.restore(newest, again, optimizer)
     names = Progress.__dataclass_fields__
-    progress = Progress(**{k: v for k, v in found.state.items() if k in names} | {"best": math.inf})
-    train(
-        again,
-        rows(),
-        teacher(),
-        Offline(),
-        Pad(),
-        lambda s: LOSS,
-        settings(),
-        Hooks(event=events.append),
-        optimizer=optimizer,
-        progress=progress,
-    )
+    progress = Progress(**{k: v for k, v in newest.state.items() if k in names} | {"best": math.inf})
+    fit(again, hooks=Hooks(event=events.append), optimizer=optimizer, progress=progress)
 
     assert [e["step"] for e in events] == list(range(1, 9))
     for key in ("loss", "learning_rate", "grad_norm", "tokens", "epoch"):
@@ -107,37 +98,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_a
         assert torch.equal(a, b), name
 
 
-def test_an_incomplete_checkpoint_is_passed_over(tmp_path):
-    module = StudentModule(tiny_model(), 128)
-    optimizer = make_optimizer(module, settings())
-    checkpoint.save(tmp_path, 1, module, optimizer, {})
-    checkpoint.save(tmp_path, 2, module, optimizer, {})
-    (tmp_path / "step-00000002" / "state.json").unlink()
-    (tmp_path / "step-00000009").mkdir()
-    assert checkpoint.newest(tmp_path).state["step"] == 1
-
-
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    module = StudentModule(tiny_model(), 128)
-    optimizer = make_optimizer(module, settings())
-    for step in (1, 2, 3, 4):
-        checkpoint.save(tmp_path, step, module, optimizer, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
-
-
 def test_a_self_teacher_logs_zero_on_every_step_and_epoch():
     events = []
     fit(StudentModule(tiny_model(seed=1), 128), hooks=Hooks(event=events.append), learning_rate=0.0)
     assert len(events) == 8
     assert max(e["epoch"] for e in events) >= 1
     assert max(abs(e["loss"]) for e in events) <= 1e-6
-
-
-def test_a_different_teacher_gives_every_block_a_gradient():
-    module = StudentModule(tiny_model(seed=0), 128)
-    accumulate(module, teacher(), [collate(rows(4), pad_id=0)], LOSS)
-    norms = [sum(float(p.grad.norm()) for p in layer.parameters()) for layer in module.student.model.layers]
-    assert min(norms) > 1e-4
 
 
 def test_a_student_equal_to_its_teacher_is_named_at_the_first_step(caplog):
@@ -153,7 +119,7 @@ def test_the_teacher_is_bit_identical_after_training_with_weight_decay():
     against = tiny_model(seed=1)
     before = {name: p.clone() for name, p in against.named_parameters()}
     module = StudentModule(tiny_model(), 128)
-    fit(module, LocalTeacher(against, vocabulary=128, fingerprint="t"), steps=3, weight_decay=0.1)
+    fit(module, local_teacher(against), steps=3, weight_decay=0.1)
     for name, parameter in against.named_parameters():
         assert torch.equal(parameter, before[name])
         assert not parameter.requires_grad
@@ -167,7 +133,7 @@ def test_a_teacher_with_a_nan_weight_is_refused_by_name():
     broken.model.layers[0].mlp.up_proj.weight.data[0, 0] = math.nan
     broken.config.name_or_path = "some/teacher"
     with pytest.raises(ModelError, match="logits of some/teacher are not finite"):
-        LocalTeacher(broken, vocabulary=128, fingerprint="t")
+        local_teacher(broken)
 
 
 def test_a_teacher_that_breaks_on_some_rows_stops_training_and_names_them():
@@ -198,11 +164,9 @@ def test_a_student_that_forbids_what_the_teacher_wants_stops_training():
 
 
 def test_a_divergence_below_zero_stops_training():
-    wrong = types.ModuleType("tests.wrong_sign")
-    wrong.value = lambda s, t: -forward_kl.value(s, t)
-    wrong.VANISHES = True
-    with pytest.raises(TrainingStopped, match="which no divergence can be"):
-        fit(StudentModule(tiny_model(), 128), loss=TokenLoss(Divergence.from_module(wrong)))
+    wrong = outside_divergence("wrong_sign", lambda s, t: -forward_kl.value(s, t), VANISHES=True)
+    with pytest.raises(TrainingStopped, match="wrong_sign is .* which no divergence can be"):
+        fit(StudentModule(tiny_model(), 128), loss=TokenLoss(wrong))
 
 
 def test_data_without_a_scored_token_ends_instead_of_spinning():
@@ -265,43 +229,43 @@ def test_every_row_counts_the_same_under_sequence_mean():
 
 
 def test_training_is_the_same_on_the_same_seed_and_differs_on_another():
-    found = []
+    results = []
     for seed in (0, 0, 1):
         events = []
         fit(StudentModule(tiny_model(), 128), hooks=Hooks(event=events.append), seed=seed)
-        found.append([e["loss"] for e in events])
-    assert found[0] == found[1] != found[2]
-
-
-def test_activation_checkpointing_changes_no_gradient():
-    grads = []
-    for on in (False, True):
-        model = tiny_model()
-        if on:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        module = StudentModule(model, 128)
-        module.train()
-        accumulate(module, teacher(), [collate(rows(4), pad_id=0)], LOSS)
-        grads.append([p.grad.clone() for p in module.parameters()])
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
+        results.append([e["loss"] for e in events])
+    assert results[0] == results[1] != results[2]
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [20, 45, 10_000])
 def test_the_whole_trajectory_is_the_same_for_any_split_into_micro_batches(micro_batch_tokens):
-    found = []
+    results = []
     for budget in (1, micro_batch_tokens):
         module, events = StudentModule(tiny_model(), 128), []
         fit(module, hooks=Hooks(event=events.append), micro_batch_tokens=budget, tokens_per_step=30)
-        found.append(([e["loss"] for e in events], module.student.lm_head.weight.detach().clone()))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)
+        results.append(([e["loss"] for e in events], module.student.lm_head.weight.detach().clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-5, rtol=1e-4)
 
 
 def test_the_order_of_rows_inside_a_step_does_not_matter():
-    found = []
+    results = []
     for order in (rows(), rows()[::-1]):
         module, events = StudentModule(tiny_model(), 128), []
         fit(module, hooks=Hooks(event=events.append), examples=order, tokens_per_step=10**6, steps=4)
-        found.append([e["loss"] for e in events])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        results.append([e["loss"] for e in events])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_best_by_names_the_figure_that_chooses_the_best_weights():
+    """Loss rises while the held-out KL falls: `best_by` says which of the two decides."""
+    measured = iter([{"loss": 1.0 + i, "forward_kl": 3.0 - i} for i in range(3)])
+    saved = []
+    hooks = Hooks(
+        validate=lambda: next(measured),
+        save=lambda progress, optimizer, best: saved.append((progress.step, best)),
+    )
+    options = {"steps": 3, "learning_rate": 0.0, "validate_every": 1, "best_by": "forward_kl"}
+    done = fit(StudentModule(tiny_model(), 128), hooks=hooks, **options)
+    assert (done.best, done.best_step) == (1.0, 3)
+    assert [step for step, best in saved if best] == [1, 2, 3]

@@ -59,9 +59,9 @@ def test_a_checkpoint_with_a_flipped_byte_is_passed_over(tmp_path):
     data = bytearray((newest / "weights.safetensors").read_bytes())
     data[-2] ^= 0x40
     (newest / "weights.safetensors").write_bytes(bytes(data))
-    found = checkpoint.newest(newest.parent)
-    assert found is not None
-    assert found.path == older
+    result = checkpoint.newest(newest.parent)
+    assert result is not None
+    assert result.path == older
 
 
 def test_a_checkpoint_exists_after_the_first_step(tmp_path, monkeypatch):

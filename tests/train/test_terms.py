@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from builders.jobs import spec_of
+from builders.steps import Pad, local_teacher
 from builders.tiny import tiny_model
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
@@ -16,7 +17,6 @@ from potstill.errors import TrainingStopped
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.strategies.offline import Offline
 from potstill.teachers.fixed import FixedTeacher
-from potstill.teachers.local import LocalTeacher
 from potstill.train import checkpoint
 from potstill.train.loop import Hooks, make_optimizer, train
 from potstill.train.step import StudentModule, accumulate
@@ -43,24 +43,15 @@ class Imitation(nn.Module):
             raise TrainingStopped("a squared error is negative.")
 
 
-class Pad:
-    packed = False
-    pad_id = 0
-
-
 def rows(n: int = 6) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(4, 128, (8,), generator=generator).tolist() for _ in range(n)]
     return [Example(f"r{i}", tuple(row), tuple(j >= 3 for j in range(8))) for i, row in enumerate(ids)]
 
 
-def teacher() -> LocalTeacher:
-    return LocalTeacher(tiny_model(seed=1), vocabulary=128, fingerprint="t")
-
-
 def step(module: StudentModule, terms) -> float:
     module.zero_grad(set_to_none=True)
-    result = accumulate(module, teacher(), [collate(rows(), pad_id=0)], terms)
+    result = accumulate(module, local_teacher(), [collate(rows(), pad_id=0)], terms)
     assert result is not None
     return result.loss / result.weight
 
@@ -76,7 +67,7 @@ def test_the_parameters_of_a_term_train_and_never_belong_to_the_student(tmp_path
         steps=6, learning_rate=1e-2, tokens_per_step=30, micro_batch_tokens=30
     ))  # fmt: skip
     train(
-        module, rows(), teacher(), Offline(), Pad(), lambda step: terms, settings,
+        module, rows(), local_teacher(), Offline(), Pad(), lambda step: terms, settings,
         Hooks(event=events.append), optimizer=optimizer,
     )  # fmt: skip
     assert not torch.equal(term.projector.weight, before)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from potstill.check import reading
-from potstill.check._subject import Subject
 from potstill.check.report import CheckReport
 from potstill.console import Console
 from potstill.runs.setup import open_recipe, set_up
@@ -30,14 +29,14 @@ def check(
     console = console or Console()
     console.say("reading recipe, tokenizers, configs and rows")
     opened = open_recipe(recipe, overrides)
-    subject = Subject(opened.recipe, opened.method, set_up(opened))
-    found, rows = reading.read(subject)
+    setup = set_up(opened)
+    report, rows = reading.read(opened, setup)
     if not proofs:
-        return found
+        return report
     from potstill.check.proofs import prove
 
-    items = list(found.items)
-    for item in prove(subject, rows, console):
-        console.say(f"{'ok  ' if item.passed else 'FAIL'} {item.name}")
-        items.append(item)
-    return replace(found, items=tuple(items))
+    proven = []
+    for item in prove(opened.recipe, setup, rows, console):
+        console.say(f"{item.mark} {item.name}")
+        proven.append(item)
+    return replace(report, items=(*report.items, *proven))

@@ -2,83 +2,67 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
-from potstill.check import audit
-from potstill.check._subject import Subject
+from potstill.check.reading import prompt_example
 from potstill.check.report import Item
 from potstill.console import Console
 from potstill.data.batch import collate
-from potstill.data.prompts import prompt_ids
 from potstill.errors import PotstillError
 from potstill.evaluate.teacher import check_teacher
 from potstill.models import anatomy, loading
 from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.recipe import plugins
+from potstill.recipe.recipe import Recipe
+from potstill.recipe.training import Training
 from potstill.signals.dense import Dense
 from potstill.signals.text import Text
-from potstill.stages._objective import objective_of
+from potstill.stages._context import Setup
+from potstill.stages._objective import objective_of, yardstick
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate
-from potstill.types import Example
+from potstill.types import Batch, Example
 
 ROWS = 4
 LONGEST_ROW = 96
 SMALL = 23  # vocabulary of the finite differences
 
 
-def prove(subject: Subject, rows: Sequence[Example], console: Console) -> Iterator[Item]:
+def prove(recipe: Recipe, setup: Setup, rows: Sequence[Example], console: Console) -> Iterator[Item]:
     """One item a law. A law that cannot be tried is a failure with its reason."""
-    setup = subject.setup
-    objectives = {stage.name: objective_of(stage).at(0, 2) for stage in subject.training}
-    for name, loss in objectives.items():
+    training = [stage for stage in recipe.stages if isinstance(stage, Training)]
+    losses = {stage.name: objective_of(stage).at(0, 2) for stage in training}
+    for name, loss in losses.items():
         # Named token weights are constants of the gradient, which no finite difference can hold still.
         yield _tried(f"gradient of {name}", partial(_finite_differences, replace(loss, weigh=None)))
     few = [_short(row) for row in rows[:ROWS]]
-    own = few if setup.readers.read_alike else [_short(row) for row in _as_student(subject)]
-    comparing = [stage.name for stage in subject.training if "distribution" in stage.needs]
+    as_student = few if setup.readers.read_alike else [_short(row) for row in _as_student(setup)]
+    comparing = [stage.name for stage in training if "distribution" in stage.needs]
     teacher = None
     if hasattr(setup.teacher, "loaded"):
         console.say("loading the teacher")
         teacher = setup.teacher.loaded().model
         for name in comparing:
-            yield _tried(
-                f"self-teacher of {name}", partial(_self_teacher, subject, teacher, few, objectives[name])
-            )
+            yield _tried(f"self-teacher of {name}", partial(_self_teacher, setup, teacher, few, losses[name]))
     if comparing:
-        yield _tried("teacher's loss", partial(_teachers_loss, subject, few))
+        yield _tried("teacher's loss", partial(_teachers_loss, setup, few))
     console.say("making the student")
-    student = _student(subject, few)
-    yield _tried("accumulation", lambda: _accumulation(subject, student, own))
-    yield _tried("save and load", lambda: _save_and_load(subject, student, own))
-    yield _padding(subject, teacher, student)
+    student = _student(setup, few)
+    yield _tried("accumulation", partial(_accumulation, setup, student, as_student))
+    yield _tried("save and load", partial(_save_and_load, setup, student, as_student))
+    yield _output_rows(setup, teacher, student)
     if teacher is not None:
-        yield audit.memory(
-            setup,
-            anatomy.parameter_count(teacher),
-            next(teacher.parameters()).dtype,
-            anatomy.parameter_count(student),
-        )
-
-
-def _as_student(subject: Subject) -> list[Example]:
-    """The first rows as the student reads them."""
-    found: list[Example] = []
-    for row in subject.setup.data.train[:ROWS]:
-        if row.text is None:
-            ids = prompt_ids(subject.setup.readers.student.templater, row)
-            found.append(Example(row.id, tuple(ids), (False,) * len(ids)))
-        else:
-            found += subject.setup.readers.student.templater.encode_row(row)
-    return found
+        yield _memory(setup, teacher, student)
 
 
 def _tried(name: str, law: Callable[[], tuple[bool, str]]) -> Item:
@@ -97,118 +81,128 @@ def _short(row: Example) -> Example:
     return Example(row.id, ids, scored, row.origin)
 
 
+def _as_student(setup: Setup) -> Iterator[Example]:
+    """The first rows as the student reads them."""
+    templater = setup.readers.student.templater
+    for row in setup.data.train[:ROWS]:
+        yield from [prompt_example(templater, row)] if row.text is None else templater.encode_row(row)
+
+
+def _batch(setup: Setup, rows: Sequence[Example]) -> Batch:
+    return collate(rows, pad_id=setup.readers.student.pad_id).to(setup.device)
+
+
 def _finite_differences(loss: TokenLoss) -> tuple[bool, str]:
     """The gradient by the logits against central differences in float64."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(3, SMALL, dtype=torch.float64, generator=generator)
-    signal = Dense(torch.randn(3, SMALL, dtype=torch.float64, generator=generator))
-    targets = torch.tensor([0, 5, 9])
-
-    def value(logits: Tensor) -> Tensor:
-        kind = Text() if loss.ce_weight == 1.0 else signal
-        return logits_loss(logits, loss.rowwise(kind, targets)).sum
-
+    dense = Dense(torch.randn(3, SMALL, dtype=torch.float64, generator=generator))
+    rows = loss.rowwise(Text() if loss.ce_weight == 1.0 else dense, torch.tensor([0, 5, 9]))
     leaf = z.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(value(leaf), leaf)
+    (gradient,) = torch.autograd.grad(logits_loss(leaf, rows).sum, leaf)
     step, worst = 1e-6, 0.0
-    for row in range(3):
-        for column in range(SMALL):
-            up, down = z.clone(), z.clone()
-            up[row, column] += step
-            down[row, column] -= step
-            slope = (value(up) - value(down)) / (2 * step)
-            worst = max(worst, abs(float(slope - gradient[row, column])))
+    for place in torch.cartesian_prod(torch.arange(3), torch.arange(SMALL)).tolist():
+        up, down = z.clone(), z.clone()
+        up[tuple(place)] += step
+        down[tuple(place)] -= step
+        slope = (logits_loss(up, rows).sum - logits_loss(down, rows).sum) / (2 * step)
+        worst = max(worst, abs(float(slope - gradient[tuple(place)])))
     return worst < 1e-6, f"largest difference from finite differences {worst:.1e}"
 
 
 def _self_teacher(
-    subject: Subject, teacher: torch.nn.Module, rows: Sequence[Example], loss: TokenLoss
+    setup: Setup, teacher: torch.nn.Module, rows: Sequence[Example], loss: TokenLoss
 ) -> tuple[bool, str]:
     """Teacher against itself: the divergence must vanish on every path that a run takes."""
     if not loss.divergence.vanishes:
         return True, f"{loss.divergence.name} does not vanish at equality; nothing to prove"
-    setup = subject.setup
-    size = setup.readers.of_teacher.vocabulary.size
+    size, batch = setup.readers.teacher_reader.vocabulary.size, _batch(setup, rows)
     limit = 1e-6 if next(teacher.parameters()).dtype == torch.float32 else 1e-4
-    batch = collate(rows, pad_id=subject.setup.readers.student.pad_id).to(subject.setup.device)
-    own = LocalTeacher(teacher, vocabulary=size, fingerprint="self")
+    signal = LocalTeacher(teacher, vocabulary=size, fingerprint="self").signal(batch)
     with torch.no_grad():
         _, _, metrics = StudentModule(teacher, size)(
-            batch, own.signal(batch), TokenLoss(loss.divergence, loss.temperature)
+            batch, signal, TokenLoss(loss.divergence, loss.temperature)
         )
-    found = float(metrics["divergence"]) / batch.count
-    return abs(found) <= limit, f"{found:.1e} nats per token, at most {limit:.0e}"
+    value = float(metrics["divergence"]) / batch.count
+    return abs(value) <= limit, f"{value:.1e} nats per token, at most {limit:.0e}"
 
 
-def _teachers_loss(subject: Subject, rows: Sequence[Example]) -> tuple[bool, str]:
-    """A teacher that knows nothing says so by its entropy; a wrong tokenizer by its loss."""
-    batch = collate(rows, pad_id=subject.setup.readers.student.pad_id).to(subject.setup.device)
-    forward = TokenLoss(Divergence.from_module(plugins.load("divergences", "forward_kl")))
-    found = check_teacher(
-        subject.setup.teacher.signal(batch), batch, forward, subject.setup.readers.student.vocabulary.size
+def _teachers_loss(setup: Setup, rows: Sequence[Example]) -> tuple[bool, str]:
+    """A teacher that knows nothing is seen by its entropy; a wrong tokenizer by its loss."""
+    batch, size = _batch(setup, rows), setup.readers.student.vocabulary.size
+    result = check_teacher(setup.teacher.signal(batch.for_teacher), batch, yardstick(), size)
+    if result is None:
+        return True, "not measured; this teacher gives no whole distribution"
+    detail = (
+        f"{result.loss:.2f} nats per token on the first rows, entropy {result.entropy:.2f}, "
+        f"ln V {result.most:.2f}"
     )
-    told = f"{found.loss:.2f} nats per token on the first rows, entropy {found.entropy:.2f}, ln V {found.most:.2f}"
-    return not found.uniform, f"{told}; {found.fault}" if found.fault else told
+    return not result.uniform, f"{detail}; {result.fault}" if result.fault else detail
 
 
-def _student(subject: Subject, rows: Sequence[Example]) -> torch.nn.Module:
+def _student(setup: Setup, rows: Sequence[Example]) -> torch.nn.Module:
     """The student as its plug-in makes it, measured on a few rows where it measures."""
-    ref = subject.setup.student
-    pad_id = subject.setup.readers.student.pad_id
-    context = replace(ref.context, examples=lambda: rows, pad_id=pad_id)
-    return ref.plugin.build(context, **ref.options).model.to(subject.setup.device)
+    ref = setup.student
+    context = replace(ref.context, examples=lambda: rows, pad_id=setup.readers.student.pad_id)
+    return ref.plugin.build(context, **ref.options).model.to(setup.device)
 
 
-def _accumulation(subject: Subject, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
-    """One batch against one micro-batch a row: the same gradient."""
-    module = StudentModule(student, subject.setup.readers.student.vocabulary.size)
-    loss = objective_of_text()
+def _accumulation(setup: Setup, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
+    """One batch against one micro-batch a row: the same gradient of the rows' cross-entropy."""
+    module = StudentModule(student, setup.readers.student.vocabulary.size)
+    loss = TokenLoss(Divergence.from_module(plugins.load("divergences", "hard_cross_entropy")), ce_weight=1.0)
 
     def gradient(batches: Sequence[Sequence[Example]]) -> list[Tensor]:
         module.zero_grad(set_to_none=True)
-        accumulate(
-            module,
-            None,
-            [collate(list(b), pad_id=subject.setup.readers.student.pad_id) for b in batches],
-            loss,
-        )
+        accumulate(module, None, [_batch(setup, batch) for batch in batches], loss)
         return [p.grad.clone() for p in module.parameters() if p.grad is not None]
 
     whole, split = gradient([rows]), gradient([[row] for row in rows])
     module.zero_grad(set_to_none=True)
-    difference = sum(float((a - b).norm() ** 2) for a, b in zip(whole, split, strict=True)) ** 0.5
-    size = sum(float(a.norm() ** 2) for a in whole) ** 0.5
+    size = math.hypot(*(float(a.norm()) for a in whole))
+    difference = math.hypot(*(float((a - b).norm()) for a, b in zip(whole, split, strict=True)))
     return difference <= 1e-4 * size, f"relative difference {difference / max(size, 1e-30):.1e}, at most 1e-4"
 
 
-def objective_of_text() -> TokenLoss:
-    """Cross-entropy on the rows' own tokens: needs no teacher."""
-    return TokenLoss(Divergence.from_module(plugins.load("divergences", "hard_cross_entropy")), ce_weight=1.0)
-
-
-def _save_and_load(subject: Subject, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
+def _save_and_load(setup: Setup, student: torch.nn.Module, rows: Sequence[Example]) -> tuple[bool, str]:
     """What is shipped computes what was trained."""
-    batch = collate(rows[:1], pad_id=subject.setup.readers.student.pad_id).to(subject.setup.device)
+    batch = _batch(setup, rows[:1])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        loading.save(student, subject.setup.readers.student.tokenizer, Path(folder))
-        again = loading.load(
-            loading.find_source(folder), dtype=torch.float32, device=subject.setup.device
-        ).model
-        a = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        b = again(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        worst = float((a - b).abs().max())
+        loading.save(student, setup.readers.student.tokenizer, Path(folder))
+        again = loading.load(loading.find_source(folder), dtype=torch.float32, device=setup.device).model
+        saved, loaded = (
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            for model in (student, again)
+        )
+        worst = float((saved - loaded).abs().max())
     return worst <= 1e-5, f"largest difference between logits {worst:.1e}"
 
 
-def _padding(subject: Subject, teacher: torch.nn.Module | None, student: torch.nn.Module) -> Item:
-    """Padded rows are cut before the softmax; here they are named."""
-    readers = subject.setup.readers
-    sides = [("student", student, readers.student)]
-    if teacher is not None:
-        sides.insert(0, ("teacher", teacher, readers.of_teacher))
-    widths = [
-        (who, anatomy.output_layer(model).weight.shape[0], reader.vocabulary.size)
-        for who, model, reader in sides
-    ]
-    parts = [f"{who} {rows} rows for {size} ids ({rows - size} padded)" for who, rows, size in widths]
-    return Item("output rows", all(rows >= size for _, rows, size in widths), "; ".join(parts))
+def _output_rows(setup: Setup, teacher: torch.nn.Module | None, student: torch.nn.Module) -> Item:
+    """Padded rows of the heads are cut before the softmax; here they are named."""
+    readers, parts, enough = setup.readers, [], True
+    for side, model in (("teacher", teacher), ("student", student)):
+        if model is not None:
+            rows = anatomy.output_layer(model).weight.shape[0]
+            size = (readers.teacher_reader if side == "teacher" else readers.student).vocabulary.size
+            parts.append(f"{side} {rows} rows for {size} ids ({rows - size} padded)")
+            enough = enough and rows >= size
+    return Item("output rows", enough, "; ".join(parts))
+
+
+def _memory(setup: Setup, teacher: torch.nn.Module, student: torch.nn.Module) -> Item:
+    """Estimate the least memory of training: weights, gradients, AdamW's two moments, and the teacher.
+
+    Activations come on top; they grow with micro_batch_tokens.
+    """
+    fixed = anatomy.parameter_count(teacher) * next(teacher.parameters()).dtype.itemsize
+    trained = anatomy.parameter_count(student) * 4 * 4
+    if setup.device.type == "cuda":
+        free = torch.cuda.mem_get_info(setup.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    detail = (
+        f"teacher {fixed / 1e9:.2f} GB + student with gradients and AdamW {trained / 1e9:.2f} GB, "
+        f"{free / 1e9:.1f} GB free on {setup.device.type}"
+    )
+    return Item("memory", fixed + trained < free, detail)

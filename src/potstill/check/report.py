@@ -8,6 +8,8 @@ from typing import Any
 
 from potstill.recipe.defaults import Default
 
+WIDTH = 100  # of a printed line
+
 
 @dataclass(frozen=True)
 class Item:
@@ -16,6 +18,10 @@ class Item:
     name: str
     passed: bool
     detail: str
+
+    @property
+    def mark(self) -> str:
+        return "ok  " if self.passed else "FAIL"
 
 
 @dataclass(frozen=True)
@@ -46,21 +52,15 @@ class CheckReport:
         """The report as JSON-safe values."""
         return {"passed": self.passed, **asdict(self)}
 
-    def text(self, width: int = 100) -> str:
+    def text(self) -> str:
         """The report as lines of text."""
         lines = [f"{self.recipe}: {'can run' if self.passed else 'cannot run'}", ""]
-        lines += [f"  {'ok  ' if item.passed else 'FAIL'} {item.name}: {item.detail}" for item in self.items]
+        lines += [f"  {item.mark} {item.name}: {item.detail}" for item in self.items]
         lines += ["", f"stages: {' → '.join(self.stages)}", "", "defaults that `auto` becomes:"]
-        lines += [f"  {d.path} = {_shown(d.value)}  ({d.source})" for d in self.defaults]
+        lines += [f"  {d.path} = {d.shown}  ({d.source})" for d in self.defaults]
         lines += [f"note: {note}" for note in self.notes]
         for row in self.rows:
             lines += ["", f"row {row.row_id} ({row.split}), scored tokens between ⟦ and ⟧:"]
             for line in row.text.splitlines():
-                lines += textwrap.wrap(line, width - 4, initial_indent="    ", subsequent_indent="    ") or [
-                    "    "
-                ]
+                lines += [f"    {part}" for part in textwrap.wrap(line, WIDTH - 4) or [""]]
         return "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

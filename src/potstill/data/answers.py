@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from potstill.data import split
@@ -29,7 +30,7 @@ class Written:
     finish: str
 
 
-def answered(
+def encode_answers(
     readers: Readers, answers: Sequence[Written], rows: Sequence[Row], *, max_length: int
 ) -> tuple[list[Example], Counter[str]]:
     """Turn the answers to these rows into examples in the student's ids, ended as the student ends a turn.
@@ -93,7 +94,7 @@ def by_prompt(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]
     ]
 
 
-def weighed(
+def with_weights(
     examples: Sequence[Example], rows: Sequence[Row], column: str | None, *, needed: bool = True
 ) -> list[Example]:
     """Give examples the weights that their rows hold in `column`; without a column they keep theirs.
@@ -122,20 +123,17 @@ def weights_of(rows: Sequence[Row], column: str) -> dict[str, float]:
     """
     weights = {}
     for row in rows:
-        value = _number(row.extra.get(column))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        value = row.extra.get(column)
+        weight = math.nan
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            # Tables of text (csv) hold numbers as words.
+            with suppress(ValueError, OverflowError):
+                weight = float(value)
+        if not 0 <= weight < math.inf:
             raise DataError(
                 f"the weight in the column {column!r} is {value!r}, not a number from 0 up.",
                 path=row.where,
                 fix="Repair the row, or leave data.weight out.",
             )
-        weights[row.id] = float(value)
+        weights[row.id] = weight
     return weights
-
-
-def _number(value: object) -> object:
-    """Read text as a number where it is one: tables of text (csv) hold numbers as words."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from potstill.types import Batch, Example
 
@@ -21,8 +22,7 @@ def collate(
     """Make a batch of right-padded rows, or with `packed` of one row that joins them without padding.
 
     predicts[b, i] = scored[b, i + 1]: the logits at i are scored against token i + 1. Masks come from
-    lengths, so a token of the text may equal `pad_id`. Padding repeats the last position, which keeps
-    learned position tables in range.
+    lengths, so a token of the text may equal `pad_id`.
 
     Where examples carry the teacher's reading, the batch holds both.
 
@@ -31,14 +31,31 @@ def collate(
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
-    batch = _pack(examples) if packed else _pad(examples, pad_id)
+    rows = [examples] if packed else [[example] for example in examples]
+    input_ids = _padded([[i for example in row for i in example.input_ids] for row in rows], pad_id)
+    # An example's first token is never scored, so no example predicts the next one's start.
+    scored = _padded([[mark for example in row for mark in (False, *example.scored[1:])] for row in rows], 0)
+    positions = _padded([[i for example in row for i in range(len(example.input_ids))] for row in rows], -1)
+    of_token = [example for example in examples for mark in example.scored[1:] if mark]  # [N]
+    weights = teacher = None
     if any(example.weight != 1.0 for example in examples):
-        each = [example.weight for example in examples for mark in example.scored[1:] if mark]
-        batch = replace(batch, weights=torch.tensor(each, dtype=torch.float32))
+        weights = torch.tensor([example.weight for example in of_token], dtype=torch.float32)
     if any(example.reading is not None for example in examples):
-        read = [_as_teacher_reads(example) for example in examples]
         # Id 0 pads, because every vocabulary has it.
-        batch = replace(batch, teacher=collate(read, pad_id=0, packed=packed))
+        teacher = collate([_as_teacher_reads(example) for example in examples], pad_id=0, packed=packed)
+    batch = Batch(
+        input_ids=input_ids,
+        attention_mask=(positions >= 0).long(),
+        # Repeating the last position keeps learned position tables in range.
+        position_ids=torch.where(positions < 0, positions.amax(1, keepdim=True), positions),
+        predicts=scored.roll(-1, dims=1),
+        targets=input_ids[scored],
+        row_ids=tuple(example.id for example in examples),
+        hard=torch.tensor([example.origin != "student" for example in of_token], dtype=torch.bool),
+        weights=weights,
+        packed=packed,
+        teacher=teacher,
+    )
     return batch if device is None else batch.to(device)
 
 
@@ -55,45 +72,8 @@ def _as_teacher_reads(example: Example) -> Example:
     return read
 
 
-def _pad(examples: Sequence[Example], pad_id: int) -> Batch:
-    lengths = torch.tensor([len(example.input_ids) for example in examples])
-    size = int(lengths.max())
-    input_ids = torch.full((len(examples), size), pad_id, dtype=torch.int64)
-    scored = torch.zeros((len(examples), size), dtype=torch.bool)
-    for row, example in enumerate(examples):
-        input_ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids, dtype=torch.int64)
-        scored[row, : len(example.scored)] = torch.tensor(example.scored, dtype=torch.bool)
-    columns = torch.arange(size)
-    predicts = torch.zeros_like(scored)
-    predicts[:, :-1] = scored[:, 1:]
-    hard = torch.tensor([example.origin != "student" for example in examples])
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=(columns < lengths[:, None]).long(),
-        position_ids=torch.minimum(columns, lengths[:, None] - 1),
-        predicts=predicts,
-        targets=input_ids[:, 1:][predicts[:, :-1]],
-        row_ids=tuple(example.id for example in examples),
-        hard=hard[:, None].expand_as(predicts)[predicts],
-    )
-
-
-def _pack(examples: Sequence[Example]) -> Batch:
-    input_ids = torch.tensor([[i for example in examples for i in example.input_ids]])
-    # An example's first token is never scored, so no example predicts the next one's start.
-    scored = [mark for example in examples for mark in (False, *example.scored[1:])]
-    predicts = torch.tensor([[*scored[1:], False]])
-    hard = [example.origin != "student" for example in examples for _ in example.input_ids]
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        position_ids=torch.cat([torch.arange(len(example.input_ids)) for example in examples])[None],
-        predicts=predicts,
-        targets=input_ids[:, 1:][predicts[:, :-1]],
-        row_ids=tuple(example.id for example in examples),
-        hard=torch.tensor([hard])[predicts],
-        packed=True,
-    )
+def _padded(rows: Sequence[Sequence[int]], value: int, side: str = "right") -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], True, value, side)
 
 
 def left_pad(
@@ -104,13 +84,8 @@ def left_pad(
     Positions count a row's own tokens, so a row's logits do not depend on its neighbours' lengths. The mask
     comes from lengths, so a prompt may hold the padding id.
     """
-    size = max(len(ids) for ids in rows)
-    input_ids = torch.full((len(rows), size), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(rows):
-        if not ids:
-            raise ValueError("generation needs at least one prompt token")
-        input_ids[row, size - len(ids) :] = torch.tensor(ids, dtype=torch.int64)
-        mask[row, size - len(ids) :] = 1
-    position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-    return input_ids.to(device), mask.to(device), position_ids.to(device)
+    if not all(rows):
+        raise ValueError("generation needs at least one prompt token")
+    positions = _padded([range(len(ids)) for ids in rows], -1, "left")
+    mask = (positions >= 0).long()
+    return _padded(rows, pad_id, "left").to(device), mask.to(device), positions.clamp(min=0).to(device)

@@ -52,7 +52,7 @@ def with_validation(rows: Sequence[Row], seed: int) -> Parts:
     return Parts(*split.split_heldout(rows, fraction=wanted / len(rows), seed=seed + 1))
 
 
-def apart(rows: Sequence[Row], heldout: Sequence[Row]) -> Sequence[Row]:
+def drop_heldout(rows: Sequence[Row], heldout: Sequence[Row]) -> Sequence[Row]:
     """Drop the rows whose prompts are held out.
 
     Raises:

@@ -10,12 +10,10 @@ import codecs
 import csv
 import gzip
 import io
-import itertools
 import json
-import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,10 @@ from typing import IO, Any
 
 from potstill.errors import DataError
 
+_TYPE_NAMES: dict[type, str] = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text",
+    list: "a list", tuple: "a list", dict: "an object",
+}  # fmt: skip
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+){0,2}")
 
 
@@ -96,8 +98,8 @@ def _file(path: Path) -> Iterator[Record]:
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
     """Open a file's bytes, decompressed and without a byte-order mark."""
-    with path.open("rb") as raw:
-        handle: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+    opener: Callable[..., IO[bytes]] = gzip.open if path.suffix == ".gz" else open  # type: ignore[assignment]
+    with opener(path, "rb") as handle:
         start = handle.read(3)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError("is encoded as UTF-16.", path=str(path), fix="Save it as UTF-8.")
@@ -134,10 +136,10 @@ def _json(path: Path) -> Iterator[Record]:
             yield from _json_lines(path)
             return
         raise DataError(f"is not valid JSON: {error}.", path=str(path), fix="Repair the file.") from error
+    # {"data": [rows]} is how some tools wrap a list.
     if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
-        value = next(iter(value.values()))
-    for number, item in enumerate(value if isinstance(value, list) else [value], 1):
-        yield _record(f"{path}, row {number}", item)
+        (value,) = value.values()
+    yield from _numbered(str(path), value if isinstance(value, list) else [value])
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -164,12 +166,7 @@ def _record(source: str, value: Any) -> Record:
 
 def describe(value: object) -> str:
     """Name a value's type in JSON's terms."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else "true or false"
-    if isinstance(value, list | tuple):
-        return "a list"
-    names = {str: "text", int: "a number", float: "a number", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def _csv(path: Path) -> Iterator[Record]:
@@ -177,73 +174,56 @@ def _csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
     with _open(path) as handle, io.TextIOWrapper(handle, encoding="utf-8", newline="") as text:
         reader = csv.DictReader(text, delimiter="\t" if _kind(path) == ".tsv" else ",", strict=True)
-        rows = iter(reader)
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                yield Record(f"{path}:{reader.line_num}", problem=f"the line is not valid CSV: {error}.")
-                return
-            if row is None:
-                return
-            source = f"{path}:{reader.line_num}"
-            if None in row:
-                yield Record(source, problem="the line has more fields than the header.")
-            else:
-                # CSV cannot tell an empty text from a missing one.
-                yield Record(source, {name: value or None for name, value in row.items()})
+        try:
+            for row in reader:
+                source = f"{path}:{reader.line_num}"
+                if None in row:
+                    yield Record(source, problem="the line has more fields than the header.")
+                else:
+                    # CSV cannot tell an empty text from a missing one.
+                    yield Record(source, {name: value or None for name, value in row.items()})
+        except csv.Error as error:
+            yield Record(f"{path}:{reader.line_num}", problem=f"the line is not valid CSV: {error}.")
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _table(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
-        yield from _rows(str(path), (batch.to_pylist() for batch in file.iter_batches(1024)))
-
-
-def _arrow(path: Path) -> Iterator[Record]:
-    import pyarrow as pa
-
-    with path.open("rb") as handle, _readable(path, "Arrow"):
-        if handle.read(6) == b"ARROW1":
-            file = pa.ipc.open_file(path)
-            batches: Iterator[Any] = (file.get_batch(i) for i in range(file.num_record_batches))
-        else:
-            handle.seek(0)
-            batches = iter(pa.ipc.open_stream(handle))
-        yield from _rows(str(path), (batch.to_pylist() for batch in batches))
-
-
-@contextmanager
-def _readable(path: Path, kind: str) -> Iterator[None]:
-    """Report a damaged file."""
-    import pyarrow as pa
-
     try:
-        yield
+        with path.open("rb") as handle:
+            batches: Iterable[Any]
+            if _kind(path) == ".parquet":
+                batches = pq.ParquetFile(handle).iter_batches(1024)
+            elif handle.peek(6).startswith(b"ARROW1"):
+                file = pa.ipc.open_file(handle)
+                batches = map(file.get_batch, range(file.num_record_batches))
+            else:
+                batches = pa.ipc.open_stream(handle)
+            yield from _numbered(str(path), (row for batch in batches for row in batch.to_pylist()))
     except pa.ArrowException as error:
+        kind = _kind(path)[1:].title()
         raise DataError(
             f"is not a readable {kind} file: {error}.", path=str(path), fix="Check the file."
         ) from error
 
 
-def _rows(name: str, batches: Iterator[list[dict[str, Any]]]) -> Iterator[Record]:
-    for number, value in enumerate(itertools.chain.from_iterable(batches), 1):
-        yield Record(f"{name}, row {number}", value)
+def _numbered(name: str, rows: Iterable[Any]) -> Iterator[Record]:
+    for number, row in enumerate(rows, 1):
+        yield _record(f"{name}, row {number}", row)
 
 
 def _hub(name: str) -> Iterator[Record]:
     import datasets
 
-    owner, subset, split = (*name.split(":"), "", "")[:3]
+    dataset_name, subset, split = (*name.split(":"), "", "")[:3]
     try:
-        dataset = datasets.load_dataset(owner, subset or None, split=split or None)
+        dataset = datasets.load_dataset(dataset_name, subset or None, split=split or None)
     # datasets passes on whatever its network, file and script layers raise.
     except Exception as error:
-        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0", "false", "False")
-        reason = (
-            "HF_HUB_OFFLINE is set" if offline else (str(error).splitlines() or [type(error).__name__])[0]
-        )
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if datasets.config.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set"
         raise DataError(
             f"is no file here, and the hub's data set cannot be loaded: {reason}.",
             path=name,
@@ -257,7 +237,7 @@ def _hub(name: str) -> Iterator[Record]:
                 fix="Write NAME:SUBSET:SPLIT to choose one.",
             )
         dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
-    yield from _rows(name, ([dict(row)] for row in dataset))
+    yield from _numbered(name, map(dict, dataset))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
@@ -266,7 +246,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".json": _json,
     ".csv": _csv,
     ".tsv": _csv,
-    ".parquet": _parquet,
-    ".arrow": _arrow,
+    ".parquet": _table,
+    ".arrow": _table,
 }
 _SUFFIX_FIX = f"Potstill reads {', '.join(_READERS)}."

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from potstill.data import chat
-from potstill.data.chat import Message
+from potstill.data.row import SYSTEM, Message
 from potstill.errors import DataError
 
 System = Literal["keep", "merge", "drop"]
@@ -28,7 +27,7 @@ def apply_system(messages: Sequence[Message], policy: System) -> list[Message]:
     pending: list[str] = []
     result: list[Message] = []
     for message in messages:
-        if message["role"] in chat.SYSTEM:
+        if message["role"] in SYSTEM:
             pending.append(message["content"])
         elif policy == "merge" and pending and message["role"] == "user":
             parts = [text for text in (*pending, message["content"]) if text.strip()]
@@ -50,7 +49,7 @@ def split_reasoning(message: Message) -> tuple[str, str]:
     return (field or thought[1]).strip(), message["content"][thought.end() :].strip()
 
 
-def wrapped(reasoning: str, answer: str) -> str:
+def wrap(reasoning: str, answer: str) -> str:
     """Put reasoning before its answer, as most models write it."""
     return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}" if reasoning else answer
 
@@ -73,7 +72,7 @@ def _with_policy(message: Message, policy: Reasoning) -> Message:
     if policy == "keep":
         # A prompt may open the block, so that the model writes the rest of it only: add the tag.
         opened = has_field or OPEN in message["content"]
-        content = wrapped(reasoning, answer) if has_field else message["content"]
+        content = wrap(reasoning, answer) if has_field else message["content"]
         return {**rest, "content": content if opened else f"{OPEN}\n{content.lstrip()}"}
     if policy == "separate":
         return {**rest, "content": answer, "reasoning_content": reasoning}

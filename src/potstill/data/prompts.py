@@ -34,10 +34,8 @@ def prompt_ids(templater: Templater, row: Row) -> list[int]:
             path=row.where,
             fix="Give rows with a prompt, or leave the generate stage out to train on the text itself.",
         )
-    try:
-        return templater.prompt_ids(row.prompt, list(row.tools) or None)
-    except DataError as error:
-        raise DataError(error.message, fix=error.fix, path=error.path or row.where) from error
+    with row.place_in_errors():
+        return templater.prompt_ids(row.prompt, row.tools)
 
 
 def prompts(
@@ -79,7 +77,14 @@ def prompts(
             reason = "prompt too long"
         left_out[reason if trained else f"measured {reason}"] += 1
     if rows and not kept:
-        raise _none_left(rows, left_out, max_length, new_tokens)
+        reasons = Counter(reason.removeprefix("measured ") for reason in left_out.elements())
+        raise DataError(
+            f"none of the {len(rows)} prompts can be asked: "
+            + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            + f". max_length {max_length} leaves {room} tokens beside {new_tokens} new ones.",
+            path="data.max_length",
+            fix="Raise max_length, or shorten the prompts.",
+        )
     return kept, left_out
 
 
@@ -89,16 +94,3 @@ def _both_ids(readers: Readers, row: Row) -> tuple[list[int], list[int]]:
         ids = prompt_ids(readers.student.templater, row)
         return ids, ids
     return prompt_ids(readers.teacher.templater, row), prompt_ids(readers.student.templater, row)
-
-
-def _none_left(rows: Sequence[Row], left_out: Counter[str], max_length: int, new_tokens: int) -> DataError:
-    reasons: Counter[str] = Counter()
-    for reason, count in left_out.items():
-        reasons[reason.removeprefix("measured ")] += count
-    return DataError(
-        f"none of the {len(rows)} prompts can be asked: "
-        + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        + f". max_length {max_length} leaves {max_length - new_tokens} tokens beside {new_tokens} new ones.",
-        path="data.max_length",
-        fix="Raise max_length, or shorten the prompts.",
-    )

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from potstill.data import chat
 from potstill.data.prompts import prompt_ids
 from potstill.data.reader import Readers
 from potstill.data.rows import Row
@@ -55,7 +54,7 @@ def questions(
             continue
         if len(result) >= most:
             break
-        turns = row.prompt if generated else chat.opening(row.messages)
+        turns = row.prompt if generated else row.opening
         result[row.id] = _question(readers, example, replace(row, messages=turns))
     return list(result.values())
 

@@ -26,8 +26,8 @@ class Reader:
         return self.templater.stop_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer, without special tokens."""
-        return decode(self.tokenizer, ids)
+        """The text of an answer's ids, without special tokens and with its spaces as they are."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Readers:
     student: Reader
 
     @property
-    def of_teacher(self) -> Reader:
-        """The teacher's reader, where a stage needs one; a run without it was refused before."""
+    def teacher_reader(self) -> Reader:
+        """The teacher's reader, where it must have one: a run without it is refused before."""
         assert self.teacher is not None
         return self.teacher
 
@@ -56,11 +56,6 @@ class Readers:
         if self.teacher is None or not self.shared_vocabulary:
             return False
         return self.teacher.templater.fingerprint == self.student.templater.fingerprint
-
-
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of an answer's ids, without special tokens and with its spaces as they are."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def reader_of(tokenizer: Any, templater: Templater) -> Reader:

@@ -6,6 +6,8 @@ alone decides about the start token.
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,15 +15,11 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from potstill.data.chat import Message
+from potstill.data.row import SYSTEM, Message
 from potstill.errors import DataError, ModelError
 
 _PROBE = "potstill"
-_RESERVED = frozenset(
-    {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"}
-    | {"continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"}
-    | {"return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
-)
+_USER: Message = {"role": "user", "content": "?"}
 _TEMPLATE_FIX = "Name a Jinja file: data.template.file."
 
 
@@ -48,9 +46,9 @@ class Renderer:
         self.tokenizer = tokenizer
         self.kwargs = dict(template_kwargs)
         self._template = template_text
-        self._system: dict[str, str] = {}  # role -> what the template does with it
+        reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
         for name in self.kwargs:
-            if name in _RESERVED:
+            if name in reserved:
                 raise DataError(
                     "is set by potstill itself.", path=f"data.template.kwargs.{name}", fix="Remove it."
                 )
@@ -96,39 +94,29 @@ class Renderer:
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise DataError(f"the chat template refuses it: {error}.", fix=_TEMPLATE_FIX) from error
 
-    def require_system(self, role: str) -> None:
-        """Require that the template prints system prompts of this role.
-
-        Raises:
-            DataError: it refuses the role, or leaves its text out.
-        """
-        if role not in self._system:
-            self._system[role] = self._try_system(role)
-        if self._system[role] != "prints it":
-            raise DataError(
-                f"the chat template {self._system[role]}.",
-                fix="Use system: merge to put it into the first user turn, or system: drop.",
-            )
-
-    def _try_system(self, role: str) -> str:
-        try:
-            text = self._render(
-                [{"role": role, "content": _PROBE}, {"role": "user", "content": "?"}], prompt=True
-            )
-        except DataError as error:
-            return f"refuses the role {role} ({error.message})"
-        return "prints it" if _PROBE in text else f"prints nothing of the role {role}"
+    @cached_property
+    def system_problems(self) -> dict[str, str]:
+        """Why the template does not print system prompts, by role; without the roles that it prints."""
+        problems = {}
+        for role in SYSTEM:
+            try:
+                text = self._render([{"role": role, "content": _PROBE}, _USER], prompt=True)
+            except DataError as error:
+                problems[role] = f"refuses the role {role} ({error.message})"
+            else:
+                if _PROBE not in text:
+                    problems[role] = f"prints nothing of the role {role}"
+        return problems
 
     @cached_property
     def default_system(self) -> str:
         """The system prompt that the template adds to a conversation without one; "" for none."""
-        user = {"role": "user", "content": "?"}
         try:
-            text = self._render([{"role": "system", "content": _PROBE}, user])
+            text = self._render([{"role": "system", "content": _PROBE}, _USER])
         except DataError:
             return ""
         before, probe, after = text.partition(_PROBE)
-        plain = self._render([user])
+        plain = self._render([_USER])
         same = probe and plain.startswith(before) and plain.endswith(after)
         return plain[len(before) : len(plain) - len(after)].strip() if same else ""
 
@@ -166,7 +154,7 @@ class Renderer:
     @cached_property
     def _sample(self) -> str:
         """A conversation with `_PROBE` as its answer."""
-        text = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}])
+        text = self._render([_USER, {"role": "assistant", "content": _PROBE}])
         if _PROBE not in text:
             raise DataError("the chat template does not print the assistant's answer.", fix=_TEMPLATE_FIX)
         return text
@@ -174,9 +162,8 @@ class Renderer:
     @cached_property
     def _header(self) -> str:
         """What opens an assistant turn, for templates that ignore add_generation_prompt; else empty."""
-        user = [{"role": "user", "content": "?"}]
-        plain = self._render(user)
-        if self._render(user, prompt=True) != plain or not self._sample.startswith(plain):
+        plain = self._render([_USER])
+        if self._render([_USER], prompt=True) != plain or not self._sample.startswith(plain):
             return ""
         header = self._sample[len(plain) : self._sample.rindex(_PROBE)]
         return header if header.strip() else ""
@@ -195,10 +182,18 @@ class Renderer:
         # White space before a stop token is the template's layout; a model need not write it.
         return Ending(text, tuple(ids[0 if words else stop : stop + 1]), ids[stop], marked=True)
 
+    def end_of_turn(self, ids: Sequence[int], start: int) -> int | None:
+        """Find the end of a turn that starts here: after its last stop token, else its last special token."""
+        for stops in ({self.ending.stop}, self.special):
+            for index in range(len(ids) - 1, start - 1, -1):
+                if ids[index] in stops:
+                    return index + 1
+        return None
+
     def marks(
         self, messages: Sequence[Message], tools: Sequence[Any] = ()
-    ) -> tuple[list[int], list[bool]] | None:
-        """Tokenise a conversation into (ids, whether each is inside {% generation %}); None without marks."""
+    ) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """Tokenise a conversation into (ids, ranges inside {% generation %}); None without marks."""
         template = self.template_text(bool(tools))
         if not self.tokenizer.is_fast or not re.search(r"\{%-?\s*generation\s*-?%\}", template):
             return None
@@ -214,4 +209,7 @@ class Renderer:
         (text,), (spans,) = rendered
         out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         inside = [any(a < end <= b for a, b in spans) for _, end in out["offset_mapping"]]
-        return (out["input_ids"], inside) if any(inside) else None
+        runs = [
+            list(run) for marked, run in itertools.groupby(range(len(inside)), inside.__getitem__) if marked
+        ]
+        return (out["input_ids"], [(run[0], run[-1] + 1) for run in runs]) if runs else None

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from potstill.data import chat
-from potstill.data.chat import Message
 from potstill.data.files import describe, parse_json
+from potstill.data.row import ROLES, SYSTEM, Message, Row, role_problem
 
-REQUIRED = {
-    "messages": "messages",
-    "sharegpt": "conversations",
-    "prompt": "prompt",
-    "alpaca": "instruction",
-    "text": "text",
+# The columns that each shape reads; the first of them is required.
+COLUMNS = {
+    "messages": ("messages", "system"),
+    "sharegpt": ("conversations", "system"),
+    "prompt": ("prompt", "response", "completion", "system"),
+    "alpaca": ("instruction", "input", "output", "system"),
+    "text": ("text",),
 }
-_OPTIONAL = {
-    "messages": ("system",),
-    "sharegpt": ("system",),
-    "prompt": ("response", "completion", "system"),
-    "alpaca": ("input", "output", "system"),
-    "text": (),
-}
-KNOWN = frozenset({"id", "tools", *REQUIRED.values(), *(c for names in _OPTIONAL.values() for c in names)})
+ALL_COLUMNS = frozenset({"id", "tools"}.union(*COLUMNS.values()))
 _SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+    "tool": "tool", "function": "tool", "observation": "tool",
+}  # fmt: skip
 
 
 class BadRow(Exception):
@@ -45,113 +33,95 @@ class BadRow(Exception):
         self.empty = empty
 
 
-@dataclass(frozen=True)
-class Content:
-    """A row in the one form that the rest of potstill reads."""
-
-    messages: tuple[Message, ...] = ()
-    text: str | None = None
-    tools: tuple[dict[str, Any], ...] = ()
-    extra: Mapping[str, Any] | None = None
-
-
 def detect(values: Sequence[Mapping[str, Any]]) -> str | None:
-    """Find the shape that most rows fit, of equals the first in `REQUIRED`; None when no row fits any."""
-    fits = {shape: sum(row.get(column) is not None for row in values) for shape, column in REQUIRED.items()}
+    """Find the shape that most rows fit, of equals the first in `COLUMNS`; None when no row fits any."""
+    fits = {
+        shape: sum(row.get(columns[0]) is not None for row in values) for shape, columns in COLUMNS.items()
+    }
     best = max(fits, key=fits.__getitem__)
     return best if fits[best] else None
 
 
-def columns_of(shape: str) -> tuple[str, ...]:
-    """The columns that a shape reads, the required one first."""
-    return (REQUIRED[shape], *_OPTIONAL[shape])
-
-
-def convert(shape: str, row: Mapping[str, Any]) -> Content:
-    """Read a row's content.
+def convert(shape: str, value: Mapping[str, Any], source: str) -> Row:
+    """Read a row of this shape. Its id is "" where it has none.
 
     Raises:
         BadRow: a column is missing, of the wrong type or empty, or the roles are out of order.
     """
-    used = {"id", "tools", *columns_of(shape)}
-    extra = {name: value for name, value in row.items() if name not in used}
-    if row.get(REQUIRED[shape]) is None:
-        raise BadRow(f"the column {REQUIRED[shape]!r} is missing or null.")
+    columns = COLUMNS[shape]
+    if value.get(columns[0]) is None:
+        raise BadRow(f"the column {columns[0]!r} is missing or null.")
+    row_id = value.get("id")
+    has_id = isinstance(row_id, str | int) and not isinstance(row_id, bool)
+    extra = {name: item for name, item in value.items() if name not in ("id", "tools", *columns)}
+    row = Row(str(row_id) if has_id else "", extra=extra, source=source)
     if shape == "text":
-        return Content(text=_text(row, "text"), extra=extra)
-    messages = list(_MESSAGES[shape](row))
-    if str(row.get("system") or "").strip() and not (messages and messages[0]["role"] in chat.SYSTEM):
-        messages.insert(0, {"role": "system", "content": _text(row, "system")})
-    if problem := chat.problem(messages):
+        return replace(row, text=_text(value, "text"))
+    messages = _MESSAGES[shape](value)
+    if str(value.get("system") or "").strip() and not (messages and messages[0]["role"] in SYSTEM):
+        messages.insert(0, {"role": "system", "content": _text(value, "system")})
+    if problem := role_problem(messages):
         raise BadRow(problem)
-    return Content(messages=tuple(messages), tools=_tools(row.get("tools")), extra=extra)
+    return replace(row, messages=tuple(messages), tools=_tools(value))
 
 
-def _messages(row: Mapping[str, Any]) -> Iterator[Message]:
-    yield from _turns(row["messages"], "messages")
-
-
-def _sharegpt(row: Mapping[str, Any]) -> Iterator[Message]:
-    turns = []
-    for number, turn in enumerate(_list(row["conversations"], "conversations")):
+def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
+    messages = []
+    for number, turn in enumerate(_list(row, "conversations")):
         where = f"conversations[{number}]"
-        if not isinstance(turn, dict):
-            raise BadRow(f"{where} is {describe(turn)}, not an object.")
-        role = _SHAREGPT_ROLES.get(str(turn.get("from", turn.get("role"))))
+        _require(dict, turn, where)
+        speaker = turn.get("from", turn.get("role"))
+        role = _SHAREGPT_ROLES.get(str(speaker))
         if role is None:
-            raise BadRow(
-                f"{where} is from {turn.get('from')!r}; potstill reads {', '.join(_SHAREGPT_ROLES)}."
-            )
+            raise BadRow(f"{where} is from {speaker!r}; potstill reads {', '.join(_SHAREGPT_ROLES)}.")
         rest = {k: v for k, v in turn.items() if k not in ("from", "value", "role", "content")}
-        turns.append({"role": role, "content": turn.get("value", turn.get("content")), **rest})
-    yield from _turns(turns, "conversations")
+        content = turn.get("value", turn.get("content"))
+        messages.append(_turn({"role": role, "content": content, **rest}, where))
+    return messages
 
 
-def _prompt(row: Mapping[str, Any]) -> Iterator[Message]:
-    yield from _turns(row["prompt"], "prompt", role="user")
+def _prompt(row: Mapping[str, Any]) -> list[Message]:
     answers = [name for name in ("response", "completion") if row.get(name) is not None]
     if len(answers) > 1:
         raise BadRow("the row has both a response and a completion.")
-    for name in answers:
-        yield from _turns(row[name], name, role="assistant")
+    messages = _turns(row, "prompt", role="user")
+    return messages + (_turns(row, answers[0], role="assistant") if answers else [])
 
 
-def _alpaca(row: Mapping[str, Any]) -> Iterator[Message]:
-    parts = [_text(row, "instruction"), *([_text(row, "input")] if row.get("input") else [])]
-    yield {"role": "user", "content": "\n\n".join(parts)}
+def _alpaca(row: Mapping[str, Any]) -> list[Message]:
+    names = ("instruction", "input") if row.get("input") else ("instruction",)
+    messages = [{"role": "user", "content": "\n\n".join(_text(row, name) for name in names)}]
     if row.get("output") is not None:
-        yield {"role": "assistant", "content": _text(row, "output")}
+        messages.append({"role": "assistant", "content": _text(row, "output")})
+    return messages
 
 
-_MESSAGES = {"messages": _messages, "sharegpt": _sharegpt, "prompt": _prompt, "alpaca": _alpaca}
-
-
-def _turns(value: Any, name: str, role: str | None = None) -> Iterator[Message]:
+def _turns(row: Mapping[str, Any], name: str, role: str | None = None) -> list[Message]:
     """Read a list of messages; with a `role`, text too."""
-    if role is not None and isinstance(value, str):
-        yield {"role": role, "content": _text({name: value}, name)}
-        return
-    for number, turn in enumerate(_list(value, name)):
-        yield _turn(turn, f"{name}[{number}]")
+    if role is not None and isinstance(row[name], str):
+        return [{"role": role, "content": _text(row, name)}]
+    return [_turn(turn, f"{name}[{number}]") for number, turn in enumerate(_list(row, name))]
+
+
+_MESSAGES = {
+    "messages": lambda row: _turns(row, "messages"), "sharegpt": _sharegpt, "prompt": _prompt, "alpaca": _alpaca
+}  # fmt: skip
 
 
 def _turn(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise BadRow(f"{where} is {describe(turn)}, not an object with role and content.")
-    message = {key: item for key, item in strip_nulls(turn).items() if key != "tool_calls" or item}
-    role = message.get("role")
-    if role not in chat.ROLES:
-        raise BadRow(f"{where} has the role {role!r}; potstill reads {', '.join(chat.ROLES)}.")
-    calls = message.get("tool_calls")
-    if calls is not None:
-        if not isinstance(calls, list):
-            raise BadRow(f"{where}.tool_calls is {describe(calls)}, not a list.")
+    _require(dict, turn, where)
+    message = {key: item for key, item in _without_nulls(turn).items() if key != "tool_calls" or item}
+    role, calls = message.get("role"), message.get("tool_calls")
+    if role not in ROLES:
+        raise BadRow(f"{where} has the role {role!r}; potstill reads {', '.join(ROLES)}.")
+    if calls:
+        _require(list, calls, f"{where}.tool_calls")
         message["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
         # Templates test whether content is empty; few of them expect it to be absent.
         message.setdefault("content", "")
     for key in ("content", "reasoning_content", "reasoning"):
-        if key in message and not isinstance(message[key], str):
-            raise BadRow(f"{where}.{key} is {describe(message[key])}, not text.")
+        if key in message:
+            _require(str, message[key], f"{where}.{key}")
     if "content" not in message:
         raise BadRow(f"{where} has no content.")
     if not message["content"].strip() and role in ("user", "assistant") and not calls:
@@ -161,8 +131,7 @@ def _turn(turn: Any, where: str) -> Message:
 
 def _call(call: Any, where: str) -> Any:
     """Read a tool call's arguments as an object: servers write JSON text, templates print objects."""
-    if not isinstance(call, dict):
-        raise BadRow(f"{where} is {describe(call)}, not an object.")
+    _require(dict, call, where)
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
@@ -174,41 +143,39 @@ def _call(call: Any, where: str) -> Any:
     return {**call, "function": function} if "function" in call else function
 
 
-def _tools(value: Any) -> tuple[dict[str, Any], ...]:
-    if not value:
-        return ()
-    tools = _list(value, "tools")
+def _tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    tools = _list(row, "tools") if row.get("tools") else []
     for number, tool in enumerate(tools):
-        if not isinstance(tool, dict):
-            raise BadRow(f"tools[{number}] is {describe(tool)}, not an object.")
-    return tuple(strip_nulls(tools))
+        _require(dict, tool, f"tools[{number}]")
+    return tuple(_without_nulls(tools))
 
 
-def _list(value: Any, name: str) -> list[Any]:
+def _list(row: Mapping[str, Any], name: str) -> list[Any]:
     """Read a list, also from JSON text as tables hold it."""
+    value = row[name]
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             value = parse_json(value)
-        except ValueError:
-            raise BadRow(f"the column {name!r} is text, not a list.") from None
-    if not isinstance(value, list):
-        raise BadRow(f"the column {name!r} is {describe(value)}, not a list.")
+    _require(list, value, f"the column {name!r}")
     if not value and name != "tools":
         raise BadRow(f"the column {name!r} is an empty list.")
     return value
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
-    if not isinstance(value, str):
-        raise BadRow(f"the column {name!r} is {describe(value)}, not text.")
-    if not value.strip():
+    _require(str, row[name], f"the column {name!r}")
+    if not row[name].strip():
         raise BadRow(f"the column {name!r} is empty.", empty=True)
-    return value
+    return row[name]
 
 
-def strip_nulls(value: Any) -> Any:
+def _require(kind: type, value: Any, where: str) -> None:
+    if not isinstance(value, kind):
+        raise BadRow(f"{where} is {describe(value)}, not {describe(kind())}.")
+
+
+def _without_nulls(value: Any) -> Any:
     """Remove null fields: tables fill in every field that any other row has."""
     if isinstance(value, dict):
-        return {key: strip_nulls(item) for key, item in value.items() if item is not None}
-    return [strip_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

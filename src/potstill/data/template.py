@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from potstill.data import chat, policies
-from potstill.data.chat import Message
+from potstill.data import policies
 from potstill.data.policies import CLOSE, OPEN, Reasoning, System
 from potstill.data.render import Renderer
-from potstill.data.rows import Row
+from potstill.data.row import Message, Row, role_problem
 from potstill.errors import DataError
 from potstill.types import Example, Origin
 
@@ -57,7 +56,7 @@ class Templater:
     @property
     def default_system(self) -> str:
         """The system prompt that the template adds to conversations without one; "" for none."""
-        return self._renderer.default_system if self.has_template else ""
+        return self._renderer.default_system
 
     @property
     def fingerprint(self) -> str:
@@ -74,19 +73,19 @@ class Templater:
         eos = self._renderer.tokenizer.eos_token_id
         return tuple(dict.fromkeys([*stop, *([] if eos is None else [int(eos)])]))
 
-    def prompt_text(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
+    def prompt_text(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """Render a prompt as text.
 
         Raises:
             DataError: there is no template, it refuses the conversation, or the last turn is the assistant's.
         """
-        if problem := chat.problem(messages):
+        if problem := role_problem(messages):
             raise DataError(problem, fix="Repair the row.")
         if messages[-1]["role"] == "assistant":
             raise DataError("a prompt ends with the assistant's own turn.", fix="Remove the answer.")
-        return self._renderer.text(self._prepare(messages), tools or (), prompt=True)
+        return self._renderer.text(self._prepare(messages), tools, prompt=True)
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """Render a prompt as ids; raises as `prompt_text` does."""
         ids = self._renderer.ids(self.prompt_text(messages, tools))
         if not ids:
@@ -119,71 +118,61 @@ class Templater:
         Raises:
             DataError: the row has no answer, or the template hides which tokens belong to it; names the row.
         """
-        try:
+        with row.place_in_errors():
             if row.text is not None:
                 ids = self._renderer.document_ids(row.text)
                 return [_example(row.id, ids, [(1, len(ids))])]
-            if problem := chat.problem(row.messages) or chat.missing_answer(row.messages):
+            problem = role_problem(row.messages)
+            if not problem and (last := row.messages[-1]["role"]) != "assistant":
+                problem = f"it needs an assistant turn at its end; its last turn is by the {last}."
+            if problem:
                 raise DataError(problem, fix="Repair the row, or generate the answers first.")
             messages = self._prepare(row.messages)
-            if whole := self._whole(messages, row.tools):
-                return [_example(row.id, *whole)]
-            turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            examples = [_example(row.id, *self._turn(messages, row.tools, turn)) for turn in turns]
-            if len(examples) == 1:
-                return examples
-            return [replace(one, id=f"{row.id}#{n}", part_of=row.id) for n, one in enumerate(examples, 1)]
-        except DataError as error:
-            raise DataError(error.message, fix=error.fix, path=error.path or row.where) from error
+            if marked := self._by_marks(messages, row.tools):
+                return [_example(row.id, *marked)]
+            turns = [
+                self._turn(messages, row.tools, turn)
+                for turn, message in enumerate(messages)
+                if message["role"] == "assistant"
+            ]
+            whole = turns[-1][0]
+            if all(whole[: len(ids)] == ids for ids, _ in turns):
+                return [_example(row.id, whole, [span for _, spans in turns for span in spans])]
+            return [
+                replace(_example(f"{row.id}#{number}", *turn), part_of=row.id)
+                for number, turn in enumerate(turns, 1)
+            ]
 
     def _prepare(self, messages: Sequence[Message]) -> list[Message]:
         if self._system == "keep":
-            for role in {m["role"] for m in messages} & set(chat.SYSTEM):
-                self._renderer.require_system(role)
+            for message in messages:
+                if problem := self._renderer.system_problems.get(message["role"]):
+                    raise DataError(
+                        f"the chat template {problem}.",
+                        fix="Use system: merge to put it into the first user turn, or system: drop.",
+                    )
         return policies.apply_reasoning(policies.apply_system(messages, self._system), self._reasoning)
 
-    def _whole(self, messages: Sequence[Message], tools: Sequence[Any]) -> Spans | None:
-        """Encode all turns in one row; None where a model would see them differently turn by turn."""
-        text = self._renderer.text(messages, tools)
-        if not self._renderer.ending.marked or not _holds_answers(messages, text):
-            return None
-        return self._by_marks(messages, tools) or self._by_prefixes(messages, tools, self._renderer.ids(text))
-
     def _by_marks(self, messages: Sequence[Message], tools: Sequence[Any]) -> Spans | None:
-        """Find the turns by the template's {% generation %} marks, each with its end token."""
-        marks = self._renderer.marks(messages, tools)
-        if marks is None:
-            return None
-        ids, inside = marks
-        if not _starts_with(ids, self._renderer.ids(self._renderer.text(messages[:-1], tools, prompt=True))):
-            return None
-        ending = list(self._renderer.ending.ids)
-        spans = []
-        for start, end in _runs(inside):
-            stop = _last_stop(ids[start:end], self._renderer)
-            if stop is not None:
-                end = start + stop + 1
-            elif ids[end : end + len(ending)] == ending:
-                end += len(ending)
-            spans.append((start, end))
-        return ids[: spans[-1][1]], spans
+        """Find the turns by the template's {% generation %} marks, each with its end token.
 
-    def _by_prefixes(self, messages: Sequence[Message], tools: Sequence[Any], ids: list[int]) -> Spans | None:
-        """Find the turns by prefixes: `ids` must begin with the ids of each prompt and each finished turn."""
+        None without marks, or where a model would see the turns differently one by one.
+        """
         render = self._renderer
+        marked = render.marks(messages, tools)
+        if marked is None or not render.ending.marked:
+            return None
+        ids, marks = marked
+        prompt = render.ids(render.text(messages[:-1], tools, prompt=True))
+        if ids[: len(prompt)] != prompt or not _holds_answers(messages, render.text(messages, tools)):
+            return None
+        ending = list(render.ending.ids)
         spans = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = render.ids(render.text(messages[:turn], tools, prompt=True))
-            last = turn == len(messages) - 1
-            finished = ids if last else render.ids(render.text(messages[: turn + 1], tools))
-            if not _starts_with(ids, prompt) or not _starts_with(ids, finished):
-                return None
-            stop = _last_stop(finished[len(prompt) :], render)
-            if stop is None:
-                return None
-            spans.append((len(prompt), len(prompt) + stop + 1))
+        for start, end in marks:
+            stop = render.end_of_turn(ids[:end], start)
+            if stop is None and ids[end : end + len(ending)] == ending:
+                stop = end + len(ending)
+            spans.append((start, stop or end))
         return ids[: spans[-1][1]], spans
 
     def _turn(self, messages: Sequence[Message], tools: Sequence[Any], turn: int) -> Spans:
@@ -198,15 +187,14 @@ class Templater:
             answer = answer.rstrip()
         prompt = render.ids(prompt_text)
         ids = render.ids(prompt_text + answer)
-        if not _starts_with(ids, prompt):
+        if ids[: len(prompt)] != prompt:
             # A token would join prompt and answer; at inference a model never sees such a token.
             ids = [*prompt, *render.ids(answer)]
         if not render.ending.marked:
-            return [*ids, render.ending.stop], [(len(prompt), len(ids) + 1)]
-        stop = _last_stop(ids[len(prompt) :], render)
-        if stop is None:
+            ids.append(render.ending.stop)
+        end = render.end_of_turn(ids, len(prompt))
+        if end is None:
             raise DataError("the chat template does not end the answer.", fix="Name another template.")
-        end = len(prompt) + stop + 1
         return ids[:end], [(len(prompt), end)]
 
 
@@ -219,7 +207,7 @@ def _spliced(message: Message, prompt: str) -> str:
         )
     content = message["content"]
     if "reasoning_content" in message:
-        content = policies.wrapped(message["reasoning_content"], content)
+        content = policies.wrap(message["reasoning_content"], content)
     if not prompt.rstrip().endswith(OPEN):
         return content
     if CLOSE not in content:
@@ -239,23 +227,6 @@ def _holds_answers(messages: Sequence[Message], text: str) -> bool:
         if message["role"] == "assistant" and not message.get("tool_calls")
         for part in policies.split_reasoning(message)
     )
-
-
-def _last_stop(ids: Sequence[int], render: Renderer) -> int | None:
-    """Find where a turn ends: at its last stop token, else at its last special token."""
-    stops = [i for i, token in enumerate(ids) if token == render.ending.stop]
-    stops = stops or [i for i, token in enumerate(ids) if token in render.special]
-    return stops[-1] if stops else None
-
-
-def _starts_with(ids: Sequence[int], prefix: Sequence[int]) -> bool:
-    return list(ids[: len(prefix)]) == list(prefix)
-
-
-def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
-    """Find the half-open ranges of neighbouring true values."""
-    edges = [i for i in range(len(flags) + 1) if (i > 0 and flags[i - 1]) != (i < len(flags) and flags[i])]
-    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _example(

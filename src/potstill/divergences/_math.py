@@ -76,6 +76,13 @@ def reverse(pair: Pair) -> tuple[Tensor, Tensor]:
     return (flow - pair.gap).clamp(min=0).sum(-1), flow
 
 
+def blend(pair: Pair, cover: Tensor, seek: Tensor) -> tuple[Tensor, Tensor]:
+    """cover KL(p ‖ q) + seek KL(q ‖ p) [N] by weights [N, 1], and its partial; a KL of weight 0 may be infinite."""
+    (covering, gap), (seeking, flow) = forward(pair), reverse(pair)
+    value = product(cover, covering.unsqueeze(-1)) + product(seek, seeking.unsqueeze(-1))
+    return value.squeeze(-1), product(cover, gap) + product(seek, flow)
+
+
 class Mixture(NamedTuple):
     """Both sides against m = share * p + (1 - share) * q, 0 < share < 1; tensors are [N, K]."""
 

@@ -15,7 +15,7 @@ that the last column is one.
 import torch
 from torch import Tensor
 
-from potstill.divergences._math import compare, forward, product, require, reverse
+from potstill.divergences._math import blend, compare, require
 
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
@@ -24,9 +24,7 @@ DISCLAIMS = {
     "merging": "merging outcomes moves mass between head and tail, and with it the weights of the two KLs"
 }
 EXAMPLES = ({"head_mass": 0.8},)
-COUNTEREXAMPLES = {
-    "merging": ([0.481, 0.505, 0.006, 0.008], [0.42, 0.075, 0.315, 0.19]),
-}
+COUNTEREXAMPLES = {"merging": ([0.481, 0.505, 0.006, 0.008], [0.42, 0.075, 0.315, 0.19])}
 
 
 def value_and_partial(
@@ -46,10 +44,7 @@ def value_and_partial(
     a = torch.where(head, misfit, 0.0).sum(-1, keepdim=True)
     b = torch.where(head, 0.0, misfit).sum(-1, keepdim=True)
     whole = torch.where(a + b > 0, a + b, 1.0)
-    a, b = a / whole, b / whole
-    (covering, gap), (seeking, flow) = forward(pair), reverse(pair)
-    mixed = product(a, covering.unsqueeze(-1)) + product(b, seeking.unsqueeze(-1))
-    return mixed.squeeze(-1), product(a, gap) + product(b, flow)
+    return blend(pair, a / whole, b / whole)
 
 
 def _head(p: Tensor, tail: bool, head_mass: float) -> Tensor:

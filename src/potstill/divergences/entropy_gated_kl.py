@@ -12,16 +12,14 @@ KL that is chosen.
 import torch
 from torch import Tensor
 
-from potstill.divergences._math import compare, forward, product, require, reverse
+from potstill.divergences._math import blend, compare, product, require
 
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
 DISCLAIMS = {"merging": "merging outcomes lowers the teacher's entropy, which can switch to a larger KL"}
 EXAMPLES = ({"threshold": 0.5, "keep_reverse": True},)
-COUNTEREXAMPLES = {
-    "merging": ([0.026, 0.91, 0.045, 0.019], [0.237, 0.007, 0.323, 0.433]),
-}
+COUNTEREXAMPLES = {"merging": ([0.026, 0.91, 0.045, 0.019], [0.237, 0.007, 0.323, 0.433])}
 
 
 def value_and_partial(
@@ -36,7 +34,4 @@ def value_and_partial(
     pair = compare(student_lp, teacher_lp)
     entropy = -product(pair.p, teacher_lp).sum(-1, keepdim=True).detach()
     cover = (entropy >= threshold).to(pair.p.dtype)
-    seek = torch.ones_like(cover) if keep_reverse else 1 - cover
-    (covering, gap), (seeking, flow) = forward(pair), reverse(pair)
-    mixed = product(cover, covering.unsqueeze(-1)) + product(seek, seeking.unsqueeze(-1))
-    return mixed.squeeze(-1), product(cover, gap) + product(seek, flow)
+    return blend(pair, cover, torch.ones_like(cover) if keep_reverse else 1 - cover)

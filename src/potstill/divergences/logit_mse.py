@@ -20,9 +20,7 @@ DISCLAIMS = {
     "merging": "a merged outcome has another logit and another share in the mean",
     "appending": "an id of negligible probability still has a logit, and moves the means",
 }
-COUNTEREXAMPLES = {
-    "merging": ([0.007, 0.779, 0.138, 0.076], [0.568, 0.008, 0.166, 0.258]),
-}
+COUNTEREXAMPLES = {"merging": ([0.007, 0.779, 0.138, 0.076], [0.568, 0.008, 0.166, 0.258])}
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:

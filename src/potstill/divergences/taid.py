@@ -20,9 +20,7 @@ VANISHES = True
 TANGENT = True
 DISCLAIMS = {"merging": "the interpolated target of merged outcomes is not the merged interpolated target"}
 EXAMPLES = ({"t": 1.0}, {"t": 0.2})
-COUNTEREXAMPLES = {
-    "merging": ([0.077, 0.883, 0.036, 0.004], [0.092, 0.077, 0.041, 0.79]),
-}
+COUNTEREXAMPLES = {"merging": ([0.077, 0.883, 0.036, 0.004], [0.092, 0.077, 0.041, 0.79])}
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor, *, t: float = 0.5) -> tuple[Tensor, Tensor]:

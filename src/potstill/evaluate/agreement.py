@@ -7,21 +7,14 @@ from potstill.types import Figure
 
 FIGURES = (
     Figure(
-        "agreement",
-        label="Top-1 agreement",
-        unit="share",
-        better="up",
-        place="headline",
+        "agreement", label="Top-1 agreement", unit="share", better="up", place="headline",
         meaning="How often both models rank the same token first.",
     ),
     Figure(
-        "agreement_top5",
-        label="Top-5 agreement",
-        unit="share",
-        better="up",
+        "agreement_top5", label="Top-5 agreement", unit="share", better="up",
         meaning="How often the teacher's first token is among the student's first five.",
     ),
-)
+)  # fmt: skip
 NEEDS = frozenset({"scores"})
 
 

@@ -7,35 +7,21 @@ from potstill.evaluate.subject import Subject
 from potstill.types import Figure
 
 STOP_RATE = Figure(
-    "stop_rate",
-    label="Stops by itself",
-    unit="share",
-    better="up",
-    place="behaviour",
+    "stop_rate", label="Stops by itself", unit="share", better="up", place="behaviour",
     meaning="The share of answers that the model ended itself.",
-)
+)  # fmt: skip
 LENGTH_RATIO = Figure(
-    "length_ratio",
-    label="Length, teacher = 1",
-    place="behaviour",
+    "length_ratio", label="Length, teacher = 1", place="behaviour",
     meaning="Tokens written over the tokens of the teacher's answers.",
-)
+)  # fmt: skip
 REPETITION = Figure(
-    "repetition",
-    label="Repeated 4-grams",
-    unit="share",
-    better="down",
-    place="behaviour",
+    "repetition", label="Repeated 4-grams", unit="share", better="down", place="behaviour",
     meaning="The share of word 4-grams that occurred before in the same answer.",
-)
+)  # fmt: skip
 UNFINISHED_REASONING = Figure(
-    "unfinished_reasoning",
-    label="Reasoning left open",
-    unit="share",
-    better="down",
-    place="behaviour",
+    "unfinished_reasoning", label="Reasoning left open", unit="share", better="down", place="behaviour",
     meaning="The share of answers whose last <think> is never closed: a fault of form, not of content.",
-)
+)  # fmt: skip
 FIGURES = (STOP_RATE, LENGTH_RATIO, REPETITION, UNFINISHED_REASONING)
 NEEDS = frozenset({"answers"})
 FREE = True  # measured whenever another metric needs the answers too
@@ -43,20 +29,16 @@ FREE = True  # measured whenever another metric needs the answers too
 
 def measure(subject: Subject) -> tuple[Figure, ...]:
     """Four figures of the greedy answers."""
-    answers = subject.answers
-    repeated = [_repeated(answer.text.split()) for answer in answers]
+    answers, references = subject.answers, [question.reference_tokens for question in subject.questions]
+    grams = [_four_grams(answer.text.split()) for answer in answers]
+    repeated = [len(each) - len(set(each)) for each in grams]
     return (
-        subject.ratio(STOP_RATE, [float(a.stopped) for a in answers]),
-        subject.ratio(
-            LENGTH_RATIO, [a.tokens for a in answers], [q.reference_tokens for q in subject.questions]
-        ),
-        subject.ratio(REPETITION, [pair[0] for pair in repeated], [pair[1] for pair in repeated]),
-        subject.ratio(
-            UNFINISHED_REASONING, [float(a.text.rfind(OPEN) > a.text.rfind(CLOSE)) for a in answers]
-        ),
+        subject.ratio(STOP_RATE, [answer.stopped for answer in answers]),
+        subject.ratio(LENGTH_RATIO, [answer.tokens for answer in answers], references),
+        subject.ratio(REPETITION, repeated, [len(each) for each in grams]),
+        subject.ratio(UNFINISHED_REASONING, [a.text.rfind(OPEN) > a.text.rfind(CLOSE) for a in answers]),
     )
 
 
-def _repeated(words: list[str]) -> tuple[float, float]:
-    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return float(len(grams) - len(set(grams))), float(len(grams))
+def _four_grams(words: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + 4]) for i in range(len(words) - 3)]

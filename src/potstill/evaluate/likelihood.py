@@ -8,27 +8,18 @@ from potstill.evaluate.subject import Subject
 from potstill.types import Figure
 
 FORWARD_KL = Figure(
-    "forward_kl",
-    label="KL(teacher‖student)",
-    unit="nats per token",
-    better="down",
-    place="headline",
+    "forward_kl", label="KL(teacher‖student)", unit="nats per token", better="down", place="headline",
     meaning="How much of the teacher's distribution the student misses: "
     "the mean over tokens of Σ p · log(p / q), with p the teacher and q the student.",
-)
+)  # fmt: skip
 REVERSE_KL = Figure(
-    "reverse_kl",
-    label="KL(student‖teacher)",
-    unit="nats per token",
-    better="down",
+    "reverse_kl", label="KL(student‖teacher)", unit="nats per token", better="down",
     meaning="How much the student believes that the teacher does not: the mean of Σ q · log(q / p).",
-)
+)  # fmt: skip
 PPL = Figure(
-    "ppl",
-    label="Perplexity",
-    better="down",
+    "ppl", label="Perplexity", better="down",
     meaning="exp of the mean negative log-likelihood of the held-out answers, per token.",
-)
+)  # fmt: skip
 FIGURES = (FORWARD_KL, REVERSE_KL, PPL)
 NEEDS = frozenset({"scores"})
 

@@ -8,11 +8,9 @@ from potstill.evaluate.subject import Subject
 from potstill.types import Figure
 
 ROUGE_L = Figure(
-    "rouge_l",
-    label="ROUGE-L",
-    better="up",
+    "rouge_l", label="ROUGE-L", better="up",
     meaning="Longest common subsequence of a model's answer and the reference, F-measure from 0 to 1.",
-)
+)  # fmt: skip
 FIGURES = (ROUGE_L,)
 NEEDS = frozenset({"answers"})
 

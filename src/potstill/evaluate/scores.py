@@ -17,11 +17,10 @@ from potstill.data.plan import by_length
 from potstill.models import anatomy
 from potstill.models.projection import plain_logits, wide
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, chunk_rows
-from potstill.objectives.plugins import Divergence
-from potstill.signals.signal import Signal
-from potstill.signals.support import tempered
+from potstill.objectives.token import Divergence
+from potstill.signals.support import Support, tempered
 from potstill.signals.teacher import Teacher
-from potstill.types import Example, Head
+from potstill.types import Example
 
 NAMES = ("forward_kl", "reverse_kl", "cross_entropy", "teacher_cross_entropy", "agreement", "agreement_top5")
 
@@ -70,59 +69,47 @@ def score(
     form = anatomy.head_form(student)
     device = next(student.parameters()).device
     names = NAMES if teacher is not None else ("cross_entropy",)
-    per_row = {e.row_id: torch.zeros(len(names) + 1, dtype=torch.float64) for e in examples}
+    row_ids = list(dict.fromkeys(example.row_id for example in examples))
+    place = {row_id: index for index, row_id in enumerate(row_ids)}
+    totals = torch.zeros(len(row_ids), len(names) + 1, dtype=torch.float64)  # the last column counts tokens
     done = 0
     for rows in by_length([len(example.input_ids) for example in examples], batch_tokens):
         batch = collate([examples[row] for row in rows], pad_id=pad_id).to(device)
         hidden = anatomy.states_of(student, batch)[batch.predicts]
-        view = _View(hidden, anatomy.head_of(student, vocabulary, form), batch.targets, chunk_bytes)
-        signal = None if teacher is None else teacher.signal(batch.for_teacher)
-        values = _tokens(view, signal, forward_kl, reverse_kl)
-        owner = batch.predicts.nonzero()[:, 0]
-        summed = torch.zeros(len(rows), len(names) + 1, dtype=torch.float64)
-        summed.index_add_(0, owner.cpu(), values.cpu())
-        for row, line in zip(rows, summed, strict=True):
-            per_row[examples[row].row_id] += line
+        head = anatomy.head_of(student, vocabulary, form)
+        chunks = None if teacher is None else teacher.signal(batch.for_teacher).chunks(forward_kl, "bucket")
+        places = torch.tensor([place[examples[row].row_id] for row in rows])
+        owner = places[batch.predicts.nonzero()[:, 0].cpu()]
+        step = chunk_rows(vocabulary, wide(hidden.dtype), chunk_bytes) // 2
+        for start in range(0, batch.count, step):
+            part = slice(start, min(start + step, batch.count))
+            columns: tuple[Tensor, ...]
+            logits, target = plain_logits(head, hidden[part]), batch.targets[part].unsqueeze(-1)
+            if chunks is None:
+                columns = (-tempered(logits, 1.0).gather(1, target).squeeze(-1),)
+            else:
+                sides = chunks(part, logits).beside(logits, slice(0, len(logits)), 1.0)
+                columns = _compared(sides, target, forward_kl, reverse_kl)
+            values = torch.stack([column.double() for column in (*columns, torch.ones_like(columns[0]))], -1)
+            totals.index_add_(0, owner[part], values.cpu())
         done += len(rows)
         on_progress(done, len(examples))
     student.train(was_training)
-    table = [line.tolist() for line in per_row.values()]
-    sums = {name: tuple(line[index] for line in table) for index, name in enumerate(names)}
-    return Scores(tuple(per_row), tuple(line[-1] for line in table), sums)
+    *sums, tokens = map(tuple, totals.T.tolist())
+    return Scores(tuple(row_ids), tokens, dict(zip(names, sums, strict=True)))
 
 
-@dataclass(frozen=True)
-class _View:
-    """The student's side of a batch: hidden states [N, H] at the scored positions, their head and targets [N]."""
-
-    hidden: Tensor
-    head: Head
-    targets: Tensor
-    chunk_bytes: int
-
-
-def _tokens(view: _View, signal: Signal | None, forward_kl: Divergence, reverse_kl: Divergence) -> Tensor:
-    """[N, names + 1] in float64, the last column all ones."""
-    n, width = view.hidden.shape[0], 1 if signal is None else len(NAMES)
-    out = torch.ones(n, width + 1, dtype=torch.float64, device=view.hidden.device)
-    step = chunk_rows(view.head.vocabulary, wide(view.hidden.dtype), view.chunk_bytes) // 2
-    prepared = None if signal is None else signal.prepared(forward_kl, "bucket")
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        logits = plain_logits(view.head, view.hidden[rows])
-        target = view.targets[rows].unsqueeze(-1)
-        if prepared is None:
-            out[rows, :1] = -tempered(logits, 1.0).gather(1, target).double()
-            continue
-        sides = prepared.chunk(rows, logits).beside(logits, slice(0, logits.shape[0]), 1.0)
-        favourite = sides.teacher_lp.argmax(-1, keepdim=True)
-        columns = (
-            forward_kl.value(sides.student_lp, sides.teacher_lp),
-            reverse_kl.value(sides.student_lp, sides.teacher_lp),
-            -sides.student_lp.gather(1, target).squeeze(-1),
-            -sides.teacher_lp.gather(1, target).squeeze(-1),
-            (sides.student_lp.argmax(-1, keepdim=True) == favourite).squeeze(-1),
-            (sides.student_lp.topk(min(5, logits.shape[1])).indices == favourite).any(-1),
-        )
-        out[rows, :-1] = torch.stack([column.double() for column in columns], -1)
-    return out
+def _compared(
+    sides: Support, target: Tensor, forward_kl: Divergence, reverse_kl: Divergence
+) -> tuple[Tensor, ...]:
+    """A column [N] for each of NAMES; `target` is [N, 1]."""
+    student, teacher = sides.student_lp, sides.teacher_lp
+    favourite = teacher.argmax(-1, keepdim=True)
+    return (
+        forward_kl.value(student, teacher),
+        reverse_kl.value(student, teacher),
+        -student.gather(1, target).squeeze(-1),
+        -teacher.gather(1, target).squeeze(-1),
+        (student.argmax(-1, keepdim=True) == favourite).squeeze(-1),
+        (student.topk(min(5, student.shape[1])).indices == favourite).any(-1),
+    )

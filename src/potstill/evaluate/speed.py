@@ -8,13 +8,9 @@ from potstill.evaluate.subject import Subject
 from potstill.types import Figure
 
 SPEED = Figure(
-    "generation_tokens_per_second",
-    label="Writing speed",
-    unit="tokens per second",
-    better="up",
-    place="cost",
+    "generation_tokens_per_second", label="Writing speed", unit="tokens per second", better="up", place="cost",
     meaning="Tokens of all greedy answers over the time that writing them took, prompts side by side.",
-)
+)  # fmt: skip
 FIGURES = (SPEED,)
 NEEDS = frozenset({"answers"})
 

@@ -39,14 +39,14 @@ def ratio(
     n = len(top)
     if n == 0:
         return replace(figure, n=0, reason="no prompt could be measured")
-    picks = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    picks = _picks(n, resamples, seed)
     shape = transform or (lambda values: values)
-    with np.errstate(over="ignore"):  # is said below
+    with np.errstate(over="ignore"):  # the reason below names it
         draws = shape(top[picks].sum(1) / bottom[picks].sum(1))
         value = float(shape(np.asarray(top.sum() / bottom.sum())))
     if not np.isfinite([value, *draws]).all():
         return replace(figure, n=n, reason=f"not a finite number ({value}, up to {draws.max()} resampled)")
-    low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
+    low, high = _ends(draws)
     pairs = tuple(zip(top.tolist(), bottom.tolist(), strict=True))
     return replace(figure, value=value, low=low, high=high, n=n, pairs=pairs)
 
@@ -58,18 +58,28 @@ def retained(teacher: Figure, student: Figure, *, resamples: int = 2000, seed: i
         the share kept, or why there is none: the teacher's own interval includes 0, it succeeded on fewer
         than 20 prompts, or the two were measured on different prompts.
     """
-    kept = Figure(teacher.key, label=teacher.label, unit="share")
+    share = Figure(teacher.key, label=teacher.label, unit="share")
     if not teacher.low or teacher.low <= 0:
-        return replace(kept, reason="the teacher's own interval includes 0")
+        return replace(share, reason="the teacher's own interval includes 0")
     succeeded = sum(top > 0 for top, _ in teacher.pairs)
     if succeeded < FEWEST:
         reason = f"the teacher scores above 0 on only {succeeded} prompts, and {FEWEST} are needed"
-        return replace(kept, reason=reason)
+        return replace(share, reason=reason)
     if len(teacher.pairs) != len(student.pairs) or student.value is None or teacher.value is None:
-        return replace(kept, reason="teacher and student were measured on different prompts")
+        return replace(share, reason="teacher and student were measured on different prompts")
     theirs, ours = np.asarray(teacher.pairs), np.asarray(student.pairs)
-    picks = np.random.default_rng(seed).integers(len(theirs), size=(resamples, len(theirs)))
+    picks = _picks(len(theirs), resamples, seed)
     sums_t, sums_s = theirs[picks].sum(1), ours[picks].sum(1)
     draws = (sums_s[:, 0] / sums_s[:, 1]) / (sums_t[:, 0] / sums_t[:, 1])
-    low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
-    return replace(kept, value=student.value / teacher.value, low=low, high=high, n=len(theirs))
+    low, high = _ends(draws)
+    return replace(share, value=student.value / teacher.value, low=low, high=high, n=len(theirs))
+
+
+def _picks(n: int, resamples: int, seed: int) -> np.ndarray:
+    """Which of the n prompts each resample draws, [resamples, n]."""
+    return np.random.default_rng(seed).integers(n, size=(resamples, n))
+
+
+def _ends(draws: np.ndarray) -> list[float]:
+    """The 95 % percentile interval of resampled values."""
+    return np.quantile(draws, [0.025, 0.975]).tolist()

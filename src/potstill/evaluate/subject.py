@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,6 @@ NEEDS = frozenset({"scores", "answers"})
 class Answer:
     """One greedy answer. `stopped` says that the model ended it itself; `tokens` counts its ids."""
 
-    row_id: str
     text: str
     tokens: int
     stopped: bool
@@ -73,10 +73,10 @@ class Subject:
         """
         if self.role == "teacher" and teacher is not None:
             return replace(figure, value=teacher, reason="by definition")
-        sums = None if self.scores is None else self.scores.sums.get(column or figure.key)
-        if self.scores is None or sums is None:
+        column = column or figure.key
+        if self.scores is None or column not in self.scores.sums:
             return replace(figure, reason=self.foreign or "the models were not compared token by token")
-        return self.ratio(figure, sums, self.scores.tokens, transform)
+        return self.ratio(figure, self.scores.sums[column], self.scores.tokens, transform)
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,21 @@ class Metric:
         return cls(name, plugin.measure, dict(options or {}), needs)
 
     def measure(self, subject: Subject) -> Sequence[Figure]:
-        """The metric's figures of one model.
+        """The metric's figures of one model; one that is not finite has no value but a reason.
 
         Raises:
             RecipeError: a figure's key is one that summary.json keeps for itself.
         """
-        figures = self.function(subject, **self.options)
-        for figure in figures:
+        figures = []
+        for figure in self.function(subject, **self.options):
             if figure.key == "n" or figure.key.endswith("_reason"):
                 raise RecipeError(
                     f"the metric {self.name} gives {figure.key}, which summary.json keeps for itself.",
                     fix="Give its figure another key.",
                     path="metrics",
                 )
+            if figure.value is not None and not math.isfinite(figure.value):
+                reason = f"not a finite number ({figure.value})"
+                figure = replace(figure, value=None, low=None, high=None, reason=reason)
+            figures.append(figure)
         return figures

@@ -1,4 +1,4 @@
-"""What a teacher knows of the rows that it is to teach, before anything is learnt from it."""
+"""Check a teacher on the rows that it is to teach, before anything is learnt from it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class TeacherCheck:
         """What is wrong, or nothing."""
         if self.uniform:
             return (
-                f"the teacher's distribution is nearly uniform, {self.entropy:.2f} nats of ln V = {self.most:.2f}: "
-                "its output layer may never have been loaded"
+                f"the teacher's distribution is nearly uniform, {self.entropy:.2f} nats of ln V = "
+                f"{self.most:.2f}: its output layer may never have been loaded"
             )
         if self.loss > self.most:
             return (
@@ -47,18 +47,19 @@ class TeacherCheck:
 
 
 @torch.no_grad()
-def check_teacher(signal: Signal, batch: Batch, divergence: TokenLoss, vocabulary: int) -> TeacherCheck:
+def check_teacher(
+    signal: Signal, batch: Batch, divergence: TokenLoss, vocabulary: int
+) -> TeacherCheck | None:
     """Measure the teacher's entropy and its cross-entropy on the batch's targets.
 
-    `divergence` is any dense one. Of a signal without a whole distribution nothing is said.
+    `divergence` is any dense one. None where the signal holds no whole distribution: nothing was measured.
     """
-    most = math.log(vocabulary)
     if not batch.count or signal.kind != "dense":
-        return TeacherCheck(0.0, 0.0, most)
+        return None
     like = torch.zeros(batch.count, vocabulary, device=batch.targets.device)
-    prepared = signal.prepared(divergence.divergence, "bucket")
-    teacher = cast(Dense, prepared.chunk(slice(0, batch.count), like))
+    chunks = signal.chunks(divergence.divergence, "bucket")
+    teacher = cast(Dense, chunks(slice(0, batch.count), like))
     rows = divergence.rowwise(signal, batch.targets, metrics=True)
     metrics = logits_loss(teacher.logits, rows).metrics
     entropy, loss = (float(metrics[name]) / batch.count for name in ("teacher_entropy", "cross_entropy"))
-    return TeacherCheck(entropy, loss, most)
+    return TeacherCheck(entropy, loss, math.log(vocabulary))

@@ -18,10 +18,10 @@ from potstill.types import Batch, Head
 
 def backbone(model: Any) -> nn.Module:
     """The model without its head; the head reads the `last_hidden_state` of its output."""
-    return unwrapped(model).base_model
+    return unwrap(model).base_model
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper, with its adapters in place; else the model itself."""
     wrapped = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
     return model.get_base_model() if wrapped else model
@@ -33,17 +33,15 @@ def output_layer(model: Any) -> Any:
     Raises:
         ModelError: the model has none.
     """
-    layer = unwrapped(model).get_output_embeddings()
+    layer = unwrap(model).get_output_embeddings()
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output layer.", fix=OUT_OF_SCOPE)
     return layer
 
 
 def states_of(model: nn.Module, batch: Batch) -> Tensor:
-    """Compute a batch's final hidden states [B, S, H], without a cache and without the head.
-
-    A packed batch has no mask: its restarting positions tell transformers where an example begins.
-    """
+    """Compute a batch's final hidden states [B, S, H], without a cache and without the head."""
+    # The restarting positions of a packed batch tell transformers where an example begins.
     mask = None if batch.packed else batch.attention_mask
     return hidden_states(model, batch.input_ids, mask, batch.position_ids)
 
@@ -52,10 +50,8 @@ def hidden_states(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor
 ) -> Tensor:
     """Compute final hidden states [B, S, H] from tensors."""
-    output = backbone(model)(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    )
-    return output.last_hidden_state
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+    return backbone(model)(**inputs, use_cache=False).last_hidden_state
 
 
 def head_of(model: Any, vocabulary: int, form: HeadForm | None = None) -> Head:
@@ -66,10 +62,11 @@ def head_of(model: Any, vocabulary: int, form: HeadForm | None = None) -> Head:
 
 def read_head(layer: Any, vocabulary: int) -> Head:
     """Read an output layer as a value; a layer that may do more than h W' + b stays a module."""
-    if type(layer) is nn.Linear or _is_sharded_linear(layer):
+    # fully_shard replaces a module's class by a subclass of it and FSDPModule.
+    sharded = isinstance(layer, nn.Linear) and type(layer).__name__ == "FSDPLinear"
+    if type(layer) is nn.Linear or sharded:
         return Head(layer.weight, vocabulary, layer.bias)
-    lora = _plain_lora(layer)
-    if lora is not None:
+    if lora := _plain_lora(layer):
         return Head(layer.base_layer.weight, vocabulary, layer.base_layer.bias, lora=lora)
     return Head(None, vocabulary, module=layer)
 
@@ -77,13 +74,9 @@ def read_head(layer: Any, vocabulary: int) -> Head:
 def _plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
     """(A, B, scaling) of a PEFT layer with one unmerged adapter and nothing else: no dropout, DoRA or bias."""
     active = getattr(layer, "active_adapters", None)
-    if (
-        not isinstance(active, list)
-        or len(active) != 1
-        or type(getattr(layer, "base_layer", None)) is not nn.Linear
-    ):
+    if not isinstance(active, list) or type(getattr(layer, "base_layer", None)) is not nn.Linear:
         return None
-    name = active[0]
+    name = active[0] if len(active) == 1 else None
     if name not in getattr(layer, "lora_A", {}) or layer.merged or layer.disable_adapters:
         return None
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
@@ -91,11 +84,6 @@ def _plain_lora(layer: Any) -> tuple[Tensor, Tensor, float] | None:
     if not idle or a.bias is not None or b.bias is not None or name in getattr(layer, "lora_variant", {}):
         return None
     return a.weight, b.weight, float(layer.scaling[name])
-
-
-def _is_sharded_linear(layer: nn.Module) -> bool:
-    # fully_shard replaces a module's class by a subclass of it and FSDPModule.
-    return isinstance(layer, nn.Linear) and type(layer).__name__ == "FSDPLinear"
 
 
 @dataclass(frozen=True)
@@ -129,6 +117,7 @@ def _probed(model: Any) -> HeadForm:
         if isinstance(value, float | int) and value:
             scales += [float(value), 1.0 / float(value)]
     softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = float(softcap) if softcap else None
     layer = output_layer(model)
     ids = torch.arange(4, device=layer.weight.device).unsqueeze(0)
     mask = torch.ones_like(ids)
@@ -142,12 +131,9 @@ def _probed(model: Any) -> HeadForm:
     tolerance = 2e-2 * float(logits[logits.isfinite()].abs().max().clamp(min=1e-6))
     for cap in (softcap, None):
         for scale in dict.fromkeys(scales):
-            form = HeadForm(scale, float(cap) if cap else None)
-            scaled = raw * scale
-            if form.softcap is not None:
-                scaled = form.softcap * torch.tanh(scaled / form.softcap)
+            scaled = raw * scale if cap is None else cap * torch.tanh(raw * scale / cap)
             if torch.allclose(scaled, logits, rtol=2e-2, atol=tolerance):
-                return form
+                return HeadForm(scale, cap)
     raise ModelError(
         f"{type(model).__name__} changes its logits after the output layer in a way that potstill does not know.",
         fix="Use another model, or open an issue that names this one.",
@@ -160,7 +146,7 @@ def layers(model: Any) -> nn.ModuleList:
     Raises:
         ModelError: the model has no such list.
     """
-    depth = unwrapped(model).config.get_text_config().num_hidden_layers
+    depth = unwrap(model).config.get_text_config().num_hidden_layers
     for module in backbone(model).children():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module

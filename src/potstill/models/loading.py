@@ -25,7 +25,7 @@ from potstill.errors import OUT_OF_SCOPE, ModelError
 from potstill.models.anatomy import output_layer, parameter_count
 from potstill.models.source import Source as Source
 from potstill.models.source import find_source as find_source
-from potstill.models.vocabulary import Vocabulary, read_vocabulary, require_width
+from potstill.models.vocabulary import read_vocabulary, require_width
 from potstill.store.artifacts import file_hash, move_into_place, write_json
 
 log = logging.getLogger("potstill")
@@ -33,12 +33,10 @@ log = logging.getLogger("potstill")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer, vocabulary and source."""
+    """A model with its tokenizer."""
 
     model: Any
     tokenizer: Any
-    vocabulary: Vocabulary
-    source: Source
 
 
 def fingerprint(source: Source) -> str:
@@ -49,25 +47,19 @@ def fingerprint(source: Source) -> str:
     """
     if source.kind == "hub":
         return hashlib.sha256(f"{source.location}@{_commit(source)}".encode()).hexdigest()
-    files = [source.path] if source.kind == "gguf" else _model_files(source.path)
+    patterns = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+    folder_files = {file for pattern in patterns for file in source.path.glob(pattern)}
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted(folder_files) if source.kind == "folder" else [source.path]:
         digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()
-
-
-def _model_files(folder: Path) -> list[Path]:
-    patterns = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
 def _commit(source: Source) -> str:
     from transformers.utils.hub import cached_file, extract_commit_hash
 
-    try:
+    with _reading(source):
         config = cached_file(source.location, "config.json", revision=source.revision)
-    except OSError as error:
-        raise _cannot_load(source, error) from error
     return extract_commit_hash(config, None) or source.revision or "unknown"
 
 
@@ -79,11 +71,8 @@ def load_config(source: Source) -> Any:
     """
     from transformers import AutoConfig
 
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(**_where(source))
-        except (OSError, ValueError, KeyError) as error:
-            raise _cannot_load(source, error) from error
+    with _reading(source):
+        config = AutoConfig.from_pretrained(**_arguments(source))
     if problem := _out_of_scope(config, source.trust_remote_code):
         raise ModelError(f"{source.location} {problem}, not a decoder-only text model.", fix=OUT_OF_SCOPE)
     return config
@@ -130,13 +119,9 @@ def load_tokenizer(source: Source) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with quiet():
-        try:
-            if source.kind == "gguf":
-                return AutoTokenizer.from_pretrained(_converted(source))
-            return AutoTokenizer.from_pretrained(**_where(source))
-        except (OSError, ValueError, KeyError) as error:
-            raise _cannot_load(source, error, what="tokenizer") from error
+    source = _unpacked(source)
+    with _reading(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(**_arguments(source))
 
 
 def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
@@ -145,55 +130,46 @@ def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str
     Raises:
         ModelError: the weights are missing or pickled, or lack a tensor that the config asks for.
     """
+    load_config(source)
+    source = _unpacked(source)
+    if source.kind == "folder":
+        _refuse_pickles(source.path)
+    return _read_weights(source, dtype=dtype, use_safetensors=True).to(device).eval()
+
+
+def _read_weights(source: Source, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    load_config(source)
     auto: Any = AutoModelForCausalLM
-    where = _where(source)
-    if source.kind == "gguf":
-        where = {"pretrained_model_name_or_path": str(_converted(source))}
-    elif source.kind == "folder":
-        _refuse_pickles(source.path)
-    with quiet():
-        try:
-            model, info = auto.from_pretrained(
-                **where, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise _cannot_load(source, error) from error
-    _refuse_missing(source, model, info)
-    return model.to(device).eval()
+    with _reading(source):
+        model, info = auto.from_pretrained(**_arguments(source), **options, output_loading_info=True)
+    missing = [*sorted(info["missing_keys"]), *sorted(map(str, info["mismatched_keys"]))]
+    if missing:
+        raise ModelError(
+            f"{source.location} lacks {len(missing)} of its tensors, first {missing[0]}.",
+            fix="The files do not belong to this config; download or convert them again.",
+        )
+    return model
 
 
 def _refuse_pickles(folder: Path) -> None:
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        if pickled:
-            raise ModelError(
-                f"{folder} holds only pickled weights ({pickled[0]}), which can run code on load.",
-                fix="Convert them to safetensors first.",
-            )
-        raise ModelError(f"{folder} holds no weights.", fix="It must have model.safetensors or its shards.")
-
-
-def _refuse_missing(source: Source, model: Any, info: dict[str, Any]) -> None:
-    missing = sorted(info.get("missing_keys") or ())
-    wrong = sorted(str(key) for key in info.get("mismatched_keys") or ())
-    if missing or wrong:
-        first = (missing or wrong)[0]
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickled:
         raise ModelError(
-            f"{source.location} lacks {len(missing) + len(wrong)} of its tensors, first {first}.",
-            fix="The files do not belong to this config; download or convert them again.",
+            f"{folder} holds only pickled weights ({pickled[0]}), which can run code on load.",
+            fix="Convert them to safetensors first.",
         )
+    raise ModelError(f"{folder} holds no weights.", fix="It must have model.safetensors or its shards.")
 
 
 def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Loaded:
-    """Load weights, tokenizer and vocabulary; refuse a head that is narrower than the tokenizer."""
+    """Load weights and tokenizer; refuse a head that is narrower than the tokenizer."""
     tokenizer = load_tokenizer(source)
-    vocabulary = read_vocabulary(tokenizer)
     model = load_model(source, dtype=dtype, device=device)
-    require_width(output_layer(model).weight.shape[0], vocabulary, source.location)
-    return Loaded(model, tokenizer, vocabulary, source)
+    require_width(output_layer(model).weight.shape[0], read_vocabulary(tokenizer), source.location)
+    return Loaded(model, tokenizer)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -203,7 +179,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _where(source: Source) -> dict[str, Any]:
+def _arguments(source: Source) -> dict[str, Any]:
     if source.kind == "gguf":
         return {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
     return {
@@ -213,62 +189,61 @@ def _where(source: Source) -> dict[str, Any]:
     }
 
 
-def _cannot_load(source: Source, error: Exception, what: str = "model") -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    fix = "Check the folder."
-    if source.kind == "hub":
-        fix = (
-            "Check the name and the revision, and that this machine may reach the hub; "
-            "potstill never replaces one model by another."
-        )
-    return ModelError(f"cannot load the {what} {source.location}: {reason}", fix=fix)
-
-
-def cache_folder() -> Path:
-    """The folder of converted files: $POTSTILL_CACHE, else potstill's part of the user's cache."""
-    folder = os.environ.get("POTSTILL_CACHE")
-    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "potstill")).expanduser()
-
-
-def _converted(source: Source) -> Path:
-    """Unpack a GGUF file once into a safetensors folder, and return the folder."""
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    auto: Any = AutoModelForCausalLM
-    digest = file_hash(source.path)
-    target = cache_folder() / "gguf" / f"{digest[:32]}-{transformers.__version__}"
-    if (target / "complete.json").is_file():
-        return target
-    log.info("unpacking %s once", source.path.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+@contextmanager
+def _reading(source: Source, what: str = "model") -> Iterator[None]:
+    """Silence transformers, and report what it cannot read."""
     try:
-        # Its bar writes carriage returns to standard error and has no switch.
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            try:
-                model, info = auto.from_pretrained(
-                    **_where(source),
-                    quantization_config=GgufConfig(dequantize=True),
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
-                tokenizer = AutoTokenizer.from_pretrained(**_where(source))
-            except (OSError, ValueError, KeyError, RuntimeError) as error:
-                raise _cannot_load(source, error) from error
-        _refuse_missing(source, model, info)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        save(model, tokenizer, temporary)
-        write_json(temporary / "complete.json", {"sha256": digest, "file": source.path.name})
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        fix = "Check the folder."
+        if source.kind == "hub":
+            fix = (
+                "Check the name and the revision, and that this machine may reach the hub; "
+                "potstill never replaces one model by another."
+            )
+        raise ModelError(f"cannot load the {what} {source.location}: {reason}", fix=fix) from error
+
+
+def _unpacked(source: Source) -> Source:
+    """Unpack a GGUF file once into a safetensors folder, and return the folder; else the source itself."""
+    import transformers
+
+    if source.kind != "gguf":
+        return source
+    digest = file_hash(source.path)
+    cache = os.environ.get("POTSTILL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "potstill")
+    target = Path(cache).expanduser() / "gguf" / f"{digest[:32]}-{transformers.__version__}"
+    marker = target / "complete.json"
+    if not marker.is_file():
+        log.info("unpacking %s once", source.path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
         try:
+            _unpack(source, temporary)
+            write_json(temporary / marker.name, {"sha256": digest, "file": source.path.name})
             move_into_place(temporary, target)
-        except OSError:  # another process was faster; its copy is as good
-            if not (target / "complete.json").is_file():
+        except OSError:
+            # Another process may have been faster; its copy is as good.
+            if not marker.is_file():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Source("folder", str(target))
+
+
+def _unpack(source: Source, folder: Path) -> None:
+    from transformers import AutoTokenizer, GgufConfig
+
+    # Its bar writes carriage returns to standard error and has no switch.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = _read_weights(source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+        with _reading(source):
+            tokenizer = AutoTokenizer.from_pretrained(**_arguments(source))
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    save(model, tokenizer, folder)
 
 
 @contextmanager

@@ -41,20 +41,18 @@ def first_conflict(teacher: Vocabulary, student: Vocabulary) -> str | None:
     return None
 
 
-def require_same(teacher: Vocabulary, student: Vocabulary) -> int:
-    """Return the shared vocabulary's size.
+def require_same(teacher: Vocabulary, student: Vocabulary) -> None:
+    """Require that an id means the same to both models.
 
     Raises:
         VocabularyError: the maps differ; names the first such id.
     """
-    conflict = first_conflict(teacher, student)
-    if conflict:
+    if conflict := first_conflict(teacher, student):
         raise VocabularyError(
             f"teacher and student do not share a vocabulary: {conflict}"
             f" (sizes {teacher.size} and {student.size}).",
             fix="Train on the teacher's text instead (stages: generate, finetune), which needs no shared ids.",
         )
-    return teacher.size
 
 
 def special_differences(teacher: Vocabulary, student: Vocabulary) -> tuple[str, ...]:

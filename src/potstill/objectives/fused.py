@@ -51,14 +51,13 @@ class _Gradients:
         head, dtype = projection.head, projection.dtype
         self._projection = projection
         self._hidden = torch.empty_like(hidden, dtype=dtype) if needed[0] else None
-        lora = (None, None) if head.lora is None else head.lora[:2]
         self._weight, self._bias, self._a, self._b = (
             torch.zeros_like(tensor, dtype=dtype) if tensor is not None and need else None
-            for tensor, need in zip((head.weight, head.bias, *lora), needed[1:], strict=True)
+            for tensor, need in zip(_tensors_of(head), needed[1:], strict=True)
         )
 
     def add(self, by_linear: Tensor, chunk: Tensor, rows: slice) -> None:
-        """Add those of a chunk, given the gradient by h W' + b."""
+        """Add the gradients of a chunk, from the gradient by h W' + b."""
         projection = self._projection
         vocabulary, dtype = projection.head.vocabulary, projection.dtype
         if self._hidden is not None:
@@ -90,11 +89,10 @@ class _Sweep:
     def __call__(
         self, hidden: Tensor, metrics: dict[str, Tensor], *, gradient: bool
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """The summed loss, and with `gradient` those that are needed; metric sums come into `metrics`."""
+        """Sum the loss, and with `gradient` the gradients that are needed; add metric sums to `metrics`."""
         projection, n = Projection(self.head, hidden.dtype), hidden.shape[0]
-        gradients = None
-        if gradient and any(self.needed):
-            gradients = _Gradients(projection, hidden, self.needed)
+        wanted = gradient and any(self.needed)
+        gradients = _Gradients(projection, hidden, self.needed) if wanted else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         size = (min(self.chunk_rows, n), self.head.vocabulary)
         buffer = torch.empty(size, dtype=projection.dtype, device=hidden.device)
@@ -108,8 +106,8 @@ class _Sweep:
             _add(metrics, sums)
             if gradients is not None:
                 gradients.add(projection.to_linear(logits, slope), chunk, rows)
-        nothing = (None,) * len(self.needed)
-        return total.to(projection.dtype), nothing if gradients is None else gradients.tensors()
+        none = (None,) * len(self.needed)
+        return total.to(projection.dtype), none if gradients is None else gradients.tensors()
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -127,10 +125,9 @@ class _LinearLoss(torch.autograd.Function):
         mode: Mode,
         metrics: dict[str, Tensor],
     ) -> Tensor:
-        total, gradients = sweep(hidden, metrics, gradient=mode == "store")
-        ctx.dtypes = tuple(None if t is None else t.dtype for t in (hidden, weight, bias, lora_a, lora_b))
-        ctx.gradients = gradients if mode == "store" else None
         ctx.sweep = sweep if mode == "recompute" else None
+        total, ctx.gradients = sweep(hidden, metrics, gradient=mode == "store")
+        ctx.dtypes = tuple(None if t is None else t.dtype for t in (hidden, weight, bias, lora_a, lora_b))
         if mode == "recompute":
             ctx.save_for_backward(hidden)
         return total
@@ -153,7 +150,7 @@ class _LinearLoss(torch.autograd.Function):
 
 
 class _LogitLoss(torch.autograd.Function):
-    """The same on logits that exist already; the gradient replaces a copy of them."""
+    """A loss on logits that exist already; the gradient replaces a copy of them."""
 
     @staticmethod
     def forward(
@@ -185,7 +182,7 @@ def linear_loss(
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     mode: Mode = "store",
 ) -> Loss:
-    """Sum over the N rows of `hidden` of a loss on the head's logits.
+    """Sum a loss on the head's logits over the N rows of `hidden`.
 
     Args:
         hidden: [N, H], scored positions only.
@@ -205,8 +202,7 @@ def linear_loss(
     rows_at_once = chunk_rows(head.vocabulary, wide(hidden.dtype), chunk_bytes)
     if head.module is not None:
         return Loss(_through_module(hidden, head, rowwise, rows_at_once, metrics), count, metrics)
-    lora = (None, None) if head.lora is None else head.lora[:2]
-    inputs = (hidden, head.weight, head.bias, *lora)
+    inputs = (hidden, *_tensors_of(head))
     needed = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs)
     with torch.autocast(hidden.device.type, enabled=False):
         sweep = _Sweep(head, rowwise, rows_at_once, needed)
@@ -215,11 +211,11 @@ def linear_loss(
 
 
 def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Loss:
-    """The same for logits [N, V] that exist already."""
+    """Sum a loss on logits [N, V] that exist already."""
     rowwise.require_rows(logits.shape[0])
     metrics: dict[str, Tensor] = {}
     step = chunk_rows(logits.shape[1], wide(logits.dtype), chunk_bytes)
-    total = logits.new_zeros((), dtype=wide(logits.dtype)) + 0.0 * logits[:0].sum()
+    total = _zero(logits)
     for start in range(0, logits.shape[0], step):
         rows = slice(start, min(start + step, logits.shape[0]))
         total = total + _LogitLoss.apply(logits[rows], rowwise, rows, metrics)
@@ -236,18 +232,18 @@ def _through_module(
 ) -> Tensor:
     """A head of unknown form (quantised, say): its own forward, recomputed in the backward pass."""
     assert head.module is not None
-    total = hidden.new_zeros((), dtype=wide(hidden.dtype)) + 0.0 * hidden[:0].sum()
+    total = _zero(hidden)
     if not hidden.shape[0]:  # gradients of 0, as from a known head: other ranks wait for them
-        total = total + sum(
-            (0.0 * p.sum() for p in head.module.parameters() if p.requires_grad), torch.zeros(())
-        )
+        for parameter in head.module.parameters():
+            if parameter.requires_grad:
+                total = total + 0.0 * parameter.sum()
     for start in range(0, hidden.shape[0], step):
         rows = slice(start, min(start + step, hidden.shape[0]))
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}  # not `metrics`: the recomputation adds to it again
         total = total + checkpoint(
             _module_chunk, hidden[rows], head, rowwise, rows, sums, use_reentrant=False
         )
-        _add(metrics, {name: value.clone() for name, value in sums.items()})
+        _add(metrics, sums)
     return total
 
 
@@ -257,6 +253,16 @@ def _module_chunk(
     assert head.module is not None
     logits = head.shaped(head.module(hidden)[:, : head.vocabulary])
     return _LogitLoss.apply(logits, rowwise, rows, sums)
+
+
+def _tensors_of(head: Head) -> tuple[Tensor | None, ...]:
+    """Weight, bias and LoRA's A and B."""
+    return (head.weight, head.bias, *((None, None) if head.lora is None else head.lora[:2]))
+
+
+def _zero(rows: Tensor) -> Tensor:
+    """0 with a graph, from no row."""
+    return rows.new_zeros((), dtype=wide(rows.dtype)) + 0.0 * rows[:0].sum()
 
 
 def _add(metrics: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:

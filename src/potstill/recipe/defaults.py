@@ -39,6 +39,11 @@ class Default:
     value: object
     source: str
 
+    @property
+    def shown(self) -> str:
+        """The value as a line of text has it."""
+        return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+
 
 Automatic: TypeAlias = tuple[object, str]
 """A value for `auto`, and the reason for it."""

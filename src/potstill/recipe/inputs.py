@@ -36,6 +36,19 @@ class Loading(Spec):
     trust_remote_code: bool = False
     """Run Python code that the model brings along; needs a pinned commit."""
 
+    def model_conflicts(self, model: str) -> Iterator[Conflict]:
+        """What cannot be loaded of a model of this name."""
+        local, revision = model.startswith(("/", "./", "../", "~")), self.revision or "open"
+        if self.trust_remote_code and not local and not _COMMIT.fullmatch(revision):
+            yield Conflict(
+                "trust_remote_code",
+                f"runs the model's own code, so the revision must be a full commit, not {revision}.",
+                "Write revision: with the 40 hexadecimal digits of a commit you have read.",
+            )
+        if model.startswith("package:") and not _PACKAGED.fullmatch(model):
+            message = f"{model!r} does not name a file inside a package."
+            yield Conflict("model", message, "Write package:PACKAGE/FILE.gguf.")
+
 
 class ModelSpec(Loading):
     """A model to load."""
@@ -46,7 +59,7 @@ class ModelSpec(Loading):
     """Number format of the loaded weights; a student is trained in float32."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        yield from _model_conflicts(self.model, self.revision, self.trust_remote_code)
+        return self.model_conflicts(self.model)
 
     @property
     def plugin(self) -> tuple[str, dict[str, Any]]:
@@ -64,11 +77,6 @@ class Cut(Spec):
     ) = "block_influence"
     """How they are chosen, or their indices, counted from 0."""
 
-    @property
-    def count(self) -> int:
-        """How many layers are kept."""
-        return self.keep_layers or len(self.by)
-
     def conflicts(self) -> Iterator[Conflict]:
         if isinstance(self.by, str):
             if self.keep_layers is None:
@@ -77,22 +85,12 @@ class Cut(Spec):
         if list(self.by) != sorted(set(self.by)):
             yield Conflict("by", "layers must stand once each, in rising order.", "Sort the list.")
         if self.keep_layers not in (None, len(self.by)):
-            yield Conflict(
-                "keep_layers",
-                f"says {self.keep_layers}, and by lists {len(self.by)} layers.",
-                "Leave keep_layers out.",
-            )
+            message = f"says {self.keep_layers}, and by lists {len(self.by)} layers."
+            yield Conflict("keep_layers", message, "Leave keep_layers out.")
 
 
 class StudentSpec(Loading):
     """The student: a model of its own, or one cut from the teacher."""
-
-    @property
-    def plugin(self) -> tuple[str, dict[str, Any]]:
-        """The plug-in that it names, and its options."""
-        if self.from_teacher is not None:
-            return "depth", self.from_teacher.model_dump()
-        return "model", self.model_dump(exclude={"from_teacher"})
 
     model: Text | None = None
     """As for the teacher."""
@@ -106,33 +104,28 @@ class StudentSpec(Loading):
             key = "revision" if self.revision else "trust_remote_code"
             yield Conflict(key, "has no effect beside from_teacher.", "Write it under teacher.")
         elif self.model is not None:
-            yield from _model_conflicts(self.model, self.revision, self.trust_remote_code)
+            yield from self.model_conflicts(self.model)
+
+    @property
+    def plugin(self) -> tuple[str, dict[str, Any]]:
+        """The plug-in that it names, and its options."""
+        if self.from_teacher is not None:
+            return "depth", self.from_teacher.model_dump()
+        return "model", self.model_dump(exclude={"from_teacher"})
 
 
-def _model_conflicts(model: str, revision: str | None, trusted: bool) -> Iterator[Conflict]:
-    local = model.startswith(("/", "./", "../", "~"))
-    if trusted and not local and not _COMMIT.fullmatch(revision or ""):
-        yield Conflict(
-            "trust_remote_code",
-            f"runs the model's own code, so the revision must be a full commit, not {revision or 'open'}.",
-            "Write revision: with the 40 hexadecimal digits of a commit you have read.",
-        )
-    if model.startswith("package:") and not _PACKAGED.fullmatch(model):
-        yield Conflict(
-            "model",
-            f"{model!r} does not name a file inside a package.",
-            "Write package:PACKAGE/FILE.gguf.",
-        )
+# Tags of the two ways to write a teacher or student. They are no keys, so that no error names them as its place.
+_MODEL, _PLUGIN = Tag("a model"), Tag("a plug-in")
 
 
-def _is_plugin(value: object) -> str:
-    """Whether a teacher or student is written as a plug-in: by its name, or as `{name: options}`."""
-    named = isinstance(value, Choice) or (isinstance(value, str) and plugins.is_outside(value))
-    if isinstance(value, Mapping) and len(value) == 1:
-        ((name, options),) = value.items()
-        inside = isinstance(options, Mapping) and {*plugins.plugins("teachers"), *plugins.plugins("students")}
-        named = plugins.is_outside(str(name)) or bool(inside and name in inside)
-    return "a plug-in" if named else "a model"
+def _tag(value: object) -> str:
+    """Which of the two a value is: a plug-in stands there by its name, or as `{name: options}`."""
+    single = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else None
+    name = single[0] if single else value
+    plugin = isinstance(value, Choice) or (isinstance(name, str) and plugins.is_outside(name))
+    if single and isinstance(single[1], Mapping):
+        plugin = plugin or name in (*plugins.plugins("teachers"), *plugins.plugins("students"))
+    return (_PLUGIN if plugin else _MODEL).tag
 
 
 def _by_options(value: object) -> object:
@@ -141,17 +134,13 @@ def _by_options(value: object) -> object:
     return value if name in (None, "local") else {name: value}
 
 
-# The tags cannot be keys of a recipe, so that no error names them as its place.
+_EITHER = Discriminator(_tag)
 TeacherInput: TypeAlias = Annotated[
-    Annotated[
-        Annotated[ModelSpec, Tag("a model")] | Annotated[TeacherChoice, Tag("a plug-in")],
-        Discriminator(_is_plugin),
-    ],
+    Annotated[Annotated[ModelSpec, _MODEL] | Annotated[TeacherChoice, _PLUGIN], _EITHER],
     BeforeValidator(_by_options),
 ]
 StudentInput: TypeAlias = Annotated[
-    Annotated[StudentSpec, Tag("a model")] | Annotated[StudentChoice, Tag("a plug-in")],
-    Discriminator(_is_plugin),
+    Annotated[StudentSpec, _MODEL] | Annotated[StudentChoice, _PLUGIN], _EITHER
 ]
 
 
@@ -194,8 +183,5 @@ class DataSpec(Spec):
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.heldout is not None and self.heldout_fraction != "auto":
-            yield Conflict(
-                "heldout_fraction",
-                "has no effect beside heldout, which names the rows already.",
-                "Remove one of the two.",
-            )
+            message = "has no effect beside heldout, which names the rows already."
+            yield Conflict("heldout_fraction", message, "Remove one of the two.")

@@ -34,10 +34,8 @@ METHODS: Mapping[str, Method] = {
         "distillation compare with.",
     ),
 }
-DEFAULT = METHODS["kd"].stages
 
 
 def stages_of(method: object) -> list[Any]:
-    """The stages of a method as a recipe writes them; the default ones for None or an unknown name."""
-    known = isinstance(method, str) and method in METHODS
-    return copy.deepcopy(list(METHODS[method].stages if known else DEFAULT))  # type: ignore[index]
+    """The stages of a method as a recipe writes them; those of `kd` for None or an unknown name."""
+    return copy.deepcopy(list(METHODS.get(str(method), METHODS["kd"]).stages))

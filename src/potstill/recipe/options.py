@@ -23,17 +23,16 @@ class Kind:
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword-only argument: its annotation as written, what fits, and the default that the source states."""
+    """A keyword-only argument: what fits, and the default that the source states."""
 
     name: str
-    annotation: str
     kinds: tuple[Kind, ...]
     required: bool
     default: object = None
 
     @property
     def expected(self) -> str:
-        """The annotation in words."""
+        """What fits in words."""
         return " or ".join(kind.words for kind in self.kinds if kind is not SCHEDULE)
 
     @property
@@ -50,16 +49,14 @@ class Option:
 
 def read_options(arguments: ast.arguments, *, moving: bool) -> tuple[Option, ...]:
     """The keyword-only arguments of a function in order; `moving` lets numbers be schedules too."""
-    return tuple(
-        Option(
-            name=argument.arg,
-            annotation=ast.unparse(argument.annotation) if argument.annotation else "",
-            kinds=_kinds(argument.annotation, moving),
-            required=default is None,
-            default=None if default is None else literal(default),
-        )
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    )
+    options = []
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        kinds = tuple(_alternatives(argument.annotation))
+        if moving and _NUMBER in kinds:
+            kinds = (*kinds, SCHEDULE)
+        value = None if default is None else literal(default)
+        options.append(Option(argument.arg, kinds, required=default is None, default=value))
+    return tuple(options)
 
 
 def literal(node: ast.expr) -> Any:
@@ -73,18 +70,27 @@ def literal(node: ast.expr) -> Any:
         return None
 
 
-def _is_schedule(value: object) -> bool:
-    """Whether this is `{linear: {from: a, to: b}}` or the same with cosine."""
-    if not isinstance(value, dict) or len(value) != 1:
-        return False
-    ((shape, ends),) = value.items()
-    if shape not in ("linear", "cosine") or not isinstance(ends, dict) or set(ends) != {"from", "to"}:
-        return False
-    return all(_is_number(end) for end in ends.values())
+def one_key(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object with exactly one of these keys."""
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "properties": properties,
+        "additionalProperties": False,
+    }
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_schedule(value: object) -> bool:
+    """Whether `specs.Schedule`, which needs pydantic, would take it."""
+    match value:
+        case {"linear": dict(span), **others} | {"cosine": dict(span), **others}:
+            return not others and set(span) == {"from", "to"} and all(map(_is_number, span.values()))
+    return False
 
 
 _SPAN = {
@@ -93,19 +99,9 @@ _SPAN = {
     "required": ["from", "to"],
     "additionalProperties": False,
 }
-SCHEDULE = Kind(
-    "a schedule",
-    {
-        "type": "object",
-        "minProperties": 1,
-        "maxProperties": 1,
-        "properties": {"linear": _SPAN, "cosine": _SPAN},
-        "additionalProperties": False,
-    },
-    _is_schedule,
-)
-_ANYTHING = Kind("a value", {}, lambda value: True)
 _NUMBER = Kind("a finite number", {"type": "number"}, _is_number)
+SCHEDULE = Kind("a schedule", one_key({"linear": _SPAN, "cosine": _SPAN}), _is_schedule)
+_ANYTHING = Kind("a value", {}, lambda value: True)
 _KINDS: Mapping[str, Kind] = {
     "float": _NUMBER,
     "int": Kind("a whole number", {"type": "integer"}, lambda v: isinstance(v, int) and _is_number(v)),
@@ -113,11 +109,6 @@ _KINDS: Mapping[str, Kind] = {
     "str": Kind("text", {"type": "string"}, lambda v: isinstance(v, str)),
     "None": Kind("null", {"type": "null"}, lambda v: v is None),
 }
-
-
-def _kinds(annotation: ast.expr | None, moving: bool) -> tuple[Kind, ...]:
-    kinds = tuple(_alternatives(annotation))
-    return (*kinds, SCHEDULE) if moving and _NUMBER in kinds else kinds
 
 
 def _alternatives(annotation: ast.expr | None) -> Iterator[Kind]:

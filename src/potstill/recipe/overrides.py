@@ -13,20 +13,18 @@ from potstill.recipe.problems import stage_names
 
 
 def apply(raw: Mapping[str, Any], overrides: Sequence[str], top_level: Sequence[str]) -> dict[str, Any]:
-    """A copy of a raw recipe with `key.path=value` set; a stage is reached by its name.
+    """Copy a raw recipe with `key.path=value` set; a stage is reached by its name.
 
     `top_level` are the keys of a recipe. Raises RecipeErrors with every override that reaches nothing;
-    an unknown key at the end of a path is found later, with the recipe's own.
+    an unknown key at the end of a path is refused later, with the recipe's own.
     """
     changed = copy.deepcopy(dict(raw))
     problems: list[RecipeError] = []
     for override in overrides:
         try:
             _set(changed, override, top_level)
-        except RecipeErrors as several:
-            problems += several.problems
-        except RecipeError as problem:
-            problems.append(problem)
+        except RecipeError as error:
+            problems += error.problems if isinstance(error, RecipeErrors) else [error]
     if problems:
         raise RecipeErrors(problems)
     return changed
@@ -42,31 +40,21 @@ def _set(raw: dict[str, Any], override: str, top_level: Sequence[str]) -> None:
             value=override,
         )
     value = yaml.load_value(text, f"override {path}")
-    if keys[0] == "stages" and len(keys) > 1:
-        keys = keys[1:]
-    elif keys[0] in top_level:
-        _set_below(raw, keys, value, path)
-        return
-    options = _stage_options(raw, keys[0], path, top_level)
-    if len(keys) == 1:
-        raise RecipeError(
-            f"{path} is a whole stage.", fix=f"Name one of its keys: {path}.KEY=VALUE.", path=path
-        )
-    _set_below(options, keys[1:], value, path)
-
-
-def _set_below(node: dict[str, Any], keys: Sequence[str], value: object, path: str) -> None:
+    node = raw
+    if keys[0] not in top_level or (keys[0] == "stages" and len(keys) > 1):
+        name, *keys = keys[1:] if keys[0] == "stages" else keys
+        node = _stage_options(raw, name, path, top_level)
+        if not keys:
+            fix = f"Name one of its keys: {path}.KEY=VALUE."
+            raise RecipeError(f"{path} is a whole stage.", fix=fix, path=path)
     for depth, key in enumerate(keys[:-1]):
         if node.get(key) is None:
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):
             within = ".".join(keys[: depth + 1])
-            raise RecipeError(
-                f"{within} is {node!r}, so nothing can be set inside it.",
-                fix=f"Set {within} as a whole.",
-                path=path,
-            )
+            message = f"{within} is {node!r}, so nothing can be set inside it."
+            raise RecipeError(message, fix=f"Set {within} as a whole.", path=path)
     node[keys[-1]] = value
 
 
@@ -75,18 +63,15 @@ def _stage_options(raw: dict[str, Any], name: str, path: str, top_level: Sequenc
     stages = raw.get("stages") or stages_of(raw.get("method"))
     names = stage_names(stages)
     if name not in names:
-        known = [*top_level, *(name for name in names if name)]
-        raise RecipeError(
-            f"the override reaches nothing{plugins.did_you_mean(name, known)}",
-            fix=f"It starts with one of: {', '.join(known)}.",
-            path=path,
-        )
+        starts = [*top_level, *(name for name in names if name)]
+        message = f"the override reaches nothing{plugins.did_you_mean(name, starts)}"
+        raise RecipeError(message, fix=f"It starts with one of: {', '.join(starts)}.", path=path)
     if not raw.get("stages"):
         # The stages were implied; once one of them is changed they have to stand there.
         raw["stages"] = stages
         raw.pop("method", None)
-    index = names.index(name)
-    stage = stages[index]
+    stage = stages[names.index(name)]
     verb, options = next(iter(stage.items())) if isinstance(stage, dict) else (stage, None)
-    stages[index] = {verb: options or {}}
-    return stages[index][verb]
+    options = options or {}
+    stages[names.index(name)] = {verb: options}
+    return options

@@ -1,8 +1,4 @@
-"""Plug-ins: their names and options, read from source by `ast`, and their code.
-
-A recipe is checked and its schema printed without importing a plug-in, and so without torch. Only `load`
-imports one.
-"""
+"""Plug-ins: their names and options, read from source by `ast`, and their code. Only `load` imports one."""
 
 from __future__ import annotations
 
@@ -20,33 +16,30 @@ from types import SimpleNamespace
 from typing import Any
 
 from potstill.errors import RecipeError, RecipeErrors
-from potstill.recipe.options import Option, literal, read_options
+from potstill.recipe.options import Option, literal, one_key, read_options
 from potstill.store.artifacts import file_hash
 
-# The public functions, one of which makes a file of this folder a plug-in; the first one states the options.
-FUNCTIONS: Mapping[str, tuple[str, ...]] = {
-    "divergences": ("value", "value_and_partial"),
-    "evaluate": ("measure",),
-    "generate": ("write",),
-    "strategies": ("build",),
-    "students": ("build",),
-    "teachers": ("build",),
-    "token_weights": ("weights",),
-}
 
-# Families whose options may move over a stage, as a temperature does.
-MOVING = frozenset({"divergences"})
-_SINGULAR = {
-    "divergences": "divergence",
-    "evaluate": "metric",
-    "generate": "text engine",
-    "strategies": "strategy",
-    "students": "student",
-    "teachers": "teacher",
-    "token_weights": "token weight",
+@dataclass(frozen=True)
+class Family:
+    """A kind of plug-in: one in words, and the public functions of which a file defines one to be a plug-in."""
+
+    singular: str
+    functions: tuple[str, ...]
+    moving: bool = False  # its numbers may move over a stage, as a temperature does
+
+
+FAMILIES: Mapping[str, Family] = {
+    "divergences": Family("divergence", ("value", "value_and_partial"), moving=True),
+    "evaluate": Family("metric", ("measure",)),
+    "generate": Family("text engine", ("write",)),
+    "strategies": Family("strategy", ("build",)),
+    "students": Family("student", ("build",)),
+    "teachers": Family("teacher", ("build",)),
+    "token_weights": Family("token weight", ("weights",)),
 }
-_OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 PACKAGE = Path(__file__).parent.parent
+_OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -56,12 +49,12 @@ class Signature:
     name: str
     purpose: str
     options: tuple[Option, ...]
-    constants: Mapping[str, object]
+    constants: Mapping[str, Any]
     file: Path
 
 
 def plugins(family: str) -> dict[str, Signature]:
-    """All plug-ins of a family by name: the files of its folder that define one of its functions."""
+    """Every plug-in of a family by name: each file of its folder that defines one of its functions."""
     files = sorted((PACKAGE / family).glob("[!_]*.py"))
     signatures = {file.stem: _read(family, file, file.stat().st_mtime_ns) for file in files}
     return {name: signature for name, signature in signatures.items() if signature is not None}
@@ -69,11 +62,12 @@ def plugins(family: str) -> dict[str, Signature]:
 
 @cache
 def _read(family: str, file: Path, _changed: int) -> Signature | None:
-    """The signature of a file, None where it defines none of the family's functions."""
     tree = ast.parse(file.read_bytes(), filename=str(file))
     functions = _functions(tree)
-    name = next((name for name in FUNCTIONS[family] if name in functions), None)
-    return None if name is None else _signature(family, file.stem, functions[name], tree, file)
+    for name in FAMILIES[family].functions:
+        if name in functions:
+            return _signature(family, file.stem, functions[name], tree, file)
+    return None
 
 
 def is_outside(name: str) -> bool:
@@ -82,7 +76,7 @@ def is_outside(name: str) -> bool:
 
 
 def find(family: str, name: str, path: str = "") -> Signature:
-    """The signature of a plug-in of this package, or of `package.module:function`.
+    """Read the signature of a plug-in of this package, or of `package.module:function`.
 
     Raises:
         RecipeError: there is none; `path` is where in the recipe the name stands.
@@ -92,7 +86,7 @@ def find(family: str, name: str, path: str = "") -> Signature:
     signatures = plugins(family)
     if name not in signatures:
         raise RecipeError(
-            f"no {_SINGULAR[family]} is called {name!r}{did_you_mean(name, signatures)}",
+            f"no {FAMILIES[family].singular} is called {name!r}{did_you_mean(name, signatures)}",
             fix=f"Known: {', '.join(signatures) or 'none'}; or package.module:function from outside.",
             path=path,
             value=name,
@@ -114,28 +108,25 @@ def requiring(family: str, options: Iterable[str]) -> str | None:
 def check_options(family: str, name: str, options: Mapping[str, Any], path: str) -> list[RecipeError]:
     """Everything wrong with a plug-in's name and options."""
     try:
-        signature = find(family, name, path)
+        return list(_wrong_options(find(family, name, path), options, f"{path}.{name}"))
     except RecipeError as error:
         return [error]
-    return list(_wrong_options(signature, options, f"{path}.{name}"))
 
 
-def load(family: str, name: str, options: Mapping[str, Any] | None = None, path: str = "") -> Any:
-    """The plug-in's module. For `package.module:function` an object that looks like one: `__name__`, the
+def load(family: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Import a plug-in's module. For `package.module:function` an object that looks like one: `__name__`, the
     function under the family's name for it, and all else that the module makes public.
 
     Args:
-        family: a key of `FUNCTIONS`.
+        family: a key of `FAMILIES`.
         name: a file of that folder, or `package.module:function`.
         options: checked against the function's keyword-only arguments.
-        path: where in the recipe the name stands, for errors.
 
     Raises:
         RecipeErrors: the name is unknown or options are wrong.
         RecipeError: code from outside cannot be imported.
     """
-    where = path or family
-    problems = check_options(family, name, options or {}, where)
+    problems = check_options(family, name, options or {}, family)
     if problems:
         raise RecipeErrors(problems)
     if not is_outside(name):
@@ -144,49 +135,25 @@ def load(family: str, name: str, options: Mapping[str, Any] | None = None, path:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise _cannot_import(name, error, where) from error
-    called = function if function in FUNCTIONS[family] else FUNCTIONS[family][0]
-    beside = {
-        key: value
-        for key, value in vars(module).items()
-        if not key.startswith("_") and key not in FUNCTIONS[family]
-    }
-    return SimpleNamespace(**beside | {"__name__": name, called: getattr(module, function)})
-
-
-def constants(family: str, name: str) -> Mapping[str, object]:
-    """The UPPERCASE literals of a plug-in's file: what it states without being imported.
-
-    Raises:
-        RecipeError: there is no such plug-in.
-    """
-    return find(family, name, family).constants
+        raise _cannot_import(name, error, family) from error
+    functions = FAMILIES[family].functions
+    public = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in functions}
+    called = function if function in functions else functions[0]
+    return SimpleNamespace(**public | {"__name__": name, called: getattr(module, function)})
 
 
 def identity(family: str, name: str, options: Mapping[str, Any]) -> list[Any]:
     """What identifies a plug-in in an artifact's key; of one from outside also the hash of its source file."""
-    if not is_outside(name):
-        return [name, options]
-    return [name, options, file_hash(find(family, name).file)]
+    source = [file_hash(find(family, name).file)] if is_outside(name) else []
+    return [name, options, *source]
 
 
 def schema(family: str) -> dict[str, Any]:
     """JSON schema of a choice from a family: a name, or `{name: options}`."""
-    signatures = plugins(family)
-    return {
-        "anyOf": [
-            {"enum": list(signatures)},
-            {"type": "string", "pattern": f"^{_OUTSIDE.pattern}$"},
-            {
-                "type": "object",
-                "minProperties": 1,
-                "maxProperties": 1,
-                "properties": {name: _options_schema(signature) for name, signature in signatures.items()},
-                "patternProperties": {f"^{_OUTSIDE.pattern}$": {"type": ["object", "null"]}},
-                "additionalProperties": False,
-            },
-        ]
-    }
+    signatures, outside = plugins(family), f"^{_OUTSIDE.pattern}$"
+    named = one_key({name: _options_schema(signature) for name, signature in signatures.items()})
+    named["patternProperties"] = {outside: {"type": ["object", "null"]}}
+    return {"anyOf": [{"enum": list(signatures)}, {"type": "string", "pattern": outside}, named]}
 
 
 def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
@@ -238,11 +205,11 @@ def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
 
 def _signature(family: str, name: str, function: ast.FunctionDef, tree: ast.Module, file: Path) -> Signature:
     purpose = ast.get_docstring(tree) or ast.get_docstring(function) or ""
-    options = read_options(function.args, moving=family in MOVING)
+    options = read_options(function.args, moving=FAMILIES[family].moving)
     return Signature(name, purpose.partition("\n")[0], options, dict(_constants(tree)), file)
 
 
-def _constants(tree: ast.Module) -> Iterator[tuple[str, object]]:
+def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
     for node in tree.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
@@ -253,7 +220,6 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, object]]:
 
 
 def _wrong_options(signature: Signature, options: Mapping[str, Any], path: str) -> Iterator[RecipeError]:
-    """Options that the signature does not have, cannot hold or misses."""
     by_name = {option.name: option for option in signature.options}
     for key, value in options.items():
         if key not in by_name:
@@ -264,14 +230,12 @@ def _wrong_options(signature: Signature, options: Mapping[str, Any], path: str) 
                 value=value,
             )
         elif not by_name[key].fits(value):
-            yield RecipeError(
-                f"must be {by_name[key].expected}, not {value!r}.", path=f"{path}.{key}", value=value
-            )
+            message = f"must be {by_name[key].expected}, not {value!r}."
+            yield RecipeError(message, path=f"{path}.{key}", value=value)
     for key, option in by_name.items():
         if option.required and key not in options:
-            yield RecipeError(
-                "is missing.", fix=f"{signature.name} needs {option.expected} here.", path=f"{path}.{key}"
-            )
+            fix = f"{signature.name} needs {option.expected} here."
+            yield RecipeError("is missing.", fix=fix, path=f"{path}.{key}")
 
 
 def _options_schema(signature: Signature) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from potstill.errors import RecipeError
 from potstill.recipe import plugins
 from potstill.recipe.specs import Choice
 from potstill.recipe.stages import stage_types
+from potstill.recipe.verbs import verbs
 
 # Our name, and the names that other tools have for it; `-` and capitals do not matter.
 _NAMES = {
@@ -67,11 +68,11 @@ Sections = Mapping[Loc, tuple[str, ...]]
 
 
 def describe(error: ValidationError, raw: Mapping[str, Any], root: type[BaseModel]) -> list[RecipeError]:
-    """One error for each thing that is wrong in `raw`, a recipe as it was read."""
+    """One error for each thing that is wrong in `raw`, a recipe as YAML gives it."""
     groups: dict[Loc, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         groups.setdefault(_written(detail, raw), []).append(detail)
-    sections = sections_of(root)
+    sections = _sections(root)
     return [
         problem
         for loc, details in groups.items()
@@ -80,22 +81,36 @@ def describe(error: ValidationError, raw: Mapping[str, Any], root: type[BaseMode
     ]
 
 
-def sections_of(root: type[BaseModel], prefix: Loc = ()) -> dict[Loc, tuple[str, ...]]:
+def _sections(root: type[BaseModel], prefix: Loc = ()) -> dict[Loc, tuple[str, ...]]:
     """The keys of each section of a recipe, by the section's path; a stage's is `("stages", VERB)`."""
     keys = {field.alias or name: field.annotation for name, field in root.model_fields.items()}
     sections: dict[Loc, tuple[str, ...]] = {prefix: tuple(key for key in keys if key != "verb")}
     for key, annotation in keys.items():
         if prefix == () and key == "stages":
             for verb, stage in stage_types().items():
-                sections |= sections_of(stage, ("stages", verb))
+                sections |= _sections(stage, ("stages", verb))
             continue
         for model in _models(annotation):
             if not issubclass(model, Choice):
-                sections |= sections_of(model, (*prefix, key))
+                sections |= _sections(model, (*prefix, key))
     return sections
 
 
-def place(loc: Loc, raw: Mapping[str, Any]) -> str:
+def stage_names(stages: object) -> list[str | None]:
+    """The name of each stage of a raw recipe; None where it has none."""
+    return [_stage_name(stage) for stage in stages] if isinstance(stages, list) else []
+
+
+def _stage_name(stage: object) -> str | None:
+    name = stage
+    if isinstance(stage, dict) and len(stage) == 1:
+        ((name, options),) = stage.items()
+        if isinstance(options, dict):
+            name = options.get("name", name)
+    return name if isinstance(name, str) else None
+
+
+def _path(loc: Loc, raw: Mapping[str, Any]) -> str:
     """A path for the reader: dotted, a stage by its name where no other stage has it."""
     if loc[:1] != ("stages",) or len(loc) < 2:
         return ".".join(map(str, loc))
@@ -104,26 +119,6 @@ def place(loc: Loc, raw: Mapping[str, Any]) -> str:
     name = names[index] if isinstance(index, int) and index < len(names) else None
     stage = str(index) if name is None or "." in name or names.count(name) > 1 else name
     return ".".join(["stages", stage, *map(str, loc[3:])])
-
-
-def stage_names(stages: object) -> list[str | None]:
-    """The name of each written stage; None where it has none."""
-    names = [
-        options.get("name", verb) if isinstance(options, dict) else verb
-        for verb, options in _written_stages(stages)
-    ]
-    return [name if isinstance(name, str) else None for name in names]
-
-
-def _written_stages(stages: object) -> list[tuple[Any, Any]]:
-    """Verb and options of each stage as it is written; None for what is not there."""
-    pairs: list[tuple[Any, Any]] = []
-    for stage in stages if isinstance(stages, list) else []:
-        if isinstance(stage, dict) and len(stage) == 1:
-            pairs += stage.items()
-        else:
-            pairs.append((stage if isinstance(stage, str) else None, None))
-    return pairs
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -138,7 +133,7 @@ def _written(detail: ErrorDetails, raw: Any) -> Loc:
     for key in detail["loc"]:
         if key in _keys(node):
             node = node[key]
-        elif not (detail["type"] == "missing" and key == detail["loc"][-1]):
+        elif detail["type"] != "missing" or key != detail["loc"][-1]:
             continue
         loc.append(key)
     return tuple(loc)
@@ -162,13 +157,8 @@ def _problems(
     value = first["input"]
     if first["type"] == "conflicts":
         return [
-            RecipeError(
-                one.message,
-                fix=one.fix,
-                path=place((*loc, one.key) if one.key else loc, raw),
-                value=one.value,
-            )
-            for one in first["ctx"]["found"]
+            RecipeError(message, fix=fix, path=_path((*loc, key) if key else loc, raw), value=value)
+            for key, message, fix, value in first["ctx"]["conflicts"]
         ]
     if first["type"] == "missing":
         message, fix, value = "is missing.", f"Add the key {loc[-1]}.", None
@@ -176,13 +166,12 @@ def _problems(
         section = ("stages", loc[2], *loc[3:-1]) if loc[:1] == ("stages",) else loc[:-1]
         message, fix = _unknown_key(str(loc[-1]), section, sections)
     elif first["type"] == "union_tag_invalid":
-        verbs = [str(section[1]) for section in sections if section[:1] == ("stages",) and len(section) == 2]
         value = first["ctx"]["tag"]
-        message = f"no stage is called {value!r}{plugins.did_you_mean(value, verbs)}"
-        fix = f"Stages: {', '.join(verbs)}."
+        message = f"no stage is called {value!r}{plugins.did_you_mean(value, verbs())}"
+        fix = f"Stages: {', '.join(verbs())}."
     else:
         message, fix = _bad_value(str(loc[-1]), details, value)
-    return [RecipeError(message, fix=fix, path=place(loc, raw), value=value)]
+    return [RecipeError(message, fix=fix, path=_path(loc, raw), value=value)]
 
 
 def _unknown_key(key: str, section: Loc, sections: Sections) -> tuple[str, str]:
@@ -219,10 +208,8 @@ def _bad_value(key: str, details: Sequence[ErrorDetails], value: object) -> tupl
             bound = _RANGES[detail["type"]].format(**detail.get("ctx", {}))
             return f"{bound}, not {_show(value)}.", ""
     if details[0]["type"] == "string_pattern_mismatch":
-        return (
-            f"{value!r} cannot name a folder.",
-            "Use letters, digits, - and _, starting with a letter or digit.",
-        )
+        fix = "Use letters, digits, - and _, starting with a letter or digit."
+        return f"{value!r} cannot name a folder.", fix
     expected = list(dict.fromkeys(word for detail in details for word in _expected(detail)))
     if not expected:
         return details[0]["msg"], ""
@@ -244,8 +231,8 @@ def _way_out(key: str, expected: Sequence[str], value: object) -> str:
     if "a mapping" in expected and key in _WRAPPED:
         return f"Write {key}: {{{_WRAPPED[key]}: {value}}}."
     if "true or false" in expected:
-        meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
-        return f"Write {meant}." if meant else ""
+        words = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+        return f"Write {words[value.lower()]}." if value.lower() in words else ""
     if {"a number", "a whole number"} & set(expected) and _is_number(value):
         return "Remove the leading zeros." if value.lstrip("+-")[0] == "0" else "Remove the quotes."
     near = plugins.did_you_mean(value, [word for word in expected if " " not in word])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -15,6 +16,7 @@ from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe import yaml
 from potstill.recipe.inputs import DataSpec, StudentInput, TeacherInput
 from potstill.recipe.methods import stages_of
+from potstill.recipe.options import one_key
 from potstill.recipe.overrides import apply
 from potstill.recipe.problems import describe
 from potstill.recipe.specs import Conflict, Spec, Text, whole
@@ -54,62 +56,46 @@ class Recipe(Spec):
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.method and self.stages:
-            yield Conflict(
-                "method", "stages are given too, and both say what to do.", "Remove one of the two."
-            )
-        names = [stage.name for stage in self.stages]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield Conflict(
-                "stages",
-                f"{names.count(name)} stages are called {name}.",
-                f"Give each a name of its own, as in `- {name}: {{name: polish}}`.",
-            )
-        for stage in self.stages:
-            if stage.name in Recipe.model_fields or (
-                stage.name in stage_types() and stage.name != stage.verb
-            ):
-                yield Conflict(
-                    "stages", f"a {stage.verb} stage cannot be called {stage.name}.", "Choose another name."
-                )
-        for index, stage in enumerate(self.stages):
-            yield from stage.misplaced(self.stages[:index])
+            message = "stages are given too, and both say what to do."
+            yield Conflict("method", message, "Remove one of the two.")
+        counts = Counter(stage.name for stage in self.stages)
+        for name in sorted(name for name in counts if counts[name] > 1):
+            fix = f"Give each a name of its own, as in `- {name}: {{name: polish}}`."
+            yield Conflict("stages", f"{counts[name]} stages are called {name}.", fix)
         longest = self.data.max_length
-        for stage in self.stages:
-            wanted = getattr(stage, "max_new_tokens", "auto")
-            if isinstance(longest, int) and isinstance(wanted, int) and wanted >= longest:
-                yield Conflict(
-                    "data.max_length",
-                    f"{longest} leaves no room for a prompt beside {stage.name}.max_new_tokens {wanted}.",
-                    "Raise max_length, or lower max_new_tokens.",
+        for index, stage in enumerate(self.stages):
+            if stage.name in Recipe.model_fields or stage.name in set(stage_types()) - {stage.verb}:
+                message = f"a {stage.verb} stage cannot be called {stage.name}."
+                yield Conflict("stages", message, "Choose another name.")
+            yield from stage.misplaced(self.stages[:index])
+            tokens = getattr(stage, "max_new_tokens", "auto")
+            if isinstance(longest, int) and isinstance(tokens, int) and tokens >= longest:
+                message = (
+                    f"{longest} leaves no room for a prompt beside {stage.name}.max_new_tokens {tokens}."
                 )
+                yield Conflict("data.max_length", message, "Raise max_length, or lower max_new_tokens.")
 
     def hash(self) -> str:
         """SHA-256 of the content; `runs`, comments, key order and spelled-out defaults do not matter."""
-        return self._digest({"runs"})
-
-    def without_seed_hash(self) -> str:
-        """The same for all seeds of one recipe."""
-        return self._digest({"runs", "seed"})
-
-    def _digest(self, without: set[str]) -> str:
-        content = self.model_dump(mode="json", by_alias=True, exclude=without)
+        content = self.model_dump(mode="json", by_alias=True, exclude={"runs"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, with `key.path=value` overrides.
+    """Read the recipe in a file, with `key.path=value` overrides.
 
-    Raises RecipeErrors that list everything wrong at once, RecipeError when the file cannot be read.
+    Raises:
+        RecipeErrors: lists everything wrong at once.
+        RecipeError: the file cannot be read.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise RecipeError(
-            f"the recipe cannot be read: {reason}.", fix="Check the path.", path=str(path)
-        ) from error
+        message = f"the recipe cannot be read: {reason}."
+        raise RecipeError(message, fix="Check the path.", path=str(path)) from error
     raw = yaml.load_yaml(text, str(path))
     if raw.get("name") is None:
         raw["name"] = name_of(path)
@@ -122,7 +108,7 @@ def name_of(path: Path) -> str:
 
 
 def parse_recipe(raw: Mapping[str, Any]) -> Recipe:
-    """The recipe in a mapping as YAML gives it. Raises RecipeErrors with every problem."""
+    """Check a recipe as YAML gives it. Raises RecipeErrors with every problem."""
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -147,8 +133,8 @@ def dump_yaml(recipe: Recipe) -> str:
 
 
 def resolve_path(base: Path, text: str) -> Path:
-    """Where a path in a recipe points: first from `base`, the recipe's folder, then from the working
-    directory. When neither exists, the place under `base` is returned for the error to name."""
+    """Where a path in a recipe points: from `base`, the recipe's folder, unless it exists only in the working
+    directory."""
     path = Path(text).expanduser()
     beside = base / path
     return path.absolute() if not beside.exists() and path.exists() else beside
@@ -161,19 +147,6 @@ def json_schema() -> dict[str, Any]:
     verbs = items["discriminator"]["mapping"]
     for reference in verbs.values():
         del schema["$defs"][reference.rpartition("/")[2]]["properties"]["verb"]
-    schema["properties"]["stages"]["items"] = {
-        "anyOf": [
-            {"enum": list(verbs)},
-            {
-                "type": "object",
-                "minProperties": 1,
-                "maxProperties": 1,
-                "properties": {
-                    verb: {"anyOf": [{"$ref": reference}, {"type": "null"}]}
-                    for verb, reference in verbs.items()
-                },
-                "additionalProperties": False,
-            },
-        ]
-    }
+    with_options = {verb: {"anyOf": [{"$ref": place}, {"type": "null"}]} for verb, place in verbs.items()}
+    schema["properties"]["stages"]["items"] = {"anyOf": [{"enum": list(verbs)}, one_key(with_options)]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

@@ -6,15 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from potstill.recipe import plugins
@@ -47,10 +39,10 @@ class Spec(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Self:
-        found = tuple(self.conflicts())
-        if found:
-            text = " ".join(f"{one.key}: {one.message} {one.fix}" for one in found)
-            raise PydanticCustomError("conflicts", "{text}", {"text": text, "found": found})
+        conflicts = tuple(self.conflicts())
+        if conflicts:
+            text = " ".join(f"{key}: {message} {fix}" for key, message, fix, _ in conflicts)
+            raise PydanticCustomError("conflicts", "{text}", {"text": text, "conflicts": conflicts})
         return self
 
 
@@ -117,32 +109,31 @@ def ends(value: Any) -> tuple[Any, Any]:
     return (value.span.start, value.span.end) if isinstance(value, Schedule) else (value, value)
 
 
-def read_plugin(value: object) -> Any:
-    """`name` or `{name: options}` as one mapping with the keys name and options."""
-    if isinstance(value, str):
-        return {"name": value, "options": {}}
-    if isinstance(value, dict) and len(value) == 1:
-        name, options = next(iter(value.items()))
-        if options is None or isinstance(options, dict):
-            return {"name": name, "options": options or {}}
-    if isinstance(value, dict) and "name" in value:
-        return {"options": {}} | value
-    raise PydanticCustomError(
-        "plugin", "must be a name, or one name with its options in a mapping: {name: {option: value}}."
-    )
-
-
 class Choice(Spec):
     """A plug-in by name, or `{name: {option: value}}`; its options are checked against its signature."""
 
-    family: ClassVar[str] = ""
+    family: ClassVar[str]
     name: Text
     options: dict[str, Any] = Field(default_factory=dict)
+
+    def __init_subclass__(cls, family: str, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.family = family
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
-        return value if isinstance(value, Choice) else read_plugin(value)
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1:
+            ((name, options),) = value.items()
+            if options is None or isinstance(options, dict):
+                return {"name": name, "options": options or {}}
+        if isinstance(value, Choice) or (isinstance(value, dict) and "name" in value):
+            return value
+        raise PydanticCustomError(
+            "plugin", "must be a name, or one name with its options in a mapping: {name: {option: value}}."
+        )
 
     @model_serializer
     def _write(self) -> str | dict[str, Any]:
@@ -159,58 +150,43 @@ class Choice(Spec):
 
     def constant(self, name: str) -> Any:
         """What the plug-in's file states under an upper-case name, None where it states nothing."""
-        return plugins.constants(self.family, self.name).get(name)
+        return plugins.find(self.family, self.name).constants.get(name)
 
     def option_named(self, constant: str) -> Any:
         """The value of the option whose name the plug-in states under `constant`, None where it states none."""
-        name = self.constant(constant)
-        if name is None:
-            return None
-        defaults = {o.name: o.default for o in plugins.find(self.family, self.name, "").options}
-        return self.options.get(name, defaults.get(name))
+        signature = plugins.find(self.family, self.name)
+        defaults = {option.name: option.default for option in signature.options}
+        name = signature.constants.get(constant)
+        return None if name is None else self.options.get(name, defaults.get(name))
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, _core: Any, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, _core: Any, _handler: Any) -> dict[str, Any]:
         return plugins.schema(cls.family)
 
 
-class DivergenceChoice(Choice):
+class DivergenceChoice(Choice, family="divergences"):
     """A divergence, with the options of its paper."""
 
-    family: ClassVar[str] = "divergences"
 
-
-class TokenWeightChoice(Choice):
+class TokenWeightChoice(Choice, family="token_weights"):
     """What makes some tokens weigh more than others."""
 
-    family: ClassVar[str] = "token_weights"
 
-
-class StrategyChoice(Choice):
+class StrategyChoice(Choice, family="strategies"):
     """Who writes the text that is trained on: the data, or the student itself."""
 
-    family: ClassVar[str] = "strategies"
 
-
-class EngineChoice(Choice):
+class EngineChoice(Choice, family="generate"):
     """What runs the teacher when it writes text."""
 
-    family: ClassVar[str] = "generate"
 
-
-class MetricChoice(Choice):
+class MetricChoice(Choice, family="evaluate"):
     """A quantity that is measured on held-out rows."""
 
-    family: ClassVar[str] = "evaluate"
 
-
-class TeacherChoice(Choice):
+class TeacherChoice(Choice, family="teachers"):
     """A teacher of another kind than a model whose weights are loaded here."""
 
-    family: ClassVar[str] = "teachers"
 
-
-class StudentChoice(Choice):
+class StudentChoice(Choice, family="students"):
     """A student of another kind than a model or a cut of the teacher."""
-
-    family: ClassVar[str] = "students"

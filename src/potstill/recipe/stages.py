@@ -1,8 +1,7 @@
-"""What all stages of a recipe have in common, and how they are found: one file a verb in `potstill/stages`.
+"""What all stages of a recipe have in common, and how they are loaded: one file a verb in `potstill/stages`.
 
 A stage's file holds a subclass of `StageSpec` (its verb and options) and the function
-`run(spec, state, context) -> state`. Files are found by listing the folder, as plug-ins are. Loading one
-imports no torch: what a stage needs to run is imported when it runs.
+`run(spec, state, context) -> state`. Loading one imports no torch: what a stage needs to run is imported then.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, Union
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -20,8 +18,7 @@ from pydantic_core import PydanticCustomError
 from potstill.recipe.defaults import Automatic, Default, Facts
 from potstill.recipe.inputs import DataSpec
 from potstill.recipe.specs import Conflict, Spec
-
-FOLDER = Path(__file__).parent.parent / "stages"
+from potstill.recipe.verbs import verbs
 
 # No dots: an override reaches a stage by `name.key`.
 StageName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -72,11 +69,6 @@ class StageSpec(Spec):
 S = TypeVar("S", bound=StageSpec)
 
 
-def verbs() -> tuple[str, ...]:
-    """The verbs of all stages, without importing one."""
-    return tuple(sorted(file.stem for file in FOLDER.glob("[!_]*.py")))
-
-
 @cache
 def stage_types() -> Mapping[str, type[StageSpec]]:
     """The options of every stage by its verb."""
@@ -98,7 +90,7 @@ def run_of(stage: StageSpec) -> Callable[..., Any]:
     return importlib.import_module(type(stage).__module__).run
 
 
-def read_stage(value: object) -> object:
+def _read_stage(value: object) -> object:
     """`verb` or `{verb: options}` as one mapping with the key `verb`."""
     if isinstance(value, str):
         return {"verb": value}
@@ -121,10 +113,8 @@ def write_stage(stage: StageSpec, **how: Any) -> str | dict[str, Any]:
 
 def any_stage() -> Any:
     """The type of an entry of `stages`: one of all stages by its verb."""
-    union: Any = None
-    for spec in stage_types().values():
-        union = spec if union is None else union | spec
-    return Annotated[Annotated[union, Field(discriminator="verb")], BeforeValidator(read_stage)]
+    union: Any = Union[tuple(stage_types().values())]  # noqa: UP007
+    return Annotated[Annotated[union, Field(discriminator="verb")], BeforeValidator(_read_stage)]
 
 
 def resolve_auto(stage: S, facts: Facts) -> tuple[S, tuple[Default, ...]]:

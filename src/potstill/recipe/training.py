@@ -1,10 +1,10 @@
-"""The options that every training stage has."""
+"""The options that every training stage has, and what they become where they are `auto`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
@@ -12,7 +12,12 @@ from potstill.recipe.defaults import Automatic, Facts
 from potstill.recipe.specs import Auto, Conflict, Count, Positive
 from potstill.recipe.stages import StageSpec
 
+# A training that ran out of memory goes on with other micro-batches and more checkpoints.
 _PLACE_AND_PACE = {"micro_batch_tokens", "checkpoint_every", "activation_checkpointing", "epochs", "steps"}
+_AUTO_IS_NONE = BeforeValidator(
+    lambda value: None if value == "auto" else value, json_schema_input_type=Positive | Auto | None
+)
+_Average: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Training(StageSpec):
@@ -22,12 +27,7 @@ class Training(StageSpec):
 
     verb: str = "train"
     name: str = "train"
-    epochs: Annotated[
-        Positive | None,
-        BeforeValidator(
-            lambda value: None if value == "auto" else value, json_schema_input_type=Positive | Auto | None
-        ),
-    ] = None
+    epochs: Annotated[Positive | None, _AUTO_IS_NONE] = None
     """Passes over the data. With neither epochs nor steps: by the size of the data."""
     steps: Count | None = None
     """Optimizer steps."""
@@ -43,9 +43,7 @@ class Training(StageSpec):
     """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decay of matrices; vectors (norms, biases) do not decay."""
-    betas: Annotated[
-        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-    ] = (0.9, 0.95)
+    betas: Annotated[tuple[_Average, _Average], Field(strict=False)] = (0.9, 0.95)
     """AdamW's two averages."""
     max_grad_norm: Positive | None = 1.0
     """Longest gradient; null does not clip."""
@@ -69,16 +67,11 @@ class Training(StageSpec):
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.epochs is not None and self.steps is not None:
-            yield Conflict(
-                "steps", "epochs is given too, and both say how long to train.", "Remove one of the two."
-            )
+            message = "epochs is given too, and both say how long to train."
+            yield Conflict("steps", message, "Remove one of the two.")
 
     def identity(self) -> dict[str, Any]:
-        """What changes a step, for an artifact's key.
-
-        Micro-batches and the pace of checkpoints change memory and speed only; a training that ran out of
-        memory goes on with others.
-        """
+        """What changes a step, for an artifact's key; micro-batches and the pace of checkpoints do not."""
         shared = set(Training.model_fields) - set(StageSpec.model_fields)
         return self.model_dump(mode="json", include=shared - _PLACE_AND_PACE)
 
@@ -124,9 +117,8 @@ def _tokens_per_step(total: int | None, facts: Facts) -> Automatic:
     usual = 32768 if facts.accelerated else 256
     if total is None or total // 50 >= usual:
         return usual, f"usual on {facts.machine}"
-    return max(
-        128, total // 50
-    ), f"{total} scored tokens in all: about 50 steps, and no step below 128 tokens"
+    tokens = max(128, total // 50)
+    return tokens, f"{total} scored tokens in all: about 50 steps, and no step below 128 tokens"
 
 
 def _epochs(train_tokens: int | None) -> tuple[float, str]:

@@ -43,17 +43,13 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag == _MERGE:
                 continue
-            line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                 self._complain(key, "a key must be plain text.", "Put the key in quotes.")
             elif key.value in first_line:
-                self._complain(
-                    key,
-                    f"the key {key.value!r} is given twice, first on line {first_line[key.value]}.",
-                    "Remove one of the two.",
-                )
+                message = f"the key {key.value!r} is given twice, first on line {first_line[key.value]}."
+                self._complain(key, message, "Remove one of the two.")
             else:
-                first_line[key.value] = line
+                first_line[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
     def _complain(self, node: yaml.Node, message: str, fix: str) -> None:
@@ -100,32 +96,25 @@ def load_value(text: str, source: str) -> Any:
     """The value that one piece of YAML holds, as on the right of an override."""
     try:
         loader = _Loader(text, source)
-        try:
-            value = _unshared(loader.get_single_data())
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        reason = ", ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(
-            f"the YAML cannot be read: {reason}.",
-            fix="Look at this place and the line above: indentation, a colon or a quote is off.",
-            path=_place(source, mark),
-        ) from error
+        value = _unshared(loader.get_single_data())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = (
-            "it nests too deeply or contains itself"
-            if isinstance(error, RecursionError)
-            else str(error).splitlines()[0]
-        )
-        raise RecipeError(
-            f"the YAML cannot be read: {reason}.",
-            fix="A recipe is plain text in UTF-8, a few levels deep.",
-            path=source,
-        ) from error
+        raise _unreadable(error, source) from error
     if loader.problems:
         raise RecipeErrors(loader.problems)
     return value
+
+
+def _unreadable(error: Exception, source: str) -> RecipeError:
+    mark, fix = None, "A recipe is plain text in UTF-8, a few levels deep."
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        fix = "Look at this place and the line above: indentation, a colon or a quote is off."
+    elif isinstance(error, RecursionError):
+        reason = "it nests too deeply or contains itself"
+    else:
+        reason = str(error).splitlines()[0]
+    return RecipeError(f"the YAML cannot be read: {reason}.", fix=fix, path=_place(source, mark))
 
 
 def to_yaml(data: Any) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from markupsafe import Markup
 
 from potstill.report.numbers import pair, percent, ticks, whole
@@ -62,13 +61,13 @@ class Bins:
     """
 
     def __init__(self, series: Mapping[str, Sequence[float]], about: int = 24) -> None:
-        every = sorted(value for values in series.values() for value in values) or [0.0]
-        self.edges = ticks(0.0, max(1.0, every[math.ceil(0.99 * len(every)) - 1]), about)
-        self.open_ended = every[-1] > self.edges[-1]
-        self.counts = {name: [0] * (len(self.edges) - 1) for name in series}
-        for name, values in series.items():
-            for value in values:
-                self.counts[name][min(bisect_right(self.edges, value), len(self.edges) - 1) - 1] += 1
+        every = [value for values in series.values() for value in values] or [0.0]
+        self.edges = ticks(0.0, max(1.0, np.percentile(every, 99, method="inverted_cdf")), about)
+        self.open_ended = max(every) > self.edges[-1]
+        self.counts = {
+            name: np.histogram(np.minimum(values, self.edges[-1]), self.edges)[0].tolist()
+            for name, values in series.items()
+        }
 
     def names(self) -> list[str]:
         """Each bin in words."""

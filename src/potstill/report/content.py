@@ -16,7 +16,6 @@ ROLES: Mapping[str, str] = {
     "after": "Distilled student",
     "control": "Control student",
 }
-BLOCKS = {"teacher": "reference"}  # the role's block in summary.json, where it is not called the same
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,13 @@ class Content:
     curves: Sequence[Curve] = ()
     samples: Sequence[Mapping[str, Any]] = ()  # lines of samples.jsonl, in the order in which they are shown
     recipe: str = ""
-    seeds: Sequence[int] = ()
     overlap: Overlap | None = None
     trained_prompts: int = 0  # that the overlap was looked for in
     funnel: Sequence[tuple[str, int, Mapping[str, int]]] = ()  # step, rows left, rows dropped by reason
     lengths: Mapping[str, Sequence[int]] = field(default_factory=dict)  # tokens of each row of a split
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # a stage's facts, and its `note`
     defaults: Sequence[Default] = ()
-    commands: Sequence[str] = ()
+    command: str = ""
     notes: Sequence[str] = ()  # how the figures came about, one sentence each
 
     @property
@@ -44,4 +42,4 @@ class Content:
 
     def block(self, role: str) -> Mapping[str, Any]:
         """A model's figures in the summary."""
-        return self.summary.get(BLOCKS.get(role, role)) or {}
+        return self.summary.get("reference" if role == "teacher" else role) or {}

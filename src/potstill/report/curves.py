@@ -13,16 +13,16 @@ from potstill.report.svg import LETTER, WIDTH, Scale, fit, marker, picture, tag,
 
 Point = tuple[float, float]
 MOST_POINTS = 500  # a line shows no more
+UNIT = "nats per token"
 TOP, BOTTOM, HEIGHT = 38.0, 226.0, 270.0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a stage's chart: (step, value) in `unit`. `dots` for values measured now and then."""
+    """One line of a stage's chart: (step, nats per token). `dots` for values measured now and then."""
 
     stage: str
     name: str  # "training", "validation"
-    unit: str  # "nats per token"
     points: tuple[Point, ...]
     dots: bool = False
     resumes: tuple[float, ...] = ()  # steps at which training went on after an interruption
@@ -43,30 +43,30 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     if len(points) <= most:
         return list(points)
     stretch = math.ceil(2 * len(points) / most)
-    kept: list[Point] = []
+    result: list[Point] = []
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]
         finite = _finite(part)
         if len(finite) < len(part):
-            kept.append(next(point for point in part if not math.isfinite(point[1])))
+            result.append(next(point for point in part if not math.isfinite(point[1])))
         if finite:
-            kept.extend({min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])})
-    return sorted(kept)
+            result.extend({min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])})
+    return sorted(result)
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Label positions near the wanted ones, at least `gap` apart, within [low, high] where they fit."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = list(wanted)
+def spread(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Label positions near `targets`, at least `gap` apart, within [low, high] where they fit."""
+    order = sorted(range(len(targets)), key=lambda i: targets[i])
+    positions = list(targets)
     floor = low
     for i in order:
-        placed[i] = floor = max(placed[i], floor)
+        positions[i] = floor = max(positions[i], floor)
         floor += gap
     ceiling = high
     for i in reversed(order):
-        placed[i] = ceiling = min(placed[i], ceiling)
+        positions[i] = ceiling = min(positions[i], ceiling)
         ceiling -= gap
-    return placed
+    return positions
 
 
 def describe(curves: Sequence[Curve]) -> str:
@@ -95,8 +95,7 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Markup | None:
     left = 10 + LETTER * max(map(len, names))
     right = WIDTH - 14 - LETTER * max(len(line) for label in labels for line in label)
     x, y = Scale(min(steps), max(steps), left, right), Scale(rows[0], rows[-1], BOTTOM, TOP, log)
-    unit = fit(drawn[0][0].unit, 0.6 * WIDTH) + (", logarithmic" if log else "")
-    parts = [tag("text", unit, x=0, y=13, class_="unit")]
+    parts = [tag("text", f"{UNIT}{', logarithmic' if log else ''}", x=0, y=13, class_="unit")]
     for row, name in zip(rows, names, strict=True):
         parts.append(tag("line", x1=left, x2=right, y1=y(row), y2=y(row), class_="grid"))
         parts.append(tag("text", name, x=left - 8, y=y(row) + 4, class_="tick end"))

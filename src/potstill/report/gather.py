@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +13,66 @@ from potstill.data import split
 from potstill.report import page
 from potstill.report.content import Content
 from potstill.report.curves import Curve
-from potstill.report.summary import Outcome as Outcome
-from potstill.report.summary import summarise
+from potstill.report.summary import Outcome, summarise
 from potstill.report.verdict import verdict
 from potstill.store import artifacts
 from potstill.store.artifacts import Artifact
 from potstill.store.folder import RECIPE, RunDir
 from potstill.store.lines import read_lines
 
-MOST_SAMPLES = 8
+KEPT = ("rows", "examples", "split", "reasoning")  # counts of `data.examples.Encoded` that are no loss
 
 
-@dataclass(frozen=True)
-class Published:
-    """What was written, and the verdict."""
-
-    summary: Mapping[str, Any]
-    verdict: str
-    outputs: dict[str, Path] = field(default_factory=dict)
-
-
-def publish(folder: RunDir, outcome: Outcome) -> Published:
+def publish(folder: RunDir, outcome: Outcome) -> tuple[Mapping[str, Any], str, dict[str, Path]]:
     """Write summary.json, and report.html once something was evaluated.
 
     A part of a run that was finished before leaves both as they are: they say more.
+
+    Returns:
+        the summary, the verdict and what was written, by name.
     """
-    summary, page_file = summarise(outcome), folder.path / "report.html"
-    outputs = {"summary": folder.path / "summary.json"}
-    earlier = _earlier(folder) if outcome.evaluation is None and page_file.is_file() else {}
+    state, summary = outcome.state, summarise(outcome)
+    page_file, summary_file = folder.path / "report.html", folder.path / "summary.json"
+    outputs = {"summary": summary_file}
+    earlier = _earlier(summary_file) if state.evaluation is None and page_file.is_file() else {}
     if summary["artifacts"].items() <= earlier.get("artifacts", {}).items():
         summary = earlier
         outputs["report"] = page_file
     else:
-        artifacts.write_json(outputs["summary"], summary)
-        if outcome.evaluation is None:
+        artifacts.write_json(summary_file, summary)
+        if state.evaluation is None:
             page_file.unlink(missing_ok=True)  # it belongs to another recipe
-    if outcome.student is not None:
+    if state.student is not None:
         outputs["student"] = folder.path / "student"
-    sentence = "finished: " + ", ".join(outcome.stages)
-    if outcome.evaluation is not None:
-        outputs["report"] = page.write(content(folder, outcome, summary), page_file)
-        sentence = verdict(summary)
-    return Published(summary, sentence, outputs)
+    if state.evaluation is None:
+        return summary, "finished: " + ", ".join(state.artifacts), outputs
+    outputs["report"] = page.write(content(folder, outcome, summary), page_file)
+    return summary, verdict(summary), outputs
 
 
 def content(folder: RunDir, outcome: Outcome, summary: Mapping[str, Any]) -> Content:
     """What the page shows of a run that was evaluated."""
-    data = outcome.data
-    assert outcome.evaluation is not None
+    data, stages = outcome.data, outcome.state.artifacts
+    lengths = {
+        name: [len(e.input_ids) for e in rows.examples]
+        for name, rows in outcome.examples.items()
+        if rows.examples
+    }
     return Content(
         summary,
-        curves=curves(outcome.stages),
-        samples=samples(outcome.evaluation),
+        curves=curves(stages),
+        samples=samples(outcome.state.evaluation),
         recipe=(folder.path / RECIPE).read_text(encoding="utf-8"),
-        seeds=(outcome.recipe.seed,),
         overlap=split.overlap(data.trained_on, data.heldout) if data.heldout else None,
         trained_prompts=len(data.trained_on),
-        funnel=_funnel(outcome),
-        lengths={name: values for name, values in outcome.lengths.items() if values},
+        funnel=funnel(outcome),
+        lengths=lengths,
         costs={
-            name: {**artifact.facts, "note": "taken from the store" if name in outcome.reused else ""}
-            for name, artifact in outcome.stages.items()
+            name: {**artifact.facts, "note": "taken from the store" if artifact.reused else ""}
+            for name, artifact in stages.items()
         },
-        defaults=outcome.defaults,
-        commands=(f"potstill run {shlex.quote(str(folder.path))}",),
+        defaults=outcome.state.defaults,
+        command=f"potstill run {shlex.quote(str(folder.path))}",
         notes=(
             f"Rows: {data.shape}. Held out: {data.source}. {len(data.validation)} training rows only choose "
             "the best weights; no held-out row does.",
@@ -98,9 +94,9 @@ def curves(stages: Mapping[str, Artifact]) -> list[Curve]:
             tuple((float(e["step"]), e["loss"]) for e in events if e["event"] == event)
             for event in ("step", "validation")
         )
-        result.append(Curve(name, "training", "nats per token", training, resumes=resumes))
+        result.append(Curve(name, "training", training, resumes=resumes))
         if validation:
-            result.append(Curve(name, "validation", "nats per token", validation, dots=True))
+            result.append(Curve(name, "validation", validation, dots=True))
     return result
 
 
@@ -109,32 +105,32 @@ def samples(evaluation: Artifact) -> list[dict[str, Any]]:
     by_family: dict[str, list[dict[str, Any]]] = {}
     for line in sorted(read_lines(evaluation.path / "samples.jsonl"), key=lambda line: not line["unseen"]):
         by_family.setdefault(line["family"], []).append(line)
-    turns = range(max(map(len, by_family.values()), default=0))
-    ordered = [line for turn in turns for family in by_family.values() for line in family[turn : turn + 1]]
-    return ordered[:MOST_SAMPLES]
+    turns = itertools.zip_longest(*by_family.values())
+    return [line for turn in turns for line in turn if line is not None]
 
 
-def _earlier(folder: RunDir) -> dict[str, Any]:
+def _earlier(summary_file: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+        return json.loads(summary_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def _funnel(outcome: Outcome) -> list[tuple[str, int, dict[str, int]]]:
-    data, counts = outcome.data, outcome.data.funnel
+def funnel(outcome: Outcome) -> list[tuple[str, int, dict[str, int]]]:
+    """The rows left after each step, and what was dropped in it, by reason."""
+    data, counts, train = outcome.data, outcome.data.funnel, outcome.examples["train"]
+    unreadable = {k: counts[k] for k in ("blank", "broken", "empty", "duplicate") if counts.get(k)}
     split_off = {
         "kept for validation": len(data.validation),
         "held out": counts["kept"] - len(data.train) - len(data.validation),
     }
-    unreadable = {k: counts[k] for k in ("blank", "broken", "empty", "duplicate") if counts.get(k)}
     left_out = {
         reason: count
-        for reason, count in outcome.funnel.items()
-        if count and reason not in ("rows", "kept") and not reason.startswith("measured ")
+        for reason, count in {**outcome.state.left_out, **train.funnel}.items()
+        if count and reason not in KEPT and not reason.startswith("measured ")
     }
     return [
         ("rows read", counts["kept"], unreadable),
         ("for training", len(data.train), split_off),
-        ("as examples", len(outcome.lengths.get("train", ())), left_out),
+        ("as examples", len(train.examples), left_out),
     ]

@@ -16,15 +16,20 @@ from potstill.report.content import ROLES, Content
 from potstill.store.artifacts import write_text
 
 MOST_BYTES = 1_000_000
-MOST_SAMPLES = 12
+MOST_SAMPLES = 8
 _LIMITS = (6_000, 2_000, 600, 200)  # characters of an answer, lowered until the page fits MOST_BYTES
+_VIEWS = (
+    tables.results, tables.highlights, tables.distances, tables.by_stage, tables.retention, tables.curves,
+    tables.training, tables.overlap, tables.funnel, tables.lengths, tables.behaviour, tables.costs,
+    tables.speed, tables.defaults, tables.versions,
+)  # fmt: skip
 
 
 def render(content: Content) -> str:
     """The page as text. Whatever a model, a recipe or a library wrote is escaped and shown as written."""
-    page = ""
+    page, values = "", _values(content)
     for limit in _LIMITS:
-        page = _environment(limit).get_template("report.html.j2").render(_context(content))
+        page = _environment(limit).get_template("report.html.j2").render(values)
         if len(page.encode()) <= MOST_BYTES:
             break
     return page
@@ -38,19 +43,18 @@ def write(content: Content, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def cautions(content: Content) -> tuple[str, ...]:
-    """What a reader should know before believing the figures: of the summary, the data and the seeds."""
-    texts = list(verdict.cautions(content.summary))
+def cautions(content: Content) -> list[str]:
+    """What a reader should know before believing the figures: of the summary, the data and the seed."""
+    texts = verdict.cautions(content.summary)
     seen = content.overlap
     if seen is not None and (seen.exact or seen.near):
         texts.append(
             f"Of {seen.of} held-out prompts, {seen.exact} are also training prompts and {seen.near} nearly "
             "so: they flatter the student."
         )
-    if len(content.seeds) == 1:
-        seed = content.seeds[0]
+    if (seed := content.summary.get("seed")) is not None:
         texts.append(f"One seed ({seed}): the intervals tell nothing of the spread between seeds.")
-    return tuple(texts)
+    return texts
 
 
 def _source(name: str) -> str:
@@ -58,7 +62,7 @@ def _source(name: str) -> str:
 
 
 def _show(value: object) -> object:
-    """Every string that the template prints passes here; markup was made by us and is done already."""
+    """Make controls in a string visible; every value that the template prints passes here."""
     return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -77,38 +81,22 @@ def _environment(limit: int) -> Environment:
     return environment
 
 
-def _context(content: Content) -> dict[str, object]:
-    css = _source("report.css")
+def _values(content: Content) -> dict[str, object]:
+    """What the template prints: `content`, and each of the _VIEWS under its name."""
+    css, summary = _source("report.css"), content.summary
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    summary = content.summary
     unknown = {"name": "unnamed", "params": None, "bytes": None, "source": ""}
-    teacher, student = ({**unknown, **(summary.get(side) or {})} for side in ("teacher", "student"))
+    teacher, student = (unknown | (summary.get(side) or {}) for side in ("teacher", "student"))
     return {
         "css": Markup(css),
         "policy": f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
         "content": content,
-        "title": str(summary.get("name") or f"{student['name']} from {teacher['name']}"),
+        "title": summary.get("name") or f"{student['name']} from {teacher['name']}",
         "models": [(role, teacher if role == "teacher" else student) for role in content.roles],
-        "recipe_hash": str(summary.get("recipe_hash") or ""),
-        "finished": str(summary.get("finished") or ""),
+        "recipe_hash": summary.get("recipe_hash") or "",
         "verdict": verdict.verdict(summary),
         "cautions": cautions(content),
-        "results": tables.results(content),
         "samples": content.samples[:MOST_SAMPLES],
-        "behaviour": tables.by_model(
-            content,
-            "behaviour",
-            "Free-running answers",
-            "A student that never stops, runs long or loops shows it here before any score does.",
-        ),
-        "speed": tables.by_model(content, "cost", "What each model's answers cost"),
-        **{
-            view.__name__: view(content)
-            for view in (
-                tables.highlights, tables.distances, tables.by_stage, tables.retention, tables.curves,
-                tables.training, tables.overlap, tables.funnel, tables.lengths, tables.costs,
-                tables.defaults, tables.versions,
-            )
-        },
-    }  # fmt: skip
+        **{view.__name__: view(content) for view in _VIEWS},
+    }

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from potstill.data.dataset import Dataset
 from potstill.evaluate.speed import SPEED
-from potstill.recipe.defaults import Default
+from potstill.recipe.recipe import Recipe
 from potstill.store.artifacts import Artifact
 from potstill.types import Figure
 
@@ -28,64 +28,49 @@ Table = Mapping[str, Figure]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its parts and the artifact of every stage, None for what did not run.
+    """What a run left."""
 
-    `metrics` names the figures of each metric that a recipe can ask for.
-    """
-
-    recipe: Any
-    data: Any
+    recipe: Recipe
+    data: Dataset
     teacher: Any
-    stages: Mapping[str, Artifact]
-    untrained: Artifact | None
-    student: Artifact | None
-    control: Artifact | None
-    trained: tuple[str, ...]
-    evaluation: Artifact | None
-    metrics: Mapping[str, Sequence[Figure]]
-    answers: Artifact | None
-    defaults: tuple[Default, ...]
-    funnel: Mapping[str, int]
-    lengths: Mapping[str, Sequence[int]]
-    reused: tuple[str, ...] = ()
-    started: float = 0.0
-    finished: float = 0.0
+    state: Any  # the State behind the last stage
+    examples: Mapping[str, Any]  # of each split: its examples, and how many rows were left out by reason
+    metrics: Mapping[str, Sequence[Figure]]  # the figures of each metric that a recipe can name
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
     """summary.json: a value that does not apply is null with a reason beside it."""
-    evaluation = _evaluation(outcome.evaluation)
+    state, evaluation = outcome.state, dict[str, Any]()
+    if state.evaluation is not None:
+        evaluation = json.loads((state.evaluation.path / "evaluation.json").read_text(encoding="utf-8"))
     measured = {role: _figures(table) for role, table in evaluation.get("models", {}).items()}
     every = _every_figure(measured, outcome.metrics)
-    student = outcome.student
+    student = {} if state.student is None else state.student.facts
     return {
         "name": outcome.recipe.name,
-        "teacher": {"name": outcome.teacher.name, **_teacher_size(outcome)},
+        "teacher": {"name": outcome.teacher.name, **_teacher_size(state)},
         "student": {
             "name": outcome.recipe.name,
-            "params": None if student is None else student.facts["params"],
-            "bytes": None if student is None else student.facts["bytes"],
-            "source": _student_source(outcome),
+            "params": student.get("params"),
+            "bytes": student.get("bytes"),
+            "source": _student_source(state.untrained),
         },
-        "figures": {
-            key: {name: getattr(figure, name) for name in ABOUT} | {"label": figure.label or key}
-            for key, figure in every.items()
-        },
+        "figures": {key: about(figure) for key, figure in every.items()},
         "before": _student(measured.get("before"), every, "the untrained student was not evaluated"),
         "after": _student(measured.get("after"), every, "no student was trained and evaluated"),
         **({"control": _student(measured["control"], every, "")} if "control" in measured else {}),
         "reference": _block(measured.get("teacher", {}), *RESULTS),
-        "by_stage": _by_stage(outcome.trained, measured),
+        "by_stage": _by_stage(state.trained, measured),
         "retention": {
             key: _kept(share, *(measured.get(role, {}).get(key) for role in ("teacher", "after", "control")))
             for key, share in _figures(evaluation.get("retention", {})).items()
         },
         **{place: {role: _block(table, place) for role, table in measured.items()} for place in OTHERS},
         **_speed(measured),
-        "train": _train([outcome.stages[name] for name in outcome.trained]),
+        "train": _train([state.artifacts[name].facts for name in state.trained]),
         "scored_tokens": evaluation.get("scored_tokens"),
         "recipe_hash": outcome.recipe.hash(),
-        "artifacts": {name: artifact.key for name, artifact in outcome.stages.items()},
+        "artifacts": {name: artifact.key for name, artifact in state.artifacts.items()},
         "seed": outcome.recipe.seed,
         "versions": versions(),
     }
@@ -96,25 +81,26 @@ def read(summary: Summary, block: Mapping[str, Any] | None, key: str, about: str
 
     `about` is the key of its description where that is another.
     """
-    block = block or {}
-    figure = Figure(about or key, **(described(summary).get(about or key) or {"label": about or key}))
-    raw = block.get(key)
-    entry = raw if isinstance(raw, Mapping) else {"value": raw}
-    value, reason = entry.get("value"), entry.get("reason") or block.get(f"{key}_reason") or ""
-    if value is None:
-        return replace(figure, reason=str(reason or NOT_MEASURED))
-    if not math.isfinite(value):
-        return replace(figure, reason=f"not a finite number ({value})")
-    low, high = (
-        end if end is not None and math.isfinite(end) else None for end in map(entry.get, MEASURED[1:3])
-    )
-    return replace(figure, value=float(value), low=low, high=high, n=entry.get("n"), reason=str(reason))
+    block, about = block or {}, about or key
+    entry = block.get(key)
+    if not isinstance(entry, Mapping):
+        entry = {"value": entry}
+    reason = entry.get("reason") or block.get(f"{key}_reason") or ""
+    if entry.get("value") is None:
+        reason = reason or NOT_MEASURED
+    measured: dict[str, Any] = {name: entry.get(name) for name in MEASURED}
+    return Figure(about, **described(summary).get(about, {"label": about}), **measured, reason=reason)
 
 
 def described(summary: Summary, *places: str) -> Mapping[str, Any]:
     """The descriptions of a summary's figures by key; of these places only, where any is named."""
     figures = summary.get("figures") or {}
-    return {key: about for key, about in figures.items() if not places or about.get("place") in places}
+    return {key: about for key, about in figures.items() if not places or about["place"] in places}
+
+
+def about(figure: Figure) -> dict[str, Any]:
+    """A figure's description."""
+    return {name: getattr(figure, name) for name in ABOUT} | {"label": figure.label or figure.key}
 
 
 def versions() -> dict[str, str]:
@@ -128,22 +114,14 @@ def versions() -> dict[str, str]:
     return result
 
 
-def _evaluation(artifact: Artifact | None) -> dict[str, Any]:
-    if artifact is None:
-        return {}
-    return json.loads((artifact.path / "evaluation.json").read_text(encoding="utf-8"))
-
-
 def _figures(stored: Mapping[str, Any]) -> dict[str, Figure]:
     return {key: Figure(**fields) for key, fields in stored.items()}
 
 
 def _every_figure(measured: Mapping[str, Table], metrics: Mapping[str, Sequence[Figure]]) -> Table:
-    """What was measured of any model, and what a recipe can ask for; without values, the latter with a reason."""
+    """Without values: what was measured of any model, and what a recipe can ask for, with a reason."""
     every = {
-        key: Figure(key, **{name: getattr(figure, name) for name in ABOUT})
-        for table in measured.values()
-        for key, figure in table.items()
+        key: Figure(key, **about(figure)) for table in measured.values() for key, figure in table.items()
     }
     for metric, figures in metrics.items():
         for figure in figures:
@@ -155,8 +133,8 @@ def _every_figure(measured: Mapping[str, Table], metrics: Mapping[str, Sequence[
 def _student(table: Table | None, every: Table, not_evaluated: str) -> dict[str, Any]:
     """All results of a student, null with a reason where there is none."""
     if table is None:
-        return _counted({key: replace(figure, reason=not_evaluated) for key, figure in every.items()})
-    return _counted({key: table.get(key, figure) for key, figure in every.items()})
+        table = {key: replace(figure, reason=not_evaluated) for key, figure in every.items()}
+    return _counted({**every, **table})
 
 
 def _counted(table: Table) -> dict[str, Any]:
@@ -166,7 +144,7 @@ def _counted(table: Table) -> dict[str, Any]:
 
 
 def _block(table: Table, *places: str) -> dict[str, Any]:
-    """What was measured, of these places."""
+    """The figures of these places: what was measured, or null with a reason."""
     block: dict[str, Any] = {}
     for key, figure in table.items():
         if figure.place in places and figure.value is None:
@@ -193,11 +171,8 @@ def _speed(measured: Mapping[str, Table]) -> dict[str, Any]:
     """Greedy tokens a second of each model, prompts side by side."""
     key = SPEED.key
     values = {role: table[key].value for role, table in measured.items() if key in table and table[key].value}
-    return (
-        {key: values}
-        if values
-        else {key: None, f"{key}_reason": "no evaluate stage measured the speed of writing"}
-    )
+    reason = {f"{key}_reason": "no evaluate stage measured the speed of writing"}
+    return {key: values} if values else {key: None, **reason}
 
 
 def _by_stage(trained: Sequence[str], measured: Mapping[str, Table]) -> list[dict[str, Any]]:
@@ -205,34 +180,33 @@ def _by_stage(trained: Sequence[str], measured: Mapping[str, Table]) -> list[dic
     roles = ["before", *(f"after {name}" for name in trained[:-1]), "after"]
     if len(trained) < 2 or any(role not in measured for role in roles):
         return []
+    blocks = [_counted(measured[role]) for role in roles]
     return [
-        {"stage": name, "before": _counted(measured[roles[i]]), "after": _counted(measured[roles[i + 1]])}
-        for i, name in enumerate(trained)
+        {"stage": name, "before": before, "after": after}
+        for name, before, after in zip(trained, blocks[:-1], blocks[1:], strict=True)
     ]
 
 
-def _teacher_size(outcome: Outcome) -> dict[str, Any]:
-    for artifact in (outcome.untrained, *outcome.stages.values()):
+def _teacher_size(state: Any) -> dict[str, Any]:
+    for artifact in (state.untrained, *state.artifacts.values()):
         if artifact is not None and "teacher_params" in artifact.facts:
             return {"params": artifact.facts["teacher_params"], "bytes": artifact.facts["teacher_bytes"]}
     return {"params": None, "bytes": None, "params_reason": "the teacher was not loaded"}
 
 
-def _student_source(outcome: Outcome) -> str:
-    if outcome.untrained is None:
+def _student_source(untrained: Artifact | None) -> str:
+    if untrained is None:
         return ""
-    facts = outcome.untrained.facts
-    if "kept_layers" not in facts:
+    if "kept_layers" not in untrained.facts:
         return "its own weights"
-    layers = ", ".join(map(str, facts["kept_layers"]))
-    return f"{len(facts['kept_layers'])} of the teacher's {facts['of']} layers: {layers}"
+    kept = untrained.facts["kept_layers"]
+    return f"{len(kept)} of the teacher's {untrained.facts['of']} layers: {', '.join(map(str, kept))}"
 
 
-def _train(artifacts: Sequence[Artifact]) -> dict[str, Any]:
+def _train(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What making the student took, all its stages together; a control is no part of it."""
-    if not artifacts:
+    if not facts:
         return dict.fromkeys(TRAIN) | {f"{name}_reason": "nothing was trained" for name in TRAIN}
-    facts = [artifact.facts for artifact in artifacts]
     tokens, seconds = sum(f["tokens"] for f in facts), sum(f["train_seconds"] for f in facts)
     steps, peak = sum(f["steps"] for f in facts), max(f["peak_rss_bytes"] for f in facts)
     values = (steps, tokens, tokens / max(seconds, 1e-9), seconds, peak)

@@ -20,11 +20,9 @@ LETTER = 7.0  # a wide guess of a 13 unit letter's mean width, for margins
 
 
 def tag(name: str, *content: str, **attributes: object) -> Markup:
-    """One element; `class_` and `stroke_width` style names are spelled for SVG, values are escaped."""
+    """One element; `class_` and `text_anchor` style names are spelled for SVG, values are escaped."""
     pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_plain(value))}"'
-        for key, value in attributes.items()
-        if value is not None
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_plain(value))}"' for key, value in attributes.items()
     )
     inner = "".join(part if isinstance(part, Markup) else escape(visible(part)) for part in content)
     return Markup(f"<{name}{pairs}>{inner}</{name}>" if content else f"<{name}{pairs}/>")

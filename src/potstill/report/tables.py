@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +12,21 @@ from markupsafe import Markup
 from potstill.data.split import GRAM, NEAR
 from potstill.report.bars import Bins, bars, histogram, intervals, shares
 from potstill.report.content import ROLES, Content
-from potstill.report.curves import Curve, line_chart
+from potstill.report.curves import UNIT, Curve, line_chart
 from potstill.report.numbers import duration, number, pair, percent, short, shown, size, whole
-from potstill.report.summary import NOT_MEASURED, RESULTS, TRAIN, described, read
+from potstill.report.summary import NOT_MEASURED, RESULTS, described, read
 from potstill.types import Figure
 
 MOST_ROWS = 120
 STYLES = {"after": 0, "teacher": 1, "before": 2, "control": 3}
 BETTER = {"up": "higher is better", "down": "lower is better"}
-WRITE: Sequence[tuple[str, Callable[[float], str]]] = (
-    ("Optimizer steps", whole),
-    ("Scored tokens", whole),
-    ("Tokens per second", whole),
-    ("Time", duration),
-    ("Peak memory", size),
-)  # of TRAIN
+TRAINING: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "steps": ("Optimizer steps", whole),
+    "tokens": ("Scored tokens", whole),
+    "tokens_per_second": ("Tokens per second", whole),
+    "seconds": ("Time", duration),
+    "peak_rss_bytes": ("Peak memory", size),
+}
 Row = Sequence[str]
 
 
@@ -72,12 +72,10 @@ def highlights(content: Content) -> list[Row]:
     if student:
         share = f"{percent(student / teacher)} of the teacher" if teacher else ""
         rows.append(("Student's parameters", short(student), share))
-    seconds, speed = (
-        read(summary, summary.get("train"), key).value for key in ("seconds", "tokens_per_second")
-    )
-    if seconds is not None:
-        remark = f"{whole(speed)} tokens per second" if speed is not None else ""
-        rows.append(("Training time", duration(seconds), remark))
+    train = summary.get("train") or {}
+    if train.get("seconds") is not None:
+        remark = f"{whole(train['tokens_per_second'])} tokens per second"
+        rows.append(("Training time", duration(train["seconds"]), remark))
     return rows
 
 
@@ -112,66 +110,72 @@ def retention(content: Content) -> Table:
     rows = []
     for key, row in (content.summary.get("retention") or {}).items():
         scores = [read(content.summary, row, side, key) for side in ("teacher", "student", "control")]
-        ratio, ends = read(content.summary, row, "ratio", key), row.get("ci95")
-        interval = f"({percent(ends[0])} to {percent(ends[1])})" if ends else "(no interval)"
-        share = f"refused: {ratio.reason}" if ratio.value is None else f"{percent(ratio.value)} {interval}"
-        rows.append((ratio.label, *map(shown, scores), share))
+        ratio, share = read(content.summary, row, "ratio", key), ""
+        if ratio.value is not None:
+            low, high = map(percent, row["ci95"])
+            share = f"{percent(ratio.value)} ({low} to {high})"
+        rows.append((ratio.label, *map(shown, scores), share or f"refused: {ratio.reason}"))
     head = ("Metric", "Teacher", "Distilled student", "Control student", "Student / teacher (95 %)")
     return Table("Retention: what share of the teacher's score arrived", head, rows)
 
 
-def by_model(content: Content, place: str, caption: str, note: str = "") -> Table:
-    """The figures of a place other than the result table, a row a model."""
-    summary, keys = content.summary, described(content.summary, place)
+def behaviour(content: Content) -> Table:
+    """How every model's own text looks."""
+    note = "A student that never stops, runs long or loops shows it here before any score does."
+    return _by_model(content, "behaviour", "Free-running answers", note)
+
+
+def speed(content: Content) -> Table:
+    """What using each model costs."""
+    return _by_model(content, "cost", "What each model's answers cost")
+
+
+def _by_model(content: Content, place: str, caption: str, note: str = "") -> Table:
+    summary, about = content.summary, described(content.summary, place)
     blocks = {ROLES[role]: block for role in ROLES if (block := (summary.get(place) or {}).get(role))}
-    rows = [(label, *(shown(read(summary, block, key)) for key in keys)) for label, block in blocks.items()]
-    head = (
-        "Model",
-        *(
-            ", ".join(filter(None, (a["label"], "" if a["unit"] == "share" else a["unit"])))
-            for a in keys.values()
-        ),
-    )
-    return Table(caption, head, rows, note)
+    rows = [(label, *(shown(read(summary, block, key)) for key in about)) for label, block in blocks.items()]
+    units = {"": "", "share": ""}
+    head = [a["label"] + units.get(a["unit"], f", {a['unit']}") for a in about.values()]
+    return Table(caption, ("Model", *head), rows, note)
 
 
 def training(content: Content) -> Table:
-    """The training's own figures; empty when there is nothing to say about any."""
-    figures = [read(content.summary, content.summary.get("train"), key) for key in TRAIN]
-    rows = [
-        (label, figure.reason if figure.value is None else write(figure.value))
-        for (label, write), figure in zip(WRITE, figures, strict=True)
-    ]
-    silent = all(figure.reason == NOT_MEASURED for figure in figures)
-    return Table("What training took", ("Quantity", "Value"), [] if silent else rows)
+    """What making the student took, all its stages together."""
+    rows, train = [], content.summary.get("train") or {}
+    for key, (label, write) in TRAINING.items():
+        if key in train:
+            rows.append((label, train[f"{key}_reason"] if train[key] is None else write(train[key])))
+    return Table("What training took", ("Quantity", "Value"), rows)
 
 
 def curves(content: Content) -> list[Chart]:
-    """One line chart for each stage and unit; none for a group without a finite value."""
-    groups: dict[tuple[str, str], list[Curve]] = {}
-    for curve in content.curves:
-        groups.setdefault((curve.stage, curve.unit), []).append(curve)
+    """One line chart for each stage; none for a stage without a finite value."""
     charts = []
-    for (stage, unit), group in groups.items():
+    for stage in dict.fromkeys(curve.stage for curve in content.curves):
+        group = [curve for curve in content.curves if curve.stage == stage]
         caption = f"Stage {stage}: {' and '.join(curve.name for curve in group)}"
         if (drawing := line_chart(caption, group)) is not None:
-            charts.append(Chart(caption, drawing, _curve_table(stage, unit, group)))
+            charts.append(Chart(caption, drawing, _curve_table(stage, group)))
     return charts
 
 
-def _curve_table(stage: str, unit: str, group: Sequence[Curve]) -> Table:
+def _curve_table(stage: str, group: Sequence[Curve]) -> Table:
     by_name = {curve.name: dict(curve.points) for curve in group}
     steps = sorted({step for points in by_name.values() for step in points})
     rare = {step for curve in group if curve.dots for step, _ in curve.points}
     every = math.ceil(len(steps) / MOST_ROWS)
-    kept = [s for i, s in enumerate(steps) if i % every == 0 or i == len(steps) - 1 or s in rare]
-    kept = kept[: 4 * MOST_ROWS]
+    shown_steps = [s for i, s in enumerate(steps) if i % every == 0 or i == len(steps) - 1 or s in rare]
+    shown_steps = shown_steps[: 4 * MOST_ROWS]
     rows = [
         (whole(step), *(number(points[step]) if step in points else "" for points in by_name.values()))
-        for step in kept
+        for step in shown_steps
     ]
-    note = f"{len(kept)} of {len(steps)} steps; all are in metrics.jsonl." if len(kept) < len(steps) else ""
-    return Table(f"Values of stage {stage}, {unit}", ("Step", *by_name), rows, note)
+    note = (
+        f"{len(shown_steps)} of {len(steps)} steps; all are in metrics.jsonl."
+        if len(shown_steps) < len(steps)
+        else ""
+    )
+    return Table(f"Values of stage {stage}, {UNIT}", ("Step", *by_name), rows, note)
 
 
 def overlap(content: Content) -> Table | None:
@@ -192,14 +196,15 @@ def overlap(content: Content) -> Table | None:
 
 def funnel(content: Content) -> list[Chart]:
     """How many rows were left after each step."""
+    if not content.funnel:
+        return []
     caption = "Rows left after each step"
     rows = [
         (step, whole(left), "; ".join(f"{reason}: {whole(n)}" for reason, n in dropped.items()) or "none")
         for step, left, dropped in content.funnel
     ]
     drawing = bars(caption, [(step, left, whole(left)) for step, left, _ in content.funnel])
-    table = Table(caption, ("Step", "Rows left", "Dropped, by reason"), rows)
-    return [Chart(caption, drawing, table)] if rows else []
+    return [Chart(caption, drawing, Table(caption, ("Step", "Rows left", "Dropped, by reason"), rows))]
 
 
 def lengths(content: Content) -> list[Chart]:
@@ -207,44 +212,45 @@ def lengths(content: Content) -> list[Chart]:
     if not content.lengths:
         return []
     bins, title = Bins(content.lengths), "Length of rows"
-    columns = [(counts, shares(counts)) for counts in bins.counts.values()]
-    rows = [
-        (name, *(f"{whole(counts[i])} ({percent(parts[i], 1)})" for counts, parts in columns))
-        for i, name in enumerate(bins.names())
+    columns = [
+        [f"{whole(count)} ({percent(share, 1)})" for count, share in zip(counts, shares(counts), strict=True)]
+        for counts in bins.counts.values()
     ]
+    rows = list(zip(bins.names(), *columns, strict=True))
     table = Table(f"Values: {title}", ("Tokens", *bins.counts), rows)
     return [Chart(title, histogram(title, "tokens", bins), table)]
 
 
 def costs(content: Content) -> list[Chart]:
     """Seconds by stage; speed and memory in the table."""
-    rows = [(stage, duration(facts["seconds"]), *_cost(facts)) for stage, facts in content.costs.items()]
-    head = ("Stage", "Time", "Tokens", "Tokens/s", "Peak memory", "Peak GPU memory", "Note")
+    if not content.costs:
+        return []
+    rows = [(stage, *_cost(facts)) for stage, facts in content.costs.items()]
+    head = ("Stage", "Time", "Tokens", "Tokens/s", "Peak memory", "Note")
     used = [i for i in range(len(head)) if i < 2 or any(row[i] for row in rows)]
     table = Table("Time, speed and memory", [head[i] for i in used], [[row[i] for i in used] for row in rows])
     amounts = [(name, facts["seconds"], duration(facts["seconds"])) for name, facts in content.costs.items()]
-    return [Chart("Seconds by stage", bars("Seconds by stage", amounts), table)] if rows else []
+    return [Chart("Seconds by stage", bars("Seconds by stage", amounts), table)]
 
 
-def _cost(facts: Mapping[str, Any]) -> Iterable[str]:
-    tokens, seconds = facts.get("tokens"), facts["seconds"]
-    yield "" if tokens is None else whole(tokens)
-    yield whole(tokens / seconds) if tokens and seconds else ""
-    for peak in ("peak_rss_bytes", "peak_device_bytes"):
-        yield size(facts[peak]) if facts.get(peak) is not None else ""
-    yield facts.get("note", "")
+def _cost(facts: Mapping[str, Any]) -> Row:
+    tokens, seconds, peak = facts.get("tokens"), facts["seconds"], facts.get("peak_rss_bytes")
+    return (
+        duration(seconds),
+        "" if tokens is None else whole(tokens),
+        whole(tokens / seconds) if tokens and seconds else "",
+        "" if peak is None else size(peak),
+        facts.get("note", ""),
+    )
 
 
 def defaults(content: Content) -> Table:
     """Every setting the recipe left open."""
-    rows = [
-        (d.path, f"{d.value:g}" if isinstance(d.value, float) else str(d.value), d.source)
-        for d in content.defaults
-    ]
+    rows = [(default.path, default.shown, default.source) for default in content.defaults]
     return Table("Settings the recipe left open", ("Setting", "Value", "Source"), rows)
 
 
 def versions(content: Content) -> Table:
     """What the run was made with."""
-    rows = [(str(name), str(value)) for name, value in (content.summary.get("versions") or {}).items()]
+    rows = list((content.summary.get("versions") or {}).items())
     return Table("Versions", ("Part", "Version"), rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from potstill.data import split
-from potstill.data.dataset import Dataset, Parts, apart, with_validation
+from potstill.data.dataset import Dataset, Parts, drop_heldout, with_validation
 from potstill.data.rows import Row, Rows, read_rows
 from potstill.errors import DataError
 from potstill.recipe.inputs import DataSpec
@@ -57,7 +57,7 @@ def rows_of_stages(recipe: Recipe, base: Path, heldout: Sequence[Row], notes: li
         if spec is None:
             continue
         rows = read_files(spec, spec.train, base).rows
-        kept = apart(rows, heldout)
+        kept = drop_heldout(rows, heldout)
         if len(kept) < len(rows):
             notes.append(
                 f"{len(rows) - len(kept)} of {len(rows)} rows of {stage.name} have held-out prompts; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from typing import Any
 
 from potstill.console import Console
 from potstill.errors import Interrupted, RecipeError
-from potstill.recipe.recipe import Recipe, dump_yaml
+from potstill.recipe.recipe import dump_yaml
 from potstill.report import gather
+from potstill.report.summary import Outcome
 from potstill.runs import pipeline, setup, status
 from potstill.stages import _rows
 from potstill.stages._context import Context, State
@@ -97,48 +97,25 @@ def _run(
             builds=builds,
             announce=folder.update,
         )
-        started = time.time()
         with _last_word(folder) if builds else nullcontext():
             for note in parts.notes:
                 console.say(f"note: {note}")
             context.stop_if_signalled()
             state = pipeline.go(context, folder, until)
-            outcome = outcome_of(opened.recipe, context, state, started, time.time())
-            return _result(folder, gather.publish(folder, outcome))
+            outcome = Outcome(
+                opened.recipe, parts.data, parts.teacher, state, _examples(state, context), figures_of_ours()
+            )
+            published = gather.publish(folder, outcome)
+            folder.update({"status": "finished"})
+            return RunResult(folder.path, *published)
 
 
-def outcome_of(
-    recipe: Recipe, context: Context, state: State, started: float, finished: float
-) -> gather.Outcome:
-    """What a run left, for its summary and its page."""
-    splits: dict[str, _rows.Examples] = {}
-    if state.student is not None:
-        splits |= {
-            "train": _rows.examples(state, context, "train"),
-            "validation": _rows.examples(state, context, "validation"),
-        }
+def _examples(state: State, context: Context) -> dict[str, _rows.Examples]:
+    """The examples of every split that the run used."""
+    splits: list[_rows.Split] = [] if state.student is None else ["train", "validation"]
     if state.evaluation is not None:
-        splits["heldout"] = _rows.examples(state, context, "heldout")
-    funnel = splits["train"].funnel if "train" in splits else {}
-    return gather.Outcome(
-        recipe=recipe,
-        data=context.setup.data,
-        teacher=context.setup.teacher,
-        stages=state.artifacts,
-        untrained=state.untrained,
-        student=state.student,
-        control=state.control,
-        trained=state.trained,
-        metrics=figures_of_ours(),
-        evaluation=state.evaluation,
-        answers=state.answers,
-        defaults=state.defaults,
-        funnel={**state.left_out, **funnel},
-        lengths={name: [len(e.input_ids) for e in split.examples] for name, split in splits.items()},
-        reused=tuple(name for name, artifact in state.artifacts.items() if artifact.reused),
-        started=started,
-        finished=finished,
-    )
+        splits.append("heldout")
+    return {split: _rows.examples(state, context, split) for split in splits}
 
 
 def rebuild_report(run_folder: Path) -> RunResult:
@@ -172,11 +149,6 @@ def _last_word(folder: RunDir) -> Iterator[None]:
     except Exception as error:
         folder.update_at_end({"status": "failed", "error": status.reason(error).as_dict()})
         raise
-
-
-def _result(folder: RunDir, published: gather.Published) -> RunResult:
-    folder.update({"status": "finished"})
-    return RunResult(folder.path, published.summary, published.verdict, published.outputs)
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""What a teacher says at the scored positions, one kind a file, and how each kind stands beside student logits."""
+"""Signals of a teacher at the scored positions, one kind a file, and their comparison with student logits."""

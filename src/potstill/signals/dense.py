@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
-from potstill.signals.signal import Comparison, require_supported
+from potstill.signals.signal import Chunks
 from potstill.signals.support import Support, Tail, tempered
 
 
@@ -25,12 +26,11 @@ class Dense:
     def rows(self) -> int:
         return self.logits.shape[0]
 
-    def prepared(self, divergence: Comparison, tail: Tail) -> Dense:
-        require_supported(self.kind, divergence)
-        return self
+    def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
+        divergence.require_support(self.kind)
+        return self._chunk
 
-    def chunk(self, rows: slice, student_logits: Tensor) -> Dense:
-        """Those rows, cut to the shared vocabulary, in the student's dtype."""
+    def _chunk(self, rows: slice, student_logits: Tensor) -> Dense:
         width = student_logits.shape[1]
         if self.logits.shape[1] < width:
             raise SignalError(
@@ -42,16 +42,6 @@ class Dense:
     def beside(
         self, student_logits: Tensor, rows: slice, temperature: float, tail: Tail = "bucket"
     ) -> Support:
-        """The whole vocabulary.
-
-        Raises:
-            SignalError: the widths differ.
-        """
-        teacher_logits = self.logits[rows]
-        if student_logits.shape != teacher_logits.shape:
-            raise SignalError(
-                f"student logits are {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}",
-                fix="Cut both to the shared vocabulary first.",
-            )
+        """The whole vocabulary."""
         student_lp = tempered(student_logits, temperature)
-        return Support(student_lp, tempered(teacher_logits, temperature), student_lp)
+        return Support(student_lp, tempered(self.logits[rows], temperature), student_lp)

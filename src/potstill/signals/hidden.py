@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
 from potstill.models.projection import Projection, module_logits
 from potstill.signals.dense import Dense
-from potstill.signals.signal import Comparison, require_supported
+from potstill.signals.signal import Chunks
 from potstill.signals.support import Tail
 from potstill.types import Head
 
@@ -30,22 +31,21 @@ class Hidden:
     def rows(self) -> int:
         return self.hidden.shape[0]
 
-    def prepared(self, divergence: Comparison, tail: Tail) -> HiddenChunks:
-        require_supported(self.kind, divergence)
-        return HiddenChunks(self)
+    def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
+        divergence.require_support(self.kind)
+        return _Chunks(self)
 
 
-class HiddenChunks:
-    """Logits of one chunk after the other, in one buffer."""
+class _Chunks:
+    """Logits of one chunk after the other, in one buffer: the next chunk overwrites them."""
 
     def __init__(self, signal: Hidden) -> None:
         self._signal = signal
-        readable = signal.head.module is None
-        self._projection = Projection(signal.head, signal.hidden.dtype) if readable else None
+        known = signal.head.module is None
+        self._projection = Projection(signal.head, signal.hidden.dtype) if known else None
         self._buffer: Tensor | None = None
 
-    def chunk(self, rows: slice, student_logits: Tensor) -> Dense:
-        """The logits of those rows; the next chunk overwrites them."""
+    def __call__(self, rows: slice, student_logits: Tensor) -> Dense:
         head, hidden = self._signal.head, self._signal.hidden[rows]
         width = student_logits.shape[1]
         if head.vocabulary != width:

@@ -10,23 +10,23 @@ from torch import Tensor
 from potstill.errors import SignalError
 
 
-def require_shapes(ids: Tensor, values: Tensor, beside: Mapping[str, Tensor | None]) -> None:
-    """Refuse values [N, k] that are no match for ids [N, k], or rows `beside` them that are not [N].
+def require_shapes(ids: Tensor, values: Tensor, rows: Mapping[str, Tensor | None]) -> None:
+    """Refuse values that are not [N, k] as the ids are, or named values of the rows that are not [N].
 
     Raises:
         SignalError: names both shapes.
     """
     if ids.shape != values.shape:
         raise SignalError(f"there are {tuple(ids.shape)} ids and {tuple(values.shape)} values for them.")
-    for what, row in beside.items():
-        if row is not None and row.shape != ids.shape[:1]:
+    for name, of_rows in rows.items():
+        if of_rows is not None and of_rows.shape != ids.shape[:1]:
             raise SignalError(
-                f"the targets have {ids.shape[0]} rows, {tuple(row.shape)} values of {what} lie beside them."
+                f"the targets have {ids.shape[0]} rows, {tuple(of_rows.shape)} values of {name} belong to them."
             )
 
 
 def used_first(ids: Tensor, values: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-    """The same ids and values with unused places last, -1 in them.
+    """Put unused places last, with id -1.
 
     Raises:
         SignalError: a position has no id, or one twice.
@@ -35,7 +35,7 @@ def used_first(ids: Tensor, values: Tensor, used: Tensor) -> tuple[Tensor, Tenso
     ids, values = torch.where(used, ids, -1).gather(-1, order), values.gather(-1, order)
     in_order = ids.sort(-1).values
     twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
-    empty = ~used.any(-1) if ids.shape[1] else torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
+    empty = ~used.any(-1)
     if torch.stack([empty.any(), twice.any()]).any():  # one question to the device for both
         if empty.any():
             raise SignalError(
@@ -62,5 +62,5 @@ def require_within(ids: Tensor, vocabulary: int) -> None:
 
 
 def first(rows: Tensor) -> int:
-    """The index of the first row that is true."""
+    """Index the first row that is true."""
     return int(rows.nonzero()[0, 0])

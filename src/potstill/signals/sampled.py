@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
 from potstill.signals import ids as stored
-from potstill.signals.signal import Comparison, require_supported
+from potstill.signals.signal import Chunks
 from potstill.signals.support import NEG_INF, Support, Tail, complement, gather, tempered
 
 
@@ -31,21 +32,21 @@ class Sampled:
     def rows(self) -> int:
         return self.ids.shape[0]
 
-    def prepared(self, divergence: Comparison, tail: Tail) -> Sampled:
-        """The signal, checked; a divergence that vanishes at equality needs the teacher's entropy."""
-        require_supported(self.kind, divergence)
+    def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
+        """A divergence that vanishes at equality needs the teacher's entropy; another one leaves it out."""
+        divergence.require_support(self.kind)
         checked = self.checked()
         if not divergence.vanishes:
-            return Sampled(checked.ids, checked.counts, None, self.temperature)
+            return replace(checked, entropy=None)._chunk
         if self.entropy is None:
             raise SignalError(
                 f"drawn ids without the teacher's entropy cannot report {divergence.name}, only its gradient.",
                 fix="Store the entropy beside the ids, or use soft_cross_entropy: the gradient is the same.",
             )
-        return checked
+        return checked._chunk
 
     def checked(self) -> Sampled:
-        """The same signal with unused places last.
+        """Put unused places last.
 
         Raises:
             SignalError: shapes disagree, a position has no id or one twice, or a count is negative.
@@ -59,16 +60,15 @@ class Sampled:
                 f"position {row} of the targets holds {float(counts[row][wrong[row]][0]):g} as a count, "
                 "which is at least 0."
             )
-        return Sampled(ids, counts, self.entropy, self.temperature)
+        return replace(self, ids=ids, counts=counts)
 
-    def chunk(self, rows: slice, student_logits: Tensor) -> Sampled:
-        """Those rows; their ids must be the student's too."""
+    def _chunk(self, rows: slice, student_logits: Tensor) -> Sampled:
         stored.require_within(self.ids[rows], student_logits.shape[1])
         return self._cut(rows)
 
     def _cut(self, rows: slice) -> Sampled:
         entropy = None if self.entropy is None else self.entropy[rows]
-        return Sampled(self.ids[rows], self.counts[rows], entropy, self.temperature)
+        return replace(self, ids=self.ids[rows], counts=self.counts[rows], entropy=entropy)
 
     def beside(
         self, student_logits: Tensor, rows: slice, temperature: float, tail: Tail = "bucket"

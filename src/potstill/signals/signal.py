@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from typing import ClassVar, Protocol, TypeAlias
 
 from torch import Tensor
 
-from potstill.errors import SignalError
+from potstill.divergences._divergence import Divergence
 from potstill.signals.support import Support, Tail
 
 
-class Comparison(Protocol):
-    """What a signal may ask of the divergence that reads it."""
+class Chunk(Protocol):
+    """Some rows of a checked signal, ready to be compared with student logits."""
 
-    @property
-    def name(self) -> str: ...
+    def beside(
+        self, student_logits: Tensor, rows: slice, temperature: float, tail: Tail = "bucket"
+    ) -> Support:
+        """Both sides of those rows of the chunk on one support; logits are before temperature.
 
-    @property
-    def supports(self) -> frozenset[str]: ...  # kinds of signal
+        Raises:
+            SignalError: the signal does not hold this temperature.
+        """
 
-    @property
-    def vanishes(self) -> bool: ...  # zero at equality
 
-    @property
-    def linear(self) -> bool: ...  # in the teacher, up to a constant
+Chunks: TypeAlias = Callable[[slice, Tensor], Chunk]
+"""(rows, student logits [c, V] of the same rows) -> those rows; refuses another vocabulary."""
 
 
 class Signal(Protocol):
@@ -36,47 +38,9 @@ class Signal(Protocol):
     def rows(self) -> int:
         """N."""
 
-    def prepared(self, divergence: Comparison, tail: Tail) -> Prepared:
-        """Check the signal once for a batch and make what its chunks share.
+    def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
+        """Check the signal once for a batch; the result cuts it, one chunk at a time.
 
         Raises:
             SignalError: the signal is damaged, or this divergence cannot be read from it.
         """
-
-
-class Prepared(Protocol):
-    """A signal that is checked."""
-
-    def chunk(self, rows: slice, student_logits: Tensor) -> Chunk:
-        """Those rows, for student logits [c, V] of the same rows.
-
-        Raises:
-            SignalError: the vocabularies disagree.
-        """
-
-
-class Chunk(Protocol):
-    """Some rows of a signal, ready to stand beside student logits."""
-
-    def beside(
-        self, student_logits: Tensor, rows: slice, temperature: float, tail: Tail = "bucket"
-    ) -> Support:
-        """Both sides of those rows of the chunk on one support; logits are before temperature.
-
-        Raises:
-            SignalError: the signal does not hold this temperature.
-        """
-
-
-def require_supported(kind: str, divergence: Comparison) -> None:
-    """Refuse a divergence that is not right for this kind of signal.
-
-    Raises:
-        SignalError: names the kinds that it supports.
-    """
-    if kind not in divergence.supports:
-        able = ", ".join(sorted(divergence.supports))
-        raise SignalError(
-            f"{divergence.name} does not support {kind} signals, only: {able}.",
-            fix="Choose another divergence, or a signal that it supports.",
-        )

@@ -9,7 +9,7 @@ from potstill.types import Batch
 
 
 class Teacher(Protocol):
-    """Who gives signals.
+    """A source of signals.
 
     Attributes:
         name: what people call it.
@@ -17,8 +17,8 @@ class Teacher(Protocol):
         provides: the kinds of signal that it gives ("dense", "topk", "sampled"), and "text" if it writes.
         reads: how it reads text (`potstill.data.reader.Reader`), None for one that takes text as it is.
 
-    Where its weights are in this process, `loaded()` gives model and tokenizer; `layers`, `context_length`
-    and `batch_invariant` (a row's answer does not depend on its neighbours) say more, where it knows.
+    A teacher with weights in this process has `loaded()`, its model and tokenizer; one that knows more has
+    `layers`, `context_length` and `batch_invariant` (a row's answer does not depend on its neighbours).
     """
 
     name: str
@@ -27,9 +27,9 @@ class Teacher(Protocol):
     reads: Any
 
     def signal(self, batch: Batch) -> Signal:
-        """Say what it thinks of the N scored positions, in row-major order."""
+        """The signal for the N scored positions, in row-major order."""
         ...
 
     def close(self) -> None:
-        """Free what it holds; a later call may load it again."""
+        """Free its resources; a later call may load them again."""
         ...

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
+from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
-from potstill.signals.signal import Comparison
 from potstill.signals.support import Tail
 
 
@@ -16,12 +16,9 @@ class Text:
 
     kind: ClassVar[str] = "text"
     estimated: ClassVar[bool] = False
+    rows: ClassVar[int] = 0
 
-    @property
-    def rows(self) -> int:
-        return 0
-
-    def prepared(self, divergence: Comparison, tail: Tail) -> NoReturn:
+    def chunks(self, divergence: Divergence, tail: Tail) -> NoReturn:
         raise SignalError(
             "the teacher gave only text, which has no distribution to compare.",
             fix="Use the stage finetune, or ce_weight: 1.0.",

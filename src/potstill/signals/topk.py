@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
 from potstill.signals import ids as stored
-from potstill.signals.signal import Comparison, require_supported
+from potstill.signals.signal import Chunks
 from potstill.signals.support import NEG_INF, Support, Tail, complement, gather, tempered
 
 
@@ -34,32 +35,31 @@ class TopK:
     def rows(self) -> int:
         return self.ids.shape[0]
 
-    def prepared(self, divergence: Comparison, tail: Tail) -> TopK:
-        """The signal, checked; without the tail's mass only for a divergence that is linear in the teacher."""
-        require_supported(self.kind, divergence)
+    def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
+        """Without the tail's mass only for a divergence that is linear in the teacher."""
+        divergence.require_support(self.kind)
         checked = self.checked()
         if tail == "truncate" and not (divergence.vanishes and divergence.linear):
             raise SignalError(
                 f"true masses without the tail are defined for forward KL only, not for {divergence.name}.",
                 fix="Use the tail bucket.",
             )
-        return checked
+        return checked._chunk
 
     def checked(self) -> TopK:
-        """The same signal with unused places last.
+        """Put unused places last.
 
         Raises:
-            SignalError: shapes disagree, a position has no id or one twice, log-probabilities lie above 0
+            SignalError: shapes disagree, a position has no id or one twice, log-probabilities are above 0
                 or hold more mass than 1.
         """
-        beside = {f"log-sum-exp at T = {t}": values for t, values in self.lse.items()}
-        stored.require_shapes(self.ids, self.lp, beside)
+        rows = {f"log-sum-exp at T = {t}": values for t, values in self.lse.items()}
+        stored.require_shapes(self.ids, self.lp, rows)
         ids, lp = stored.used_first(self.ids, self.lp, self.ids >= 0)
         _require_distribution(lp, ids >= 0)
-        return TopK(ids, lp, self.lse)
+        return replace(self, ids=ids, lp=lp)
 
-    def chunk(self, rows: slice, student_logits: Tensor) -> TopK:
-        """Those rows; their ids must be the student's too."""
+    def _chunk(self, rows: slice, student_logits: Tensor) -> TopK:
         stored.require_within(self.ids[rows], student_logits.shape[1])
         return self._cut(rows)
 
@@ -72,8 +72,7 @@ class TopK:
         """The stored ids, and by default one bucket for all the others.
 
         `tail="renormalise"` divides both sides by their mass on the stored ids; `"truncate"` keeps the
-        true masses and leaves the rest out (its optimum is not the teacher). Both are biased and exist
-        by name only.
+        true masses and leaves the rest out (its optimum is not the teacher). Both are biased.
 
         Raises:
             SignalError: the signal has no log-sum-exp at this temperature.
@@ -136,7 +135,7 @@ def _require_distribution(lp: Tensor, used: Tensor) -> None:
 
 
 def _rounding(lp: Tensor, eps: float) -> Tensor:
-    """How far the mass of [N, k] rounded log-probabilities may be off: each moves its p by p |lp| eps, [N, 1]."""
+    """Bound the error [N, 1] in the mass of rounded log-probabilities: each moves its p by p |lp| eps."""
     p = lp.exp()
     return 2 * eps * torch.where(p > 0, p * (1 - lp), 0.0).sum(-1, keepdim=True)
 

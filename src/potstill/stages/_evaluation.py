@@ -1,4 +1,4 @@
-"""Measure teacher, untrained and trained student on the same held-out rows."""
+"""Measure the teacher and every student on the same held-out rows."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from potstill.evaluate.subject import Answer, Metric, Subject
 from potstill.generate import local
 from potstill.generate.sampling import Sampling
 from potstill.models import anatomy, loading
-from potstill.objectives.plugins import Divergence
+from potstill.objectives.token import Divergence
 from potstill.recipe import plugins
+from potstill.recipe.specs import MetricChoice
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._metrics import metrics_of
-from potstill.stages.evaluate import Evaluate
 from potstill.store.artifacts import Artifact, write_json
 from potstill.store.lines import write_lines
 from potstill.types import Example, Figure
@@ -39,9 +39,11 @@ Table = dict[str, Figure]
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured. `students` maps a role (before, after, control) to its artifact."""
+    """What the stage `name` measures. `students` maps a role (before, after, control) to its artifact."""
 
-    spec: Evaluate
+    name: str
+    choices: Sequence[MetricChoice]
+    resamples: int
     students: Mapping[str, Artifact]
     examples: Sequence[Example]
     questions: Sequence[Question]
@@ -50,7 +52,7 @@ class Job:
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        return metrics_of(self.spec.metrics)
+        return metrics_of(self.choices)
 
     @property
     def teacher(self) -> Teacher:
@@ -62,11 +64,6 @@ class Job:
         if not self.context.setup.readers.shared_vocabulary:
             return "teacher and student have different vocabularies"
         return "" if "dense" in self.teacher.provides else "the teacher does not give its whole distribution"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The number format in which students are measured: the teacher's, where it has one."""
-        return getattr(self.teacher, "dtype", torch.float32)
 
     def needs(self, what: str) -> bool:
         """Whether any metric needs the scores, or the answers."""
@@ -81,35 +78,36 @@ def evaluate(job: Job) -> Artifact:
         "students": {role: artifact.key for role, artifact in job.students.items()},
         "examples": [[e.row_id, e.input_ids, e.scored] for e in job.examples],
         "questions": [astuple(question) for question in job.questions],
-        "metrics": [job.context.identity(choice) for choice in job.spec.metrics],
+        "metrics": [job.context.identity(choice) for choice in job.choices],
         "max_new_tokens": job.max_new_tokens,
-        "resamples": job.spec.resamples,
+        "resamples": job.resamples,
         "seed": job.context.seed,
     }
-    return produce(job.context, "evaluate", job.spec.name, inputs, lambda folder: _build(job, folder))
+    return produce(job.context, "evaluate", job.name, inputs, lambda folder: _build(job, folder))
 
 
 def _build(job: Job, folder: Path) -> Mapping[str, Any]:
-    subject = Subject(
+    teacher = Subject(
         "teacher",
         job.examples,
         job.questions,
         foreign=job.foreign,
-        resamples=job.spec.resamples,
+        resamples=job.resamples,
         seed=job.context.seed,
     )
-    teacher, sizes = subject, dict[str, int]()
+    students = [replace(teacher, role=role) for role in job.students]
+    sizes = dict[str, int]()
     if hasattr(job.teacher, "loaded"):
         loaded = job.teacher.loaded()
         sizes = {f"teacher_{name}": value for name, value in anatomy.sizes(loaded.model).items()}
-        teacher = _with_answers(job, subject, loaded, job.context.setup.readers.of_teacher)
+        teacher = _with_answers(job, teacher, loaded, job.context.setup.readers.teacher_reader)
     tables: dict[str, Table] = {}
     answers = {"teacher": teacher.answers}
-    for role, artifact in job.students.items():
-        measured = _measure(job, replace(subject, role=role), artifact)
-        tables[role], answers[role] = _table(job, measured), measured.answers
-        if measured.scores is not None and not job.foreign:
-            teacher = replace(teacher, scores=measured.scores.of_teacher())
+    for student in students:
+        student = _measured(job, student)
+        tables[student.role], answers[student.role] = _table(job, student), student.answers
+        if student.scores is not None and not job.foreign:
+            teacher = replace(teacher, scores=student.scores.of_teacher())
     tables["teacher"] = _table(job, teacher)
     job.teacher.close()
     write_json(
@@ -117,7 +115,7 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
         {
             "metrics": [metric.name for metric in job.metrics],
             "models": {role: _stored(table) for role, table in tables.items()},
-            "retention": _stored(_retention(tables, job)),
+            "retention": _stored(_retention(job, tables["teacher"], tables.get("after", {}))),
             "scored_tokens": sum(e.count for e in job.examples),
         },
     )
@@ -125,39 +123,19 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
     return {"prompts": len({e.row_id for e in job.examples}), "questions": len(job.questions), **sizes}
 
 
-def _measure(job: Job, subject: Subject, artifact: Artifact) -> Subject:
-    """A student with its scores and answers, as far as metrics need them."""
-    setup = job.context.setup
-    source = loading.find_source(str(artifact.path / "student"))
-    student = loading.load(source, dtype=job.dtype, device=setup.device)
-    if job.needs("scores"):
-        subject = replace(subject, scores=_scores(job, student.model, subject.role))
-    return _with_answers(job, subject, student, setup.readers.student)
-
-
 def _stored(table: Table) -> dict[str, dict[str, Any]]:
     return {key: figure.stored() for key, figure in table.items()}
 
 
-def _table(job: Job, subject: Subject) -> Table:
-    """Every metric's figures of one model.
-
-    Raises:
-        RecipeError: two metrics give a figure of the same key.
-    """
-    table: Table = {}
-    for metric in job.metrics:
-        if "answers" in metric.needs and len(subject.answers) < len(subject.questions):
-            continue  # a teacher without weights here writes no text
-        for figure in metric.measure(subject):
-            if figure.key in table:
-                raise RecipeError(
-                    f"the metric {metric.name} gives {figure.key}, which another metric gives too.",
-                    fix="Leave one of them out, or give its figure another key.",
-                    path=f"{job.spec.name}.metrics",
-                )
-            table[figure.key] = figure
-    return table
+def _measured(job: Job, subject: Subject) -> Subject:
+    """A student with its scores and answers, as far as metrics need them; in the teacher's number format."""
+    setup = job.context.setup
+    source = loading.find_source(str(job.students[subject.role].path / "student"))
+    dtype = getattr(job.teacher, "dtype", torch.float32)
+    student = loading.load(source, dtype=dtype, device=setup.device)
+    if job.needs("scores"):
+        subject = replace(subject, scores=_scores(job, student.model, subject.role))
+    return _with_answers(job, subject, student, setup.readers.student)
 
 
 def _scores(job: Job, student: torch.nn.Module, role: str) -> scores.Scores:
@@ -165,7 +143,7 @@ def _scores(job: Job, student: torch.nn.Module, role: str) -> scores.Scores:
     forward_kl, reverse_kl = (
         Divergence.from_module(plugins.load("divergences", name)) for name in ("forward_kl", "reverse_kl")
     )
-    with context.console.bar(f"{job.spec.name}: likelihood, {role}", len(job.examples)) as bar:
+    with context.console.bar(f"{job.name}: likelihood, {role}", len(job.examples)) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.update(done)
@@ -188,9 +166,9 @@ def _with_answers(job: Job, subject: Subject, loaded: loading.Loaded, reader: Re
     if not job.questions or not job.needs("answers"):
         return subject
     context, as_teacher = job.context, subject.role == "teacher"
-    written: dict[int, Answer] = {}
+    answers: dict[int, Answer] = {}
     started = time.monotonic()
-    with context.console.bar(f"{job.spec.name}: answers, {subject.role}", len(job.questions)) as bar:
+    with context.console.bar(f"{job.name}: answers, {subject.role}", len(job.questions)) as bar:
         for completion in local.generate(
             loaded.model,
             [q.teacher_prompt_ids if as_teacher else q.prompt_ids for q in job.questions],
@@ -203,21 +181,38 @@ def _with_answers(job: Job, subject: Subject, loaded: loading.Loaded, reader: Re
             on_progress=lambda progress: bar.update(progress.done),
             should_stop=lambda: bool(context.stop_signal()),
         ):
-            text = loaded.tokenizer.decode(
-                list(completion.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            row = job.questions[completion.index].row_id
-            written[completion.index] = Answer(row, text, len(completion.ids), completion.finish == "stop")
+            text = reader.decode(completion.ids)
+            answers[completion.index] = Answer(text, len(completion.ids), completion.finish == "stop")
     context.stop_if_signalled()
-    answers = [written[index] for index in range(len(job.questions))]
-    return replace(subject, answers=answers, seconds=time.monotonic() - started)
+    in_order = [answers[index] for index in range(len(job.questions))]
+    return replace(subject, answers=in_order, seconds=time.monotonic() - started)
 
 
-def _retention(tables: Mapping[str, Table], job: Job) -> Table:
-    """For each higher-is-better score that the teacher has too: what share of it the student kept."""
-    teacher, student = tables["teacher"], tables.get("after", {})
+def _table(job: Job, subject: Subject) -> Table:
+    """Every metric's figures of one model.
+
+    Raises:
+        RecipeError: two metrics give a figure of the same key.
+    """
+    table: Table = {}
+    for metric in job.metrics:
+        if "answers" in metric.needs and len(subject.answers) < len(subject.questions):
+            continue  # a teacher without weights here writes no text
+        for figure in metric.measure(subject):
+            if figure.key in table:
+                raise RecipeError(
+                    f"the metric {metric.name} gives {figure.key}, which another metric gives too.",
+                    fix="Leave one of them out, or give its figure another key.",
+                    path=f"{job.name}.metrics",
+                )
+            table[figure.key] = figure
+    return table
+
+
+def _retention(job: Job, teacher: Table, student: Table) -> Table:
+    """What share the student kept of each of the teacher's scores that is better when higher."""
     return {
-        key: stats.retained(figure, student[key], resamples=job.spec.resamples, seed=job.context.seed)
+        key: stats.retained(figure, student[key], resamples=job.resamples, seed=job.context.seed)
         for key, figure in teacher.items()
         if figure.better == "up" and figure.place in ("headline", "result") and figure.pairs
         if key in student

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.prompts import Prompt
-from potstill.data.reader import decode
 from potstill.generate.request import Completion, GenerationProgress, Request
 from potstill.generate.sampling import Sampling
 from potstill.recipe.specs import EngineChoice
@@ -33,7 +32,7 @@ def write_answers(
     context: Context,
 ) -> Artifact:
     """Write all answers. Draws depend on seed, prompt and sample, never on the batch."""
-    reader = context.setup.readers.of_teacher
+    reader = context.setup.readers.teacher_reader
     request = Request(
         teacher=context.setup.teacher,
         prompts=[prompt.ids for prompt in prompts],
@@ -90,7 +89,7 @@ class Writing:
         An interrupted portion is written again from its start: in half precision an answer depends on the
         rows beside it, and these must be the same ones.
         """
-        engine, tokenizer = self.context.plugin(self.engine), self.context.setup.readers.of_teacher.tokenizer
+        engine, reader = self.context.plugin(self.engine), self.context.setup.readers.teacher_reader
         every = {(i, sample) for i in range(len(self.prompts)) for sample in range(self.request.samples)}
         with self.context.console.bar(f"{self.name}: the teacher writes", total) as bar:
 
@@ -105,7 +104,7 @@ class Writing:
                     answer = (completion.index, completion.sample)
                     if answer not in done:
                         done.add(answer)
-                        append_line(journal, _line(completion, decode(tokenizer, completion.ids)))
+                        append_line(journal, _line(completion, reader.decode(completion.ids)))
                 self.context.stop_if_signalled()
 
     def _portions(self) -> list[set[Answer]]:

@@ -123,7 +123,7 @@ def _answered(state: State, context: Context, split: Split) -> Examples:
     setup = context.setup
     rows = getattr(setup.data, split)
     if state.answers is not None:
-        encoded, funnel = answers.answered(
+        encoded, funnel = answers.encode_answers(
             setup.readers, read_answers(state.answers), rows, max_length=setup.max_length
         )
     elif rows:
@@ -133,13 +133,13 @@ def _answered(state: State, context: Context, split: Split) -> Examples:
         return Examples()
     if split == "heldout":
         return Examples(tuple(answers.by_prompt(encoded, rows)), funnel)
-    return Examples(tuple(answers.weighed(encoded, rows, setup.weight, needed=split == "train")), funnel)
+    return Examples(tuple(answers.with_weights(encoded, rows, setup.weight, needed=split == "train")), funnel)
 
 
 def _own(context: Context, name: str, split: Split) -> Examples:
     rows = getattr(context.setup.data.of_stages[name], split)
     encoded = _encode(context, rows, needed=split == "train")
-    weighed = answers.weighed(encoded.examples, rows, context.setup.weight, needed=split == "train")
+    weighed = answers.with_weights(encoded.examples, rows, context.setup.weight, needed=split == "train")
     return Examples(tuple(weighed), encoded.funnel)
 
 

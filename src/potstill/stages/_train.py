@@ -206,8 +206,9 @@ def _look_at_teacher(run: Run) -> None:
     few = sorted(run.rows.train[:16], key=lambda example: len(example.input_ids))[:4]
     first = collate(few, pad_id=run.pad_id, device=run.device)
     signal = run.teacher.signal(first.for_teacher)
-    if fault := check_teacher(signal, first, yardstick(), run.vocabulary).fault:
-        run.context.console.warn(f"{fault}.")
+    result = check_teacher(signal, first, yardstick(), run.vocabulary)
+    if result is not None and result.fault:
+        run.context.console.warn(f"{result.fault}.")
 
 
 def _say_where(run: Run, progress: Progress, threads: int) -> None:

@@ -62,15 +62,17 @@ def run(spec: Evaluate, state: State, context: Context) -> State:
     as_written, (spec, defaults) = spec, context.settle(spec, state)
     assert spec.samples != "auto"
     assert spec.max_new_tokens != "auto"
-    questions = _rows.questions(state, context, spec.samples)
+    prompts = _rows.questions(state, context, spec.samples)
     new_tokens, room = spec.max_new_tokens, context.setup.context_length
     if as_written.max_new_tokens == "auto":
-        new_tokens = data_questions.longest_answer(questions, new_tokens, context=room)
+        new_tokens = data_questions.longest_answer(prompts, new_tokens, context=room)
     job = _evaluation.Job(
-        spec=spec,
+        name=spec.name,
+        choices=spec.metrics,
+        resamples=spec.resamples,
         students=_students(state),
         examples=_rows.heldout(state, context),
-        questions=data_questions.with_room(questions, new_tokens, context=room),
+        questions=data_questions.with_room(prompts, new_tokens, context=room),
         max_new_tokens=new_tokens,
         context=context,
     )

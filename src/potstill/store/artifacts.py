@@ -1,7 +1,7 @@
 """The content-addressed store of stage outputs, and how every file and folder is written, locked and read.
 
-A folder's key is the hash of everything that it was made from. It is built beside its place and
-renamed into it, with a manifest that says what it is; readers refuse what is incomplete or damaged.
+A folder's key is the hash of everything that it was made from. The folder is built beside its place and renamed
+into it, with a manifest that says what it is; readers refuse what is incomplete or damaged.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from potstill.errors import ArtifactError
 log = logging.getLogger("potstill")
 
 MANIFEST = "manifest.json"
+_START_AGAIN = "Delete the folder and run again."
 
 
 @dataclass(frozen=True)
@@ -57,35 +58,28 @@ class Store:
 
     root: Path
 
-    def place(self, stage: str, key: str) -> Path:
-        """Where the finished artifact is or will be."""
-        return self.root / f"{stage}-{key[:16]}"
-
     def work(self, stage: str, key: str) -> Path:
         """Where the artifact is built; it survives an interruption, so that a stage can go on."""
-        folder = self.root / f".building-{stage}-{key[:16]}"
+        folder = self.root / f".building-{_name(stage, key)}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @contextmanager
     def alone(self, stage: str, key: str) -> Iterator[bool]:
-        """Hold the lock on building this artifact; false while another process holds it.
-
-        The lock is released when the process exits.
-        """
+        """Hold the lock on building this artifact; false where another process holds it. It ends with its process."""
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{stage}-{key[:16]}").open("a") as handle:
+        with (folder / _name(stage, key)).open("a") as handle:
             yield lock(handle)
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The finished artifact of this key, if there is one."""
-        path = self.place(stage, key)
+        path = self.root / _name(stage, key)
         return read(path) if path.is_dir() else None
 
     def finish(self, stage: str, key: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
         """Write the manifest with every file's size and hash, and move the work folder into its place."""
-        work, place = self.work(stage, key), self.place(stage, key)
+        work, place = self.work(stage, key), self.root / _name(stage, key)
         files = {
             str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
             for path in sorted(work.rglob("*"))
@@ -108,6 +102,10 @@ class Store:
         return read(place)
 
 
+def _name(stage: str, key: str) -> str:
+    return f"{stage}-{key[:16]}"
+
+
 def read(path: Path) -> Artifact:
     """Open a finished folder.
 
@@ -117,11 +115,9 @@ def read(path: Path) -> Artifact:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} has no readable manifest.", fix="Delete the folder and run again."
-        ) from error
+        raise ArtifactError(f"{path} has no readable manifest.", fix=_START_AGAIN) from error
     if not manifest.get("complete"):
-        raise ArtifactError(f"{path} is not complete.", fix="Delete the folder and run again.")
+        raise ArtifactError(f"{path} is not complete.", fix=_START_AGAIN)
     for name, facts in manifest["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
@@ -171,11 +167,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def lock(handle: IO[str]) -> bool:
     """Lock a file for this process until it is closed; false where another process holds it.
 
@@ -197,3 +188,8 @@ def is_locked(handle: IO[str]) -> bool:
     except OSError:
         return True
     return False
+
+
+def peak_rss() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -43,7 +43,7 @@ class RunDir:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Hold the folder for this process; the lock is released when the process exits.
+        """Hold the folder for this process, until it exits at the latest.
 
         Raises:
             ArtifactError: another process holds it.

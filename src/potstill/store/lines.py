@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +32,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    values = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise
-    return values
+    return [*map(json.loads, lines[:-1]), *_whole(lines[-1:])]
 
 
 def read_tail(path: Path, size: int = 65_536) -> list[dict[str, Any]]:
     """The objects within the last `size` bytes of a JSON-lines file that another process may be writing."""
     with path.open("rb") as handle:
         handle.seek(max(0, handle.seek(0, 2) - size))
-        lines = handle.read().split(b"\n")
+        return _whole(handle.read().split(b"\n"))
+
+
+def _whole(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     values = []
     for line in lines:
-        try:
+        with suppress(ValueError):  # a line that is cut, or not yet complete
             values.append(json.loads(line))
-        except ValueError:
-            continue  # halved by the cut or not yet complete
     return values
 
 

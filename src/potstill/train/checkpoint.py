@@ -22,7 +22,8 @@ from potstill.errors import ArtifactError
 from potstill.store import artifacts
 
 STATE = "state.json"
-FILES = ("weights.safetensors", "optimizer.safetensors")
+WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+KEPT = 2
 
 log = logging.getLogger("potstill")
 
@@ -36,35 +37,31 @@ class Checkpoint:
 
 
 def save(
-    folder: Path,
-    step: int,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    *,
-    keep: int = 2,
+    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> Path:
-    """Write `step-N` and delete all but the newest `keep`."""
+    """Write `step-N` and delete all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(trained_tensors(module), temporary / FILES[0])
-    tensors, groups = _optimizer_out(optimizer)
-    tensors["random.torch"] = torch.get_rng_state()
-    save_file(tensors, temporary / FILES[1])
-    hashes = {name: artifacts.file_hash(temporary / name) for name in FILES}
-    artifacts.write_json(
-        temporary / STATE,
-        {"step": step, "threads": torch.get_num_threads(), "groups": groups, "sha256": hashes, **state},
-    )
-    # A later step is from training that was given up, after a damaged checkpoint that was skipped for instance.
+    save_file(trained_tensors(module), temporary / WEIGHTS)
+    packed = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, values in packed["state"].items()
+        for name, value in values.items()
+    }
+    save_file(tensors | {"random.torch": torch.get_rng_state()}, temporary / OPTIMIZER)
+    hashes = {name: artifacts.file_hash(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
+    machine = {"threads": torch.get_num_threads(), "groups": packed["param_groups"], "sha256": hashes}
+    artifacts.write_json(temporary / STATE, {"step": step, **machine, **state})
+    # A later step belongs to an abandoned training, after a damaged checkpoint was skipped for instance.
     for other in _complete(folder):
         if other.name >= target.name:
             shutil.rmtree(other)
     artifacts.move_into_place(temporary, target)
-    for old in _complete(folder)[:-keep]:
+    for old in _complete(folder)[:-KEPT]:
         shutil.rmtree(old)
     return target
 
@@ -74,7 +71,8 @@ def newest(folder: Path) -> Checkpoint | None:
     for path in reversed(_complete(folder)):
         try:
             state = json.loads((path / STATE).read_text())
-            damaged = [name for name in FILES if artifacts.file_hash(path / name) != state["sha256"][name]]
+            hashes = state["sha256"]
+            damaged = [n for n in (WEIGHTS, OPTIMIZER) if artifacts.file_hash(path / n) != hashes[n]]
         except (OSError, ValueError, KeyError, TypeError):
             damaged = [STATE]
         if not damaged:
@@ -91,7 +89,7 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     Raises:
         ArtifactError: the checkpoint belongs to another model.
     """
-    weights = load_file(checkpoint.path / FILES[0])
+    weights = load_file(checkpoint.path / WEIGHTS)
     parameters = dict(_named_trained(module))
     if weights.keys() != parameters.keys():
         name = sorted(weights.keys() ^ parameters.keys())[0]
@@ -101,9 +99,13 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     with torch.no_grad():
         for name, tensor in weights.items():
             parameters[name].copy_(tensor)
-    tensors = load_file(checkpoint.path / FILES[1])
+    tensors = load_file(checkpoint.path / OPTIMIZER)
     torch.set_rng_state(tensors.pop("random.torch"))
-    _optimizer_in(optimizer, tensors, checkpoint.state["groups"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": checkpoint.state["groups"]})
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -117,23 +119,3 @@ def _named_trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
-
-
-def _optimizer_out(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    packed = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, values in packed["state"].items()
-        for name, value in values.items()
-    }
-    return tensors, packed["param_groups"]
-
-
-def _optimizer_in(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
-) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

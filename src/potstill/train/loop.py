@@ -26,8 +26,9 @@ log = logging.getLogger("potstill")
 Value = TypeVar("Value")
 
 
-def settled(value: Value | str) -> Value:
-    """The value of an option that is no longer `auto`."""
+def settled(value: Value | str | None) -> Value:
+    """The value of an option that is no longer `auto` or left out."""
+    assert value is not None
     assert value != "auto"
     return value  # type: ignore[return-value]
 
@@ -51,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a loop asks of the world around it.
+    """What a loop calls outside itself.
 
     Args:
         event: receives one flat dict a step and a validation; rank 0 writes it.
@@ -68,7 +69,7 @@ class Hooks:
 
 def learning_rate_at(spec: Training, step: int) -> float:
     """The learning rate of optimizer step `step` (0-based)."""
-    highest, steps = settled(spec.learning_rate), _steps_of(spec)
+    highest, steps = settled(spec.learning_rate), settled(spec.steps)
     warm = math.ceil(spec.warmup * steps)
     if step < warm:
         return highest * (step + 1) / warm
@@ -76,11 +77,6 @@ def learning_rate_at(spec: Training, step: int) -> float:
     if spec.schedule == "cosine":
         return highest * 0.5 * (1 + math.cos(math.pi * share))
     return highest * (1 - share if spec.schedule == "linear" else 1.0)
-
-
-def _steps_of(spec: Training) -> int:
-    assert spec.steps is not None
-    return spec.steps
 
 
 def make_optimizer(module: nn.Module, spec: Training) -> torch.optim.AdamW:
@@ -111,19 +107,21 @@ def train(
 
     `spec` holds the options of the stage, none of them `auto` or in epochs any more; `seed` orders the rows.
     """
+    steps, validate_every = settled(spec.steps), settled(spec.validate_every)
+    checkpoint_every = settled(spec.checkpoint_every)
     optimizer = optimizer or make_optimizer(module, spec)
     progress = progress or Progress()
     strategy.restore(progress.strategy)
     if spec.normalize == "sequence_mean":
         examples = one_row_each(examples)
-    scaler = torch.amp.GradScaler(init_scale=progress.loss_scale) if spec.precision == "float16" else None
+    scaler = torch.amp.GradScaler(init_scale=progress.loss_scale, enabled=spec.precision == "float16")
     device = next(module.parameters()).device
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if progress.validation_due and hooks.validate and _validate(hooks, progress, optimizer, spec.best_by):
         hooks.save(progress, optimizer, True)
     if _tired(progress, spec):
         return progress
-    for rows in _steps(examples, spec, seed, progress):
+    for rows in _coming_steps(examples, spec, seed, progress):
         started = time.monotonic()
         module.train()
         batches = list(strategy.batches(sampler, rows))
@@ -138,17 +136,13 @@ def train(
         if result is None:
             log.warning("step %d scores no token of any weight and is skipped", progress.step + 1)
             continue
-        if scaler is not None:
-            scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, spec.max_grad_norm or math.inf))
-        if scaler is None or math.isfinite(norm):  # a scaler skips what overflowed
-            _look_at_first(progress, result, norm)
-        if scaler is not None:
-            scaler.step(optimizer)
-            scaler.update()
-            progress.loss_scale = scaler.get_scale()
-        else:
-            optimizer.step()
+        if math.isfinite(norm) or not scaler.is_enabled():  # a scaler skips what overflowed
+            _require_usable(progress, result, norm)
+        scaler.step(optimizer)
+        scaler.update()
+        progress.loss_scale = scaler.get_scale()
         progress.step += 1
         progress.tokens += result.tokens
         seconds = time.monotonic() - started
@@ -160,14 +154,13 @@ def train(
             {"event": "step", "step": progress.step, "epoch": progress.epoch, **means, "grad_norm": norm}
             | {"learning_rate": rate, "tokens": result.tokens, "seconds": seconds}
         )
-        last = progress.step >= _steps_of(spec)
-        better = False
-        if hooks.validate and (last or _due(progress.step, settled(spec.validate_every))):
+        last, better = progress.step >= steps, False
+        if hooks.validate and (last or _due(progress.step, validate_every)):
             better = _validate(hooks, progress, optimizer, spec.best_by)
         stop = parallel.anyone(hooks.should_stop(), device)
-        # The first one too: a folder that cannot be written to is found before hours are spent.
-        first = progress.step == 1 and settled(spec.checkpoint_every) > 0
-        if better or first or last or stop or _due(progress.step, settled(spec.checkpoint_every)):
+        # The first one too: a folder that cannot be written to shows before hours are spent.
+        first = progress.step == 1 and checkpoint_every > 0
+        if better or first or last or stop or _due(progress.step, checkpoint_every):
             hooks.save(progress, optimizer, better)
         if last or stop or _tired(progress, spec):
             break
@@ -201,7 +194,7 @@ def _validate(hooks: Hooks, progress: Progress, optimizer: torch.optim.Optimizer
     return better
 
 
-def _look_at_first(progress: Progress, result: StepResult, norm: float) -> None:
+def _require_usable(progress: Progress, result: StepResult, norm: float) -> None:
     if not math.isfinite(norm):
         raise TrainingStopped(
             f"the gradient of step {progress.step + 1} is {norm}.",
@@ -215,13 +208,14 @@ def _look_at_first(progress: Progress, result: StepResult, norm: float) -> None:
         )
 
 
-def _steps(
+def _coming_steps(
     examples: Sequence[Example], spec: Training, seed: int, progress: Progress
 ) -> Iterator[list[list[Example]]]:
     """This rank's micro-batches of each coming step, from the cursor in `progress` on."""
     lengths = [len(example.input_ids) for example in examples]
     counts = [example.count for example in examples]
-    while progress.step < _steps_of(spec):
+    rank, world = parallel.rank(), parallel.world()
+    while progress.step < settled(spec.steps):
         before, began = progress.step, progress.step_in_epoch
         plan = plan_steps(
             lengths,
@@ -233,11 +227,7 @@ def _steps(
             packing=spec.packing,
         )
         for step in plan[progress.step_in_epoch :]:
-            mine = (
-                step
-                if parallel.world() == 1
-                else shard(step, parallel.rank(), parallel.world(), lengths=lengths)
-            )
+            mine = step if world == 1 else shard(step, rank, world, lengths=lengths)
             yield [[examples[row] for row in micro] or [_silent(examples[step[0][0]])] for micro in mine]
         if progress.step == before and began == 0:
             raise TrainingStopped(
@@ -251,5 +241,4 @@ def _steps(
 def _silent(example: Example) -> Example:
     """A row that scores nothing: a rank without rows must still join the collectives."""
     reading = example.reading and replace(example.reading, scored=(False,) * len(example.reading.scored))
-    scored = (False,) * len(example.input_ids)
-    return Example(example.id, example.input_ids, scored, example.origin, reading=reading)
+    return replace(example, scored=(False,) * len(example.scored), reading=reading)

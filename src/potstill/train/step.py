@@ -27,7 +27,7 @@ class StudentModule(nn.Module):
     """Backbone, head and objective as one module, so that a sharded wrapper sees one call.
 
     forward(batch, signal, terms) -> (sum, weight, metrics): the summed objective, the sum of token weights
-    (the count, without weights), and sums of metrics.
+    (without weights the count), and sums of metrics.
 
     Args:
         student: the model that is trained and exported.
@@ -78,20 +78,20 @@ class StudentModule(nn.Module):
 
 
 def denominator(batch: Batch) -> Tensor:
-    """What a batch adds to the step's divisor: its scored tokens, or the sum of their weights."""
+    """Count a batch's scored tokens, or sum their weights: its part of the step's divisor."""
     if batch.weights is None:
         return torch.tensor(float(batch.count), device=batch.input_ids.device)
     return batch.weights.sum()
 
 
 def each_row_once(batch: Batch) -> Batch:
-    """The batch with each token's weight divided by its row's count, so that rows count by weight alone."""
-    shares = 1.0 / batch.places()[1]
+    """Divide each token's weight by its row's count, so that rows count by weight alone."""
+    shares = 1.0 / batch.example_counts()
     return replace(batch, weights=shares if batch.weights is None else shares * batch.weights)
 
 
 def one_row_each(examples: Sequence[Example]) -> list[Example]:
-    """Examples that together weigh what their conversations do, for `each_row_once`."""
+    """Multiply weights by the share in the conversation, so that its examples weigh as one row together."""
     return [replace(example, weight=example.weight * example.share) for example in examples]
 
 
@@ -152,10 +152,12 @@ def accumulate(
     values = parallel.total(torch.stack([summed, *(metrics[n].double() for n in names)])).tolist()
     by_name = dict(zip(names, values[1:], strict=True))
     if "weight" in by_name:
-        # Weights that come from the distributions are known only now; no token's gradient is kept apart.
+        # The weights came from the distributions, so the gradient has been divided by another sum.
         if by_name["weight"] == 0:
             return None
-        _rescale(module, weight / by_name["weight"])
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight / by_name["weight"])
         weight = by_name.pop("weight")
     if not estimated:
         for _, term in terms:
@@ -164,7 +166,7 @@ def accumulate(
 
 
 def _counted(batches: Sequence[Batch], device: torch.device) -> tuple[float, int]:
-    """The divisor of a step and its scored tokens, over all ranks."""
+    """Sum the divisor of a step and its scored tokens over all ranks."""
     weight = float(sum(float(denominator(batch)) for batch in batches))
     tokens = float(sum(batch.count for batch in batches))
     both = parallel.total(torch.tensor([weight, tokens], dtype=torch.float64, device=device)).tolist()
@@ -174,11 +176,7 @@ def _counted(batches: Sequence[Batch], device: torch.device) -> tuple[float, int
 def _forward(
     module: nn.Module, batch: Batch, signal: Signal, terms: Sequence[tuple[float, Term]]
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The summed loss of a batch and its metric sums.
-
-    Raises:
-        TrainingStopped: the loss is not finite.
-    """
+    """Compute the summed loss of a batch and its metric sums; a loss that is not finite stops the training."""
     try:
         loss, _, sums = module(batch, signal, terms)
     except NotFinite as error:
@@ -194,9 +192,3 @@ def _forward(
             fix="Check the teacher on these rows (potstill check), or lower the learning rate.",
         )
     return loss, sums
-
-
-def _rescale(module: nn.Module, factor: float) -> None:
-    for parameter in module.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)

@@ -1,23 +1,16 @@
-"""Divergences and token weights as the objective needs them, read from their plug-in modules."""
+"""A divergence as signals and objectives use it, read from its plug-in module."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Weigh: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(student_lp [N, K], teacher_lp [N, K], place [N]) -> weights [N]."""
-
-
-def _tried(function: Callable[..., Any], *more: Tensor, options: Mapping[str, Any]) -> Any:
-    """What the function says of two even outcomes; it refuses options out of range now."""
-    even = torch.full((1, 2), 0.5).log()
-    return function(even, even, *more, **options)
+from potstill.errors import SignalError
 
 
 @dataclass(frozen=True)
@@ -36,17 +29,18 @@ class Divergence:
 
     @staticmethod
     def from_module(module: Any, options: Mapping[str, Any] | None = None) -> Divergence:
-        """Read a plug-in module or namespace and try it once.
+        """Read a plug-in module or namespace and evaluate it once, on two even outcomes.
 
         Raises:
             RecipeError: an option is out of range.
         """
         options = dict(options or {})
         function = getattr(module, "value_and_partial", None) or module.value
+        even = torch.full((1, 2), 0.5).log()
         return Divergence(
             name=module.__name__.rpartition(".")[2],
             function=function,
-            has_partial=isinstance(_tried(function, options=options), tuple),
+            has_partial=isinstance(function(even, even, **options), tuple),
             supports=frozenset(getattr(module, "SUPPORTS", {"dense"})),
             temperature_power=getattr(module, "TEMPERATURE_POWER", 0),
             vanishes=getattr(module, "VANISHES", False),
@@ -59,6 +53,18 @@ class Divergence:
     def linear(self) -> bool:
         """Linear in the teacher up to a constant, so right for ids drawn from it."""
         return "sampled" in self.supports
+
+    def require_support(self, kind: str) -> None:
+        """Refuse a kind of signal that the divergence is not right for.
+
+        Raises:
+            SignalError: names the kinds that it supports.
+        """
+        if kind not in self.supports:
+            raise SignalError(
+                f"{self.name} does not support {kind} signals, only: {', '.join(sorted(self.supports))}.",
+                fix="Choose another divergence, or a signal that it supports.",
+            )
 
     def value(self, student_lp: Tensor, teacher_lp: Tensor, *, tail: bool = False) -> Tensor:
         """The divergence [N] of log-probabilities [N, K]; `tail`: the last column is a tail bucket."""
@@ -80,32 +86,3 @@ class Divergence:
     def _call(self, student_lp: Tensor, teacher_lp: Tensor, tail: bool) -> Any:
         more = {"tail": tail} if self.wants_tail else {}
         return self.function(student_lp, teacher_lp, **more, **self.options)
-
-
-@dataclass(frozen=True)
-class TokenWeight:
-    """A token weight with its options, made from a plug-in module by `from_module`."""
-
-    name: str
-    function: Callable[..., Tensor]
-    supports: frozenset[str] | None  # kinds of signal; None for all
-    options: Mapping[str, Any]
-
-    @staticmethod
-    def from_module(module: Any, options: Mapping[str, Any] | None = None) -> TokenWeight:
-        """Read a plug-in module or namespace and try it once.
-
-        Raises:
-            RecipeError: an option is out of range.
-        """
-        options = dict(options or {})
-        _tried(module.weights, torch.zeros(1), options=options)
-        name = module.__name__.rpartition(".")[2]
-        return TokenWeight(name, module.weights, getattr(module, "SUPPORTS", None), options)
-
-    def reads(self, kind: str) -> bool:
-        """Whether it can be read from that kind of signal."""
-        return self.supports is None or kind in self.supports
-
-    def __call__(self, student_lp: Tensor, teacher_lp: Tensor, place: Tensor) -> Tensor:
-        return self.function(student_lp, teacher_lp, place, **self.options)

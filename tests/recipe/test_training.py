@@ -1,0 +1,114 @@
+"""The options of training stages, and what they become where they are `auto`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders.recipes import read
+from potstill.recipe.defaults import Default, Facts
+from potstill.recipe.specs import StrategyChoice
+from potstill.recipe.stages import StageSpec, resolve_auto
+from potstill.stages.distill import Distill
+from potstill.stages.finetune import Finetune
+
+GPU = Facts(device="cuda", bf16=True, fp16=True)
+CPU = Facts(device="cpu")
+
+
+def resolved(facts: Facts, verb: str = "distill", **options: Any) -> dict[str, Default]:
+    stage = read(*(["distill"] if verb == "control" else []), {verb: options}).stages[-1]
+    _, defaults = resolve_auto(stage, facts)
+    return {default.path.rpartition(".")[2]: default for default in defaults}
+
+
+@given(st.floats(1e-7, 1), st.integers(1, 10**6), st.integers(1, 10**5), st.sampled_from([GPU, CPU]))
+def test_settings_of_the_recipe_are_kept(rate: float, tokens: int, steps: int, facts: Facts) -> None:
+    defaults = resolved(facts, learning_rate=rate, tokens_per_step=tokens, steps=steps)
+    assert not {"learning_rate", "tokens_per_step", "steps", "epochs"} & defaults.keys()
+
+
+def test_learning_rates_differ_by_orders_of_magnitude_and_say_why() -> None:
+    def rate(stage: StageSpec, **facts: Any) -> tuple[float, str]:
+        _, defaults = resolve_auto(stage, Facts(device="cuda", bf16=True, **facts))
+        (default,) = (default for default in defaults if default.path.endswith("learning_rate"))
+        assert isinstance(default.value, float)
+        return default.value, default.source
+
+    big = 7_000_000_000
+    assert rate(Distill(), parameters=big)[0] == 1e-5
+    assert rate(Distill())[0] == 1e-5
+    assert rate(Finetune(), parameters=big)[0] == 1e-5
+    value, source = rate(Distill(), parameters=135_000_000)
+    assert value == 1e-4
+    assert "chosen" in source
+    assert rate(Distill(), student_kind="adapter", parameters=big)[0] == 1e-4
+    assert rate(Distill(), student_kind="cut", parameters=99_000_000)[0] == 5e-4
+    own_text = Distill(strategy=StrategyChoice(name="builders.outside.strategy:first_rows"))
+    for kind in ("full", "cut", "adapter"):
+        value, source = rate(own_text, student_kind=kind, parameters=99_000_000)
+        assert (value, source) == (3e-6, "text that the student wrote changes with every step")
+
+
+@given(st.integers(0, 10**9), st.sampled_from([GPU, CPU]))
+def test_an_automatic_run_has_fifty_steps_within_the_bounds_of_a_step(tokens: int, facts: Facts) -> None:
+    """Steps of 128 tokens where fifty would be smaller, and of what is usual on the machine where larger."""
+    usual = 32768 if facts.accelerated else 256
+    defaults = resolved(Facts(device=facts.device, train_tokens=tokens))
+    per_step, epochs = defaults["tokens_per_step"].value, defaults["epochs"].value
+    assert isinstance(per_step, int)
+    assert isinstance(epochs, float)
+    total = int(tokens * epochs)
+    if total < 50 * 129:
+        assert per_step == 128
+    elif total >= 50 * usual:
+        assert per_step == usual
+    else:
+        assert math.ceil(total / per_step) in (50, 51)
+
+
+def test_epochs_fall_with_the_size_of_the_data() -> None:
+    sizes = {0: 3, 49_999: 3, 50_000: 2, 4_999_999: 2, 5_000_000: 1, None: 1}
+    assert {size: resolved(Facts("cuda", train_tokens=size))["epochs"].value for size in sizes} == sizes
+
+
+@given(st.integers(1, 10**6))
+def test_a_run_is_validated_about_six_times_and_saved_about_ten(steps: int) -> None:
+    """As near as whole steps allow, and at every step of a short run."""
+    defaults = resolved(CPU, steps=steps)
+    for key, times in (("validate_every", 6), ("checkpoint_every", 10)):
+        every = defaults[key].value
+        assert isinstance(every, int)
+        assert every == 1 if steps <= times else abs(every - steps / times) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("facts", "precision"),
+    [
+        (Facts("cuda", bf16=True, fp16=True), "bfloat16"),
+        (Facts("cuda", fp16=True), "float16"),
+        (Facts("cuda"), "float32"),
+        (Facts("cpu", bf16=True), "bfloat16"),
+        (Facts("cpu", fp16=True), "float32"),
+        (Facts("mps", bf16=True, fp16=True), "float32"),
+    ],
+)
+def test_precision_follows_what_is_fast_and_safe(facts: Facts, precision: str) -> None:
+    assert resolved(facts)["precision"].value == precision
+
+
+def test_micro_batches_follow_the_device() -> None:
+    assert resolved(GPU)["micro_batch_tokens"].value == 16384
+    assert resolved(CPU)["micro_batch_tokens"].value == 384
+
+
+def test_what_only_changes_memory_and_pace_is_no_part_of_the_identity() -> None:
+    base = Distill().identity()
+    assert (
+        Distill(micro_batch_tokens=64, checkpoint_every=3, activation_checkpointing=True).identity() == base
+    )
+    assert Distill(warmup=0.1).identity() != base

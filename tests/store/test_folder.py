@@ -1,0 +1,85 @@
+"""A run folder: its owner, its state, its links."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from potstill.errors import ArtifactError, MachineError
+from potstill.store import artifacts
+from potstill.store.folder import RunDir
+
+
+def test_a_folder_has_one_owner_at_a_time_and_names_it(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    assert folder.owner() is None
+    with folder.owned():
+        assert folder.owner() == os.getpid()
+        with pytest.raises(ArtifactError, match=f"belongs to process {os.getpid()}"), folder.owned():
+            pass
+    assert folder.owner() is None
+
+
+def test_a_lock_without_a_number_has_an_unnamed_owner(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("a") as handle:
+        assert artifacts.lock(handle)
+        assert RunDir(tmp_path).owner() == -1
+
+
+def test_values_are_merged_into_the_state(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    assert folder.state() == {}
+    folder.update({"status": "running", "stage": "generate"})
+    folder.update({"stage": "distill"})
+    assert folder.state() == {"status": "running", "stage": "distill"}
+
+
+def test_a_state_that_is_no_json_is_refused_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ArtifactError, match="run.json is not readable"):
+        RunDir(tmp_path).state()
+    RunDir(tmp_path).update_at_end({"status": "failed"})  # hides no error of the run
+
+
+@pytest.mark.parametrize("size", [5, 5000])
+def test_the_last_state_is_written_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """No new file can be written: the old one is written over, whether it was longer or shorter."""
+    folder = RunDir(tmp_path)
+    folder.update({"status": "running", "training": "x" * size})
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "write_text", full)
+    folder.update_at_end({"status": "failed", "training": None, "error": {"message": "the disk is full."}})
+    assert folder.state() == {"status": "failed", "training": None, "error": {"message": "the disk is full."}}
+
+
+def test_a_link_replaces_an_older_one_and_stays_when_the_project_moves(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "a" / ".store" / name).mkdir(parents=True)
+        RunDir(tmp_path / "a/run").link("stages/distill", tmp_path / "a/.store" / name)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert (tmp_path / "b/run/stages/distill").resolve() == tmp_path / "b/.store/two"
+
+
+def test_links_that_are_not_named_are_removed_and_folders_kept(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    for name in ("distill", "finetune"):
+        folder.link(f"stages/{name}", tmp_path)
+    (tmp_path / "stages/copy").mkdir()
+    folder.keep_links("stages", ["distill"])
+    assert {path.name for path in (tmp_path / "stages").iterdir()} == {"distill", "copy"}
+
+
+def test_a_folder_in_the_place_of_a_link_is_refused_at_the_link(tmp_path: Path) -> None:
+    """Refused at the link itself too, without a stray link beside it."""
+    (tmp_path / "student").mkdir()
+    with pytest.raises(MachineError, match="student is a folder"):
+        RunDir(tmp_path).link("student", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]

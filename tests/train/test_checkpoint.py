@@ -1,0 +1,43 @@
+"""A checkpoint is whole or passed over, and only the newest are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders.jobs import spec_of
+from builders.tiny import tiny_model
+from potstill.train import checkpoint
+from potstill.train.loop import make_optimizer
+from potstill.train.step import StudentModule
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save a tiny student's training at a step."""
+    module = StudentModule(tiny_model(), 128)
+    optimizer = make_optimizer(module, spec_of(learning_rate=1e-3))
+    return lambda step: checkpoint.save(tmp_path, step, module, optimizer, {})
+
+
+def test_new_checkpoints_are_kept_beside_damaged_ones_of_later_steps(tmp_path, save):
+    """Pruning by step number alone deleted each new checkpoint."""
+    for step in (20, 30):
+        (save(step) / "weights.safetensors").write_bytes(b"x")
+    assert checkpoint.newest(tmp_path) is None
+    for step in (1, 10):
+        assert save(step).exists()
+        assert checkpoint.newest(tmp_path).state["step"] == step
+
+
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path, save):
+    for step in (1, 2):
+        save(step)
+    (tmp_path / "step-00000002" / "state.json").unlink()
+    (tmp_path / "step-00000009").mkdir()
+    assert checkpoint.newest(tmp_path).state["step"] == 1
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path, save):
+    for step in (1, 2, 3, 4):
+        save(step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
