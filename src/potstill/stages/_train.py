@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from potstill.data.batch import collate
-from potstill.data.plan import plan_steps
 from potstill.errors import Interrupted
 from potstill.evaluate.teacher import check_teacher
 from potstill.models import anatomy, loading
@@ -28,7 +27,7 @@ from potstill.stages._rows import TrainingRows
 from potstill.store.artifacts import Artifact
 from potstill.train import packing
 from potstill.train.folder import TrainingFolder
-from potstill.train.loop import Hooks, Progress, make_optimizer, settled, train
+from potstill.train.loop import Hooks, Progress, make_optimizer, plan_epoch, settled, train
 from potstill.train.step import StudentModule
 from potstill.train.validation import Validation
 
@@ -94,21 +93,7 @@ def _steps(spec: Training, rows: TrainingRows, seed: int) -> int:
         return spec.steps
     assert spec.epochs is not None
     whole, part = divmod(spec.epochs, 1)
-    lengths, counts = [len(e.input_ids) for e in rows.train], [e.count for e in rows.train]
-    planned = [
-        len(
-            plan_steps(
-                lengths,
-                counts,
-                tokens_per_step=settled(spec.tokens_per_step),
-                micro_batch_tokens=settled(spec.micro_batch_tokens),
-                seed=seed,
-                epoch=epoch,
-                packing=spec.packing,
-            )
-        )
-        for epoch in range(int(whole) + 1)
-    ]
+    planned = [len(plan_epoch(spec, rows.train, seed, epoch)) for epoch in range(int(whole) + 1)]
     return max(1, sum(planned[:-1]) + round(part * planned[-1]))
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from potstill.data.plan import plan_steps, shard
+from potstill.data.plan import Step, plan_steps, shard
 from potstill.errors import Interrupted, TrainingStopped
 from potstill.objectives.terms import Terms
 from potstill.recipe.training import Training
@@ -65,6 +65,19 @@ class Hooks:
     validate: Callable[[], Mapping[str, float]] | None = None
     save: Callable[[Progress, torch.optim.Optimizer, bool], None] = lambda progress, optimizer, best: None
     should_stop: Callable[[], bool] = lambda: False
+
+
+def plan_epoch(spec: Training, examples: Sequence[Example], seed: int, epoch: int) -> list[Step]:
+    """The optimizer steps of one epoch, each as its micro-batches of indices into `examples`."""
+    return plan_steps(
+        [len(example.input_ids) for example in examples],
+        [example.count for example in examples],
+        tokens_per_step=settled(spec.tokens_per_step),
+        micro_batch_tokens=settled(spec.micro_batch_tokens),
+        seed=seed,
+        epoch=epoch,
+        packing=spec.packing,
+    )
 
 
 def learning_rate_at(spec: Training, step: int) -> float:
@@ -213,20 +226,10 @@ def _coming_steps(
 ) -> Iterator[list[list[Example]]]:
     """This rank's micro-batches of each coming step, from the cursor in `progress` on."""
     lengths = [len(example.input_ids) for example in examples]
-    counts = [example.count for example in examples]
     rank, world = parallel.rank(), parallel.world()
     while progress.step < settled(spec.steps):
         before, began = progress.step, progress.step_in_epoch
-        plan = plan_steps(
-            lengths,
-            counts,
-            tokens_per_step=settled(spec.tokens_per_step),
-            micro_batch_tokens=settled(spec.micro_batch_tokens),
-            seed=seed,
-            epoch=progress.epoch,
-            packing=spec.packing,
-        )
-        for step in plan[progress.step_in_epoch :]:
+        for step in plan_epoch(spec, examples, seed, progress.epoch)[progress.step_in_epoch :]:
             mine = step if world == 1 else shard(step, rank, world, lengths=lengths)
             yield [[examples[row] for row in micro] or [_silent(examples[step[0][0]])] for micro in mine]
         if progress.step == before and began == 0:
