@@ -30,6 +30,7 @@ class Templater:
         template_kwargs: variables for the template, the same for prompts and training rows.
         system: keep | merge (into the next user turn) | drop.
         reasoning: keep (wrapped in <think> before the answer) | strip | separate (its own field).
+        end_ids: ids that end the model's answers beside the template's and the tokenizer's.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Templater:
         template_kwargs: Mapping[str, Any] | None = None,
         system: System = "keep",
         reasoning: Reasoning = "keep",
+        end_ids: Sequence[int] = (),
     ) -> None:
         self._renderer = Renderer(tokenizer, template_text, template_kwargs or {})
         self._system = system
         self._reasoning = reasoning
+        self._end_ids = tuple(end_ids)
 
     @property
     def has_template(self) -> bool:
@@ -68,10 +71,10 @@ class Templater:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the template's first, then the tokenizer's end token."""
+        """Tokens that end an answer: the template's first, then the tokenizer's end token and the model's."""
         stop = [self._renderer.ending.stop] if self.has_template else []
         eos = self._renderer.tokenizer.eos_token_id
-        return tuple(dict.fromkeys([*stop, *([] if eos is None else [int(eos)])]))
+        return tuple(dict.fromkeys([*stop, *([] if eos is None else [int(eos)]), *self._end_ids]))
 
     def prompt_text(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
         """Render a prompt as text.

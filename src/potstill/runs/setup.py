@@ -72,8 +72,8 @@ def set_up(opened: Opened) -> Setup:
     device = best_device()
     template = _template_text(recipe.data, base)
 
-    def reader(tokenizer: Any, template: str | None = template) -> Reader:
-        return reader_of(tokenizer, _templater(tokenizer, template, recipe.data))
+    def reader(tokenizer: Any, end_ids: Sequence[int] = (), template: str | None = template) -> Reader:
+        return reader_of(tokenizer, _templater(tokenizer, template, recipe.data, end_ids))
 
     name, options = recipe.teacher.plugin
     teacher: Teacher = plugins.load("teachers", name, options).build(
@@ -151,7 +151,7 @@ def _student(
     if template is None and not reads.tokenizer.chat_template and teacher.reads is not None:
         template = teacher.reads.tokenizer.chat_template
     ref = StudentRef(plugin, name, options, context, cut=False, template=template)
-    return ref, reader(reads.tokenizer, template), reads.context_length
+    return ref, reader(reads.tokenizer, reads.end_ids, template), reads.context_length
 
 
 def _require_possible(student: StudentRef) -> None:
@@ -211,11 +211,12 @@ def _template_text(spec: DataSpec, base: Path) -> str | None:
         ) from error
 
 
-def _templater(tokenizer: Any, template: str | None, spec: DataSpec) -> Templater:
+def _templater(tokenizer: Any, template: str | None, spec: DataSpec, end_ids: Sequence[int]) -> Templater:
     return Templater(
         tokenizer,
         template_text=template,
         template_kwargs=dict(spec.template.kwargs) if spec.template else None,
         system=spec.system,
         reasoning=spec.reasoning,
+        end_ids=end_ids,
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill.models import anatomy, loading
+from potstill.models import anatomy, generation, saving
 from potstill.recipe import plugins
 from potstill.stages import _rows
 from potstill.stages._artifact import produce
@@ -48,7 +48,8 @@ def _make(context: Context, examples: Callable[[], Sequence[Example]]) -> Artifa
         built = ref.plugin.build(source, **ref.options)
         if ref.template is not None:
             built.tokenizer.chat_template = ref.template
-        loading.save(built.model, built.tokenizer, folder / "student")
+        generation.keep_valid(built.model)
+        saving.save(built.model, built.tokenizer, folder / "student")
         context.setup.teacher.close()
         return {**built.facts, **anatomy.sizes(built.model)}
 

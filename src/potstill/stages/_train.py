@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from potstill.data.batch import collate
 from potstill.errors import Interrupted
 from potstill.evaluate.teacher import check_teacher
-from potstill.models import anatomy, loading
+from potstill.models import anatomy, generation, loading, saving
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
 from potstill.recipe import plugins
 from potstill.recipe.training import Training
@@ -179,8 +178,9 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
     if warning := _never_better(folder.events(), spec.best_by):
         console.warn(f"{spec.name}: {warning}")
     folder.take_best(student)
-    student.generation_config = _generation_config(run, student)
-    loading.save(student.cpu(), loaded.tokenizer, path / "student")
+    stop_ids = run.context.setup.readers.student.stop_ids
+    student.generation_config = generation.settings_for(student, stop_ids, run.pad_id)
+    saving.save(student.cpu(), loaded.tokenizer, path / "student")
     return _facts(progress) | anatomy.sizes(student)
 
 
@@ -248,16 +248,3 @@ def _facts(progress: Progress) -> dict[str, Any]:
         "best_step": progress.best_step,
         "best_loss": None if math.isinf(progress.best) else progress.best,
     }
-
-
-def _generation_config(run: Run, student: Any) -> Any:
-    """Ends where training ended answers; sampling settings stay the reader's own choice."""
-    from transformers import GenerationConfig
-
-    old = json.loads(student.generation_config.to_json_string()) if student.generation_config else {}
-    stop = list(run.context.setup.readers.student.stop_ids)
-    return GenerationConfig(
-        bos_token_id=old.get("bos_token_id"),
-        eos_token_id=stop[0] if len(stop) == 1 else stop,
-        pad_token_id=run.pad_id,
-    )

@@ -61,10 +61,11 @@ class StudentContext:
 
 @dataclass(frozen=True)
 class Reads:
-    """How a student reads text: its tokenizer, and the most tokens that it takes."""
+    """How a student reads text: its tokenizer, the most tokens that it takes, and ids that end its answers."""
 
     tokenizer: Any
     context_length: int | None
+    end_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from potstill.models import loading
+from potstill.models import generation, loading
 from potstill.students._built import Built, Reads, StudentContext
 
 
@@ -35,7 +35,8 @@ def reads(
 ) -> Reads:
     """Return the model's own tokenizer and context length."""
     source = _source(context, model, revision, trust_remote_code)
-    return Reads(loading.load_tokenizer(source), loading.context_length(loading.load_config(source)))
+    length = loading.context_length(loading.load_config(source))
+    return Reads(loading.load_tokenizer(source), length, generation.end_ids(source))
 
 
 def parameters(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,9 +18,10 @@ class TeacherContext:
     Args:
         base: folder that relative paths start from.
         device: where its weights belong.
-        reader: makes a reader of a tokenizer, with the chat template and policies of the recipe's data.
+        reader: makes a reader of a tokenizer, and of the ids that end the model's answers where it has any,
+            with the chat template and policies of the recipe's data.
     """
 
     base: Path
     device: torch.device
-    reader: Callable[[Any], Reader]
+    reader: Callable[..., Reader]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from potstill.data.reader import Reader
-from potstill.models import anatomy, loading
+from potstill.models import anatomy, generation, loading
 from potstill.signals.hidden import Hidden
 from potstill.teachers._context import TeacherContext
 from potstill.types import Batch
@@ -81,7 +81,7 @@ class StoredTeacher:
         config = loading.load_config(source)
         self.source, self.dtype = source, dtype
         self.name = source.path.name
-        self.reads = context.reader(loading.load_tokenizer(source))
+        self.reads = context.reader(loading.load_tokenizer(source), generation.end_ids(source))
         self.layers: int | None = int(config.get_text_config().num_hidden_layers)
         self.context_length = loading.context_length(config)
         self.fingerprint = f"{loading.fingerprint(source)} {dtype}"

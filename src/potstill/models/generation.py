@@ -1,0 +1,73 @@
+"""A model's own settings for generation: which ids end its answers, and what of them can be kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from potstill.models.loading import quiet
+from potstill.models.source import Source
+
+log = logging.getLogger("potstill")
+
+
+def end_ids(source: Source) -> tuple[int, ...]:
+    """Ids that end the model's answers by its generation_config.json; none without that file.
+
+    A config's own end token is not asked: libraries fill it in where nobody wrote one.
+    """
+    from transformers import GenerationConfig
+
+    if source.kind == "gguf":
+        return ()
+    try:
+        with quiet():
+            settings = GenerationConfig.from_pretrained(source.location, revision=source.revision or "main")
+    except (OSError, ValueError, TypeError):
+        return ()
+    return _ids(settings.eos_token_id)
+
+
+def settings_for(model: Any, stop_ids: Iterable[int], pad_id: int) -> Any:
+    """The model's settings, with every id that ended an answer in training beside its own, and the padding."""
+    old = getattr(model, "generation_config", None)
+    own = () if old is None else _ids(old.eos_token_id)
+    ends = list(dict.fromkeys([*stop_ids, *own]))
+    values = {} if old is None else dict(old.to_diff_dict())
+    values |= {"eos_token_id": ends[0] if len(ends) == 1 else ends or None, "pad_token_id": pad_id}
+    return _valid(values)
+
+
+def keep_valid(model: Any) -> None:
+    """Drop settings that contradict the rest: no library obeys them, and none saves a model with them."""
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = _valid(dict(model.generation_config.to_diff_dict()))
+
+
+def _valid(values: dict[str, Any]) -> Any:
+    from transformers import GenerationConfig
+
+    first = [name for name in ("do_sample", "num_beams", "num_return_sequences") if name in values]
+    kept: dict[str, Any] = {}
+    dropped = []
+    with quiet():
+        for name in [*first, *(name for name in values if name not in first)]:
+            try:
+                GenerationConfig(**kept, **{name: values[name]}).validate(strict=True)
+            except (ValueError, TypeError):
+                dropped.append(name)
+            else:
+                kept[name] = values[name]
+        if dropped:
+            log.warning(
+                "%s of the model's generation settings contradict the rest and are left out of the student",
+                ", ".join(sorted(dropped)),
+            )
+        return GenerationConfig(**kept)
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
