@@ -6,7 +6,7 @@ Legend: B rows, S positions, N scored positions of a batch, V vocabulary, H hidd
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -182,16 +182,27 @@ class Figure:
     better: Literal["up", "down", ""] = ""
     meaning: str = ""  # one sentence for the page
     place: Literal["headline", "result", "behaviour", "cost"] = "result"  # where the page shows it
+    floor: float | None = None  # what an answer that knows nothing reaches
+    floor_of: str = ""  # that answer: "the prompt copied"
     pairs: tuple[tuple[float, float], ...] = ()  # (numerator, denominator) of each prompt; not stored
+    floors: tuple[float, ...] = ()  # the floor's numerators, beside `pairs`; not stored
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Both ends of the interval, or None where it was not measured."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
+    def above(self, trivial: Mapping[str, Sequence[float]]) -> Figure:
+        """The figure with its floor: the best of these answers' numerators, one for each of `pairs`."""
+        if not self.pairs:
+            return self
+        name, best = max(trivial.items(), key=lambda one: sum(one[1]))
+        total = sum(bottom for _, bottom in self.pairs)
+        return replace(self, floor=sum(best) / total, floor_of=name, floors=tuple(best))
+
     def stored(self) -> dict[str, Any]:
-        """Every field that a file keeps; `Figure(**stored)` is the figure again, without its pairs."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pairs"}
+        """Every field that a file keeps; `Figure(**stored)` is the figure again, without its prompts."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pairs", "floors")}
 
 
 class Sampler(Protocol):

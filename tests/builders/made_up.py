@@ -84,7 +84,7 @@ def summary() -> dict[str, Any]:
         "behaviour": {
             "teacher": behaviour(0.97, 1.0, 0.02),
             "before": behaviour(0.08, 2.9, 0.71),
-            "after": behaviour(0.94, 1.05, 0.04),
+            "after": behaviour(0.94, 1.05, 0.02),
         },
         "cost": {
             role: {"generation_tokens_per_second": {"value": speed, "reason": "timed once"}}

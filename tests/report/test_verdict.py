@@ -19,8 +19,8 @@ def kl(before: Any, after: Any, **more: Any) -> dict[str, Any]:
 
 def test_complete_run_states_share_fall_and_factor() -> None:
     assert verdict(made_up.summary()) == (
-        "The student kept 83 % (95 % interval 79 % to 87 %) of the teacher's ROUGE-L with 73 % of its "
-        "parameters; held-out KL(teacher‖student) fell from 3.00 to 0.45 nats per token (6.7×). "
+        "Held-out KL(teacher‖student) fell from 3.00 to 0.45 nats per token (6.7×); the student kept 83 % "
+        "(95 % interval 79 % to 87 %) of the teacher's ROUGE-L with 73 % of its parameters. "
         "The control student reached 0.81 nats per token."
     )
 
@@ -62,7 +62,7 @@ def test_a_refused_ratio_is_reported_with_its_reason() -> None:
         "ratio_reason": "the teacher's interval includes 0",
     }
     text = verdict(kl(measured(3, 0.1), measured(0.4, 0.1), retention={"ifeval": row}))
-    assert "No share of the teacher's ifeval is given (the teacher's interval includes 0)" in text
+    assert "no share of the teacher's ifeval is given (the teacher's interval includes 0)" in text
     assert "50 %" not in text
 
 
@@ -96,3 +96,41 @@ def test_a_control_that_does_as_well_is_reported() -> None:
 
 def test_few_prompts_are_reported() -> None:
     assert "Only 24" in cautions(kl(measured(3.0, 0.1, 24), measured(0.4, 0.1, 24)))[0]
+
+
+def test_a_share_above_a_floor_names_the_floor() -> None:
+    summary = made_up.summary()
+    summary["retention"]["rouge_l"] |= {"floor": 0.227, "floor_of": "the prompt copied"}
+    assert "of the teacher's ROUGE-L above the 0.23 that the prompt copied reaches with 73 %" in verdict(
+        summary
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("repetition", 0.49, "Repeated 4-grams: 49.0 %, clearly worse than the teacher's 2.0 %."),
+        ("stop_rate", 0.36, "Stops by itself: 36.0 %, clearly worse than the teacher's 97.0 %."),
+        ("unfinished_reasoning", 0.2, "Reasoning left open: 20.0 %, clearly worse than the teacher's 0.0 %."),
+    ],
+)
+def test_answers_that_are_clearly_worse_than_the_teachers_are_reported(key, value, words) -> None:
+    summary = made_up.summary()
+    summary["behaviour"]["after"][key] = measured(value, 0.01)
+    assert cautions(summary) == [words]
+    summary["behaviour"]["after"][key] = measured(value, 2.0)
+    assert cautions(summary) == []
+
+
+def test_better_answers_than_the_teachers_are_no_caution() -> None:
+    summary = made_up.summary()
+    summary["behaviour"]["teacher"]["repetition"] = measured(0.4, 0.01)
+    assert cautions(summary) == []
+
+
+def test_every_result_in_which_the_control_is_ahead_is_said() -> None:
+    summary = made_up.summary()
+    summary["control"] |= {"rouge_l": measured(0.39, 0.01), "ppl": measured(6.8, 0.4)}
+    text = verdict(summary)
+    assert "The control student reached 0.81 nats per token, and is ahead in " in text
+    assert "ahead in Perplexity (not clearly: 6.80 against 6.90) and in ROUGE-L (0.39 against 0.34)." in text

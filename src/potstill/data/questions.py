@@ -26,6 +26,7 @@ class Question:
     prompt: str
     reference: str
     reference_tokens: int
+    last_turn: str = ""  # what the user said last
     family: str = ""
     unseen: bool = False
 
@@ -74,6 +75,7 @@ def _question(readers: Readers, example: Example, row: Row) -> Question:
         prompt="\n".join(message["content"] for message in row.messages),
         reference=readers.student.decode(example.input_ids[start : start + length]),
         reference_tokens=length,
+        last_turn=row.messages[-1]["content"] if row.messages else "",
         family=str(row.extra.get("family") or ""),
         unseen=str(row.extra.get("unseen") or "").strip().casefold() not in _NO,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import regex
 
 from potstill.evaluate.subject import Subject
@@ -16,15 +18,26 @@ NEEDS = frozenset({"answers"})
 
 
 def measure(subject: Subject) -> tuple[Figure, ...]:
-    """Mean ROUGE-L F1 (Lin 2004) with stemming, in [0, 1]; a diagnostic of likeness, not of quality."""
+    """Mean ROUGE-L F1 (Lin 2004) with stemming, in [0, 1]; a diagnostic of likeness, not of quality.
+
+    Its floor is the better of two answers that know nothing: the prompt itself, another prompt's reference.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], tokenizer=Words())
-    scores = [
-        scorer.score(question.reference, answer.text)["rougeL"].fmeasure
-        for answer, question in zip(subject.answers, subject.questions, strict=True)
-    ]
-    return (subject.ratio(ROUGE_L, scores),)
+    references = [question.reference for question in subject.questions]
+
+    def scores(texts: Sequence[str]) -> list[float]:
+        return [
+            scorer.score(reference, text)["rougeL"].fmeasure
+            for reference, text in zip(references, texts, strict=True)
+        ]
+
+    figure = subject.ratio(ROUGE_L, scores([answer.text for answer in subject.answers]))
+    trivial = {"the prompt copied": scores([question.last_turn for question in subject.questions])}
+    if len(references) > 1:
+        trivial["another prompt's reference"] = scores(references[1:] + references[:1])
+    return (figure.above(trivial),)
 
 
 class Words:

@@ -52,13 +52,16 @@ def ratio(
 
 
 def retained(teacher: Figure, student: Figure, *, resamples: int = 2000, seed: int = 0) -> Figure:
-    """student / teacher of a higher-is-better figure, both resampled on the same prompts.
+    """student / teacher of a higher-is-better figure, both above its floor and resampled on the same prompts.
 
     Returns:
         the share kept, or why there is none: the teacher's own interval includes 0, it succeeded on fewer
-        than 20 prompts, or the two were measured on different prompts.
+        than 20 prompts, one of the two is not clearly above what an answer that knows nothing reaches, or
+        they were measured on different prompts.
     """
-    share = Figure(teacher.key, label=teacher.label, unit="share")
+    share = Figure(
+        teacher.key, label=teacher.label, unit="share", floor=teacher.floor, floor_of=teacher.floor_of
+    )
     if not teacher.low or teacher.low <= 0:
         return replace(share, reason="the teacher's own interval includes 0")
     succeeded = sum(top > 0 for top, _ in teacher.pairs)
@@ -68,11 +71,22 @@ def retained(teacher: Figure, student: Figure, *, resamples: int = 2000, seed: i
     if len(teacher.pairs) != len(student.pairs) or student.value is None or teacher.value is None:
         return replace(share, reason="teacher and student were measured on different prompts")
     theirs, ours = np.asarray(teacher.pairs), np.asarray(student.pairs)
+    floors = np.asarray(teacher.floors or [0.0] * len(theirs))
+    theirs[:, 0] -= floors
+    ours[:, 0] -= floors
     picks = _picks(len(theirs), resamples, seed)
-    sums_t, sums_s = theirs[picks].sum(1), ours[picks].sum(1)
-    draws = (sums_s[:, 0] / sums_s[:, 1]) / (sums_t[:, 0] / sums_t[:, 1])
-    low, high = _ends(draws)
-    return replace(share, value=student.value / teacher.value, low=low, high=high, n=len(theirs))
+    above_t, above_s = (sums[:, 0] / sums[:, 1] for sums in (theirs[picks].sum(1), ours[picks].sum(1)))
+    for who, above, value in (("teacher", above_t, teacher.value), ("student", above_s, student.value)):
+        if teacher.floors and _ends(above)[0] <= 0:
+            reason = (
+                f"the {who}'s {value:.3f} is not clearly above the {teacher.floor:.3f} that "
+                f"{teacher.floor_of} reaches"
+            )
+            return replace(share, reason=reason)
+    low, high = _ends(above_s / above_t)
+    floor = teacher.floor or 0.0
+    kept = (student.value - floor) / (teacher.value - floor)
+    return replace(share, value=kept, low=low, high=high, n=len(theirs))
 
 
 def _picks(n: int, resamples: int, seed: int) -> np.ndarray:

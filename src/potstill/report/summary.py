@@ -162,6 +162,7 @@ def _kept(
     missing = Figure("", reason="the recipe has no control stage")
     sides = {"teacher": teacher, "student": student, "control": control}
     row = _block({side: figure or missing for side, figure in sides.items()}, *RESULTS)
+    row |= {} if share.floor is None else {"floor": share.floor, "floor_of": share.floor_of}
     if share.value is None:
         return row | {"ratio": None, "ci95": None, "ratio_reason": share.reason}
     return row | {"ratio": {"value": share.value, "n": share.n}, "ci95": [share.low, share.high]}

@@ -15,13 +15,18 @@ KL = f"held-out {FORWARD_KL.label}"
 
 def verdict(summary: Summary) -> str:
     """What the run achieved, from `summary.json` alone; a ratio only where it is defined."""
-    text = "; ".join(part for part in (_retention(summary), _divergence(summary)) if part)
+    text = "; ".join(part for part in (_divergence(summary), _retention(summary)) if part)
     return f"{text[0].upper()}{text[1:]}.{_control(summary)}"
 
 
 def cautions(summary: Summary) -> list[str]:
-    """What weakens the result: a weak teacher, too few prompts, a control that does as well, a setback."""
-    texts = (_weak_teacher(summary), _few_prompts(summary), _no_gain(summary), *_setbacks(summary))
+    """What weakens the result: a weak teacher, too few prompts, a control that does as well, a setback, or
+    answers that look clearly worse than the teacher's."""
+    texts = (
+        *(_weak_teacher(summary), _few_prompts(summary), _no_gain(summary)),
+        *_setbacks(summary),
+        *_behaviour(summary),
+    )
     return [text for text in texts if text]
 
 
@@ -48,7 +53,10 @@ def _retention(summary: Summary) -> str:
         low, high = map(percent, row["ci95"])
         verb = "kept" if ratio.value <= 1 else "reached"
         share = f"{percent(ratio.value)} (95 % interval {low} to {high}) of the teacher's {ratio.label}"
-        return f"the student {verb} {share}{_smaller(summary)}"
+        above = ""
+        if row.get("floor") is not None:
+            above = f" above the {number(row['floor'])} that {row['floor_of']} reaches"
+        return f"the student {verb} {share}{above}{_smaller(summary)}"
     return refused
 
 
@@ -84,7 +92,20 @@ def _control(summary: Summary) -> str:
     control = _of(summary, "control").value
     if control is None or _of(summary, "after").value is None:
         return ""
-    return f" The control student reached {number(control)} nats per token."
+    ahead = " and in ".join(_ahead(summary))
+    ahead = ahead and f", and is ahead in {ahead}"
+    return f" The control student reached {number(control)} nats per token{ahead}."
+
+
+def _ahead(summary: Summary) -> Iterator[str]:
+    """Other results in which the control is better than the distilled student."""
+    for key in described(summary, *RESULTS):
+        control, after = (read(summary, summary.get(role), key) for role in ("control", "after"))
+        if key == FORWARD_KL.key or control.value is None or after.value is None or not after.better:
+            continue
+        if control.value != after.value and (control.value > after.value) == (after.better == "up"):
+            clear = "" if _apart(control, after) else "not clearly: "
+            yield f"{after.label} ({clear}{pair(control)[0]} against {pair(after)[0]})"
 
 
 def _weak_teacher(summary: Summary) -> str:
@@ -126,3 +147,15 @@ def _setbacks(summary: Summary) -> Iterator[str]:
         if (after.value > before.value) != (before.better == "up"):
             was, now = pair(before)[0], pair(after)[0]
             yield f"{before.label} got worse in training: {was} before, {now} after."
+
+
+def _behaviour(summary: Summary) -> Iterator[str]:
+    """Where the student's own text is clearly worse than the teacher's."""
+    blocks = summary.get("behaviour") or {}
+    for key in described(summary, "behaviour"):
+        teacher, student = (read(summary, blocks.get(role), key) for role in ("teacher", "after"))
+        if teacher.value is None or student.value is None or not _apart(teacher, student):
+            continue
+        if student.better and (student.value > teacher.value) != (student.better == "up"):
+            theirs, ours = pair(teacher)[0], pair(student)[0]
+            yield f"{student.label}: {ours}, clearly worse than the teacher's {theirs}."

@@ -30,7 +30,7 @@ from potstill.store.artifacts import Artifact, write_json
 from potstill.store.lines import write_lines
 from potstill.types import Example, Figure
 
-VERSION = 3  # raised when a figure changes its meaning
+VERSION = 4  # raised when a figure changes its meaning
 RESULT = "evaluation.json"
 SAMPLES = "samples.jsonl"
 BATCH_ROWS = 32
