@@ -62,7 +62,7 @@ def test_an_unknown_key_or_stage_comes_with_a_suggestion(stage: Any, path: str, 
             "data.keep_layers",
             "belongs under student.from_teacher",
         ),
-        ({"data": {"train": "t", "seed": 2}}, "data.seed", "seed belongs at the top level"),
+        ({"teacher": {"model": "t", "seed": 2}}, "teacher.seed", "seed belongs at the top level"),
         ({"output_dir": "x"}, "output_dir", "did you mean runs?"),
     ],
 )

@@ -17,6 +17,7 @@ from potstill.recipe.specs import (
     Files,
     Format,
     Int,
+    Seed,
     Spec,
     StudentChoice,
     TeacherChoice,
@@ -180,6 +181,9 @@ class DataSpec(Spec):
     """Most tokens in a row, prompt and answer together."""
     limit: Count | None = None
     """Use only so many rows of `train`; what is split off to choose and measure by comes out of them."""
+    seed: Seed = 0
+    """Splits rows, draws the teacher's answers and resamples prompts; the recipe's own `seed` trains, so that
+    a study over seeds keeps its data and its yardstick."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.heldout is not None and self.heldout_fraction != "auto":

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_serializer
+from pydantic import Field, TypeAdapter, ValidationError, field_serializer
 
 from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe import yaml
@@ -19,7 +19,7 @@ from potstill.recipe.methods import stages_of
 from potstill.recipe.options import one_key
 from potstill.recipe.overrides import apply
 from potstill.recipe.problems import describe
-from potstill.recipe.specs import Conflict, Spec, Text, whole
+from potstill.recipe.specs import Conflict, Seed, Spec, Text
 from potstill.recipe.stages import StageSpec, any_stage, stage_types, write_stage
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ else:
     Stage = any_stage()
 
 FolderName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(whole)]
 
 
 class Recipe(Spec):
@@ -39,7 +38,7 @@ class Recipe(Spec):
     name: FolderName = "recipe"
     """Names the run folders; the recipe's file name when not given."""
     seed: Seed = 0
-    """Every random draw follows from it; below 2^63, what every generator takes."""
+    """Every draw in training follows from it; data.seed splits rows and writes answers. Below 2^63."""
     teacher: TeacherInput
     student: StudentInput
     data: DataSpec

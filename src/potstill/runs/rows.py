@@ -13,7 +13,7 @@ from potstill.recipe.inputs import DataSpec
 from potstill.recipe.recipe import Recipe, resolve_path
 
 
-def read_data(spec: DataSpec, base: Path, seed: int) -> Dataset:
+def read_data(spec: DataSpec, base: Path) -> Dataset:
     """Read and split the rows: held out by prompt before anything is generated, then a few for validation."""
     rows = read_files(spec, spec.train, base)
     if spec.heldout is not None:
@@ -23,9 +23,9 @@ def read_data(spec: DataSpec, base: Path, seed: int) -> Dataset:
         source = f"{len(heldout)} rows from {', '.join(spec.heldout)}"
     else:
         fraction = None if spec.heldout_fraction == "auto" else float(spec.heldout_fraction)
-        train, heldout = split.split_heldout(rows.rows, fraction=fraction, seed=seed)
+        train, heldout = split.split_heldout(rows.rows, fraction=fraction, seed=spec.seed)
         source = f"{len(heldout)} of {len(rows.rows)} rows, split off by prompt"
-    parts = with_validation(train, seed)
+    parts = with_validation(train, spec.seed)
     return Dataset(parts.train, parts.validation, tuple(heldout), rows.shape, rows.funnel, source)
 
 
@@ -63,7 +63,7 @@ def rows_of_stages(recipe: Recipe, base: Path, heldout: Sequence[Row], notes: li
                 f"{len(rows) - len(kept)} of {len(rows)} rows of {stage.name} have held-out prompts; "
                 "they are left out."
             )
-        parts[stage.name] = with_validation(kept, recipe.seed)
+        parts[stage.name] = with_validation(kept, spec.seed)
     return parts
 
 

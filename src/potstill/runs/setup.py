@@ -90,7 +90,7 @@ def set_up(opened: Opened) -> Setup:
     notes = list(_reading_notes(readers, recipe.data, context_length))
     if student.template is not None and template is None:
         notes.insert(0, "the student has no chat template; it learns the teacher's.")
-    data = read_data(recipe.data, base, recipe.seed)
+    data = read_data(recipe.data, base)
     data = replace(data, of_stages=rows_of_stages(recipe, base, data.heldout, notes))
     if recipe.data.weight is not None:
         weights_of(data.trained_on, recipe.data.weight)
@@ -108,6 +108,7 @@ def set_up(opened: Opened) -> Setup:
         max_length=min(context_length, LONGEST if limit == "auto" else limit),
         context_length=context_length,
         notes=tuple(notes),
+        data_seed=recipe.data.seed,
     )
 
 

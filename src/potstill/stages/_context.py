@@ -52,6 +52,7 @@ class Setup:
     max_length: int
     context_length: int
     notes: tuple[str, ...] = ()
+    data_seed: int = 0  # of splits, answers and resampled prompts; `Context.seed` trains
 
     def facts(
         self,

@@ -81,7 +81,7 @@ def evaluate(job: Job) -> Artifact:
         "metrics": [job.context.identity(choice) for choice in job.choices],
         "max_new_tokens": job.max_new_tokens,
         "resamples": job.resamples,
-        "seed": job.context.seed,
+        "seed": job.context.setup.data_seed,
     }
     return produce(job.context, "evaluate", job.name, inputs, lambda folder: _build(job, folder))
 
@@ -93,7 +93,7 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
         job.questions,
         foreign=job.foreign,
         resamples=job.resamples,
-        seed=job.context.seed,
+        seed=job.context.setup.data_seed,
     )
     students = [replace(teacher, role=role) for role in job.students]
     sizes = dict[str, int]()
@@ -175,7 +175,7 @@ def _with_answers(job: Job, subject: Subject, loaded: loading.Loaded, reader: Re
             Sampling(max_new_tokens=job.max_new_tokens, temperature=0.0),
             stop_ids=reader.stop_ids,
             pad_id=reader.pad_id,
-            seed=context.seed,
+            seed=context.setup.data_seed,
             batch_rows=BATCH_ROWS,
             vocabulary=reader.vocabulary.size,
             on_progress=lambda progress: bar.update(progress.done),
@@ -212,7 +212,7 @@ def _table(job: Job, subject: Subject) -> Table:
 def _retention(job: Job, teacher: Table, student: Table) -> Table:
     """What share the student kept of each of the teacher's scores that is better when higher."""
     return {
-        key: stats.retained(figure, student[key], resamples=job.resamples, seed=job.context.seed)
+        key: stats.retained(figure, student[key], resamples=job.resamples, seed=job.context.setup.data_seed)
         for key, figure in teacher.items()
         if figure.better == "up" and figure.place in ("headline", "result") and figure.pairs
         if key in student

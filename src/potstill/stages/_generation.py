@@ -39,7 +39,7 @@ def write_answers(
         sampling=sampling,
         stop_ids=reader.stop_ids,
         pad_id=reader.pad_id,
-        seed=context.seed,
+        seed=context.setup.data_seed,
         batch_rows=batch_rows,
         vocabulary=reader.vocabulary.size,
         samples=max(prompt.samples for prompt in prompts),
@@ -52,7 +52,7 @@ def write_answers(
         "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
         "sampling": asdict(sampling),
         "stop_ids": sorted(request.stop_ids),
-        "seed": context.seed,
+        "seed": context.setup.data_seed,
         # In half precision the rows of a batch round each other.
         "batch_rows": None if getattr(context.setup.teacher, "batch_invariant", False) else batch_rows,
     }
