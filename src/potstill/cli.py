@@ -194,8 +194,14 @@ def _exit_code(arguments: list[str]) -> int:
     except PotstillError as error:
         return _report(error, as_json)
     except Exception as error:
-        reason = machine_error(error)
-        return _report_bug(error) if reason is None else _report(reason, as_json)
+        from potstill.recipe import plugins
+
+        if (reason := machine_error(error)) is not None:
+            return _report(reason, as_json)
+        if (theirs := plugins.fault(error)) is not None:
+            traceback.print_exception(error)
+            return _report(theirs, as_json)
+        return _report_bug(error)
 
 
 def _report(error: PotstillError, as_json: bool) -> int:

@@ -101,6 +101,13 @@ class NotFinite(SignalError):
         self.position = position
 
 
+class PluginError(PotstillError):
+    """Code from outside the package, named in a recipe, raised an error of its own. Exit code 2."""
+
+    exit_code = 2
+    code = "plugin"
+
+
 class ArtifactError(PotstillError):
     """A folder that potstill wrote is incomplete, damaged or made from something else."""
 

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from potstill.errors import RecipeError, RecipeErrors
+from potstill.errors import PluginError, RecipeError, RecipeErrors
 from potstill.recipe.options import Option, literal, one_key, read_options
 from potstill.store.artifacts import file_hash
 
@@ -39,6 +40,7 @@ FAMILIES: Mapping[str, Family] = {
     "token_weights": Family("token weight", ("weights",)),
 }
 PACKAGE = Path(__file__).parent.parent
+_OUTSIDE_FILES: dict[str, str] = {}  # source file -> the plug-in's name, of all that were loaded
 _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -113,7 +115,7 @@ def check_options(family: str, name: str, options: Mapping[str, Any], path: str)
         return [error]
 
 
-def load(family: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
+def load(family: str, name: str, options: Mapping[str, Any] | None = None, path: str = "") -> Any:
     """Import a plug-in's module. For `package.module:function` an object that looks like one: `__name__`, the
     function under the family's name for it, and all else that the module makes public.
 
@@ -121,6 +123,7 @@ def load(family: str, name: str, options: Mapping[str, Any] | None = None) -> An
         family: a key of `FAMILIES`.
         name: a file of that folder, or `package.module:function`.
         options: checked against the function's keyword-only arguments.
+        path: where in the recipe it stands, for errors.
 
     Raises:
         RecipeErrors: the name is unknown or options are wrong.
@@ -134,12 +137,25 @@ def load(family: str, name: str, options: Mapping[str, Any] | None = None) -> An
     module_name, _, function = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise _cannot_import(name, error, family) from error
+    except Exception as error:  # the module's own code may raise anything
+        raise _cannot_import(name, error, path or family) from error
+    _OUTSIDE_FILES[str(module.__file__)] = name
     functions = FAMILIES[family].functions
     public = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in functions}
     called = function if function in functions else functions[0]
     return SimpleNamespace(**public | {"__name__": name, called: getattr(module, function)})
+
+
+def fault(error: BaseException) -> PluginError | None:
+    """The plug-in from outside in whose code an error arose; None where no such code was running."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = _OUTSIDE_FILES.get(frame.f_code.co_filename)
+        if name is not None:
+            return PluginError(
+                f"{name} failed: {type(error).__name__}: {error}.",
+                fix="It is code from outside potstill; the lines above say where in it.",
+            )
+    return None
 
 
 def identity(family: str, name: str, options: Mapping[str, Any]) -> list[Any]:
@@ -191,8 +207,13 @@ def _source_file(module: str) -> Path:
 
 
 def _cannot_import(name: str, error: Exception, path: str) -> RecipeError:
+    reason = (
+        str(error)
+        if isinstance(error, ImportError | OSError | SyntaxError)
+        else f"{type(error).__name__}: {error}"
+    )
     return RecipeError(
-        f"{name.partition(':')[0]} cannot be imported: {error}.",
+        f"{name.partition(':')[0]} cannot be imported: {reason}.",
         fix="Install the package, or add its folder to PYTHONPATH; its source must be Python.",
         path=path,
         value=name,

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from potstill.recipe.stages import StageSpec, run_of
-from potstill.recipe.training import Training
 from potstill.stages import _rows
 from potstill.stages._context import Context, State
-from potstill.stages._objective import objective_of
 from potstill.store.folder import RunDir
 
 
 def go(context: Context, folder: RunDir, until: str | None = None) -> State:
     """Run the stages, up to the last one of the verb `until`, and link what each left into the run's folder."""
     stages = upto(context.stages, until)
-    for stage in stages:
-        if isinstance(stage, Training):
-            objective_of(stage)  # refuses what its plug-ins cannot take before anything is written
     folder.keep_links("stages", [stage.name for stage in stages])
     state = State()
     for stage in stages:

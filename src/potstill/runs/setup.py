@@ -21,9 +21,12 @@ from potstill.models.loading import best_device
 from potstill.recipe import plugins
 from potstill.recipe.inputs import DataSpec
 from potstill.recipe.recipe import Recipe, expand, read_recipe, resolve_path
+from potstill.recipe.specs import Choice
+from potstill.recipe.training import Training
 from potstill.runs.rows import read_data, rows_of_stages
 from potstill.signals.teacher import Teacher
 from potstill.stages._context import Setup, StudentRef
+from potstill.stages._objective import objective_of
 from potstill.store.folder import RECIPE, RunDir
 from potstill.students._built import StudentContext
 from potstill.teachers._context import TeacherContext
@@ -69,6 +72,7 @@ def set_up(opened: Opened) -> Setup:
         ModelError, VocabularyError, DataError, RecipeError: naming what does not fit and the way out.
     """
     recipe, base = opened.recipe, opened.base
+    _require_plugins(recipe)
     device = best_device()
     template = _template_text(recipe.data, base)
 
@@ -110,6 +114,19 @@ def set_up(opened: Opened) -> Setup:
         notes=tuple(notes),
         data_seed=recipe.data.seed,
     )
+
+
+def _require_plugins(recipe: Recipe) -> None:
+    """Import what the stages name, and refuse options that their plug-ins cannot take."""
+    for stage in recipe.stages:
+        for field in type(stage).model_fields:
+            value = getattr(stage, field)
+            for choice in value if isinstance(value, tuple | list) else [value]:
+                if isinstance(choice, Choice):
+                    path = f"stages.{stage.name}.{field}"
+                    plugins.load(choice.family, choice.name, choice.options, path)
+        if isinstance(stage, Training):
+            objective_of(stage)
 
 
 def _require_provided(recipe: Recipe, teacher: Teacher) -> None:

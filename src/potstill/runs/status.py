@@ -10,6 +10,7 @@ from typing import Any
 
 from potstill.console import clock
 from potstill.errors import MachineError, PotstillError, RecipeError
+from potstill.recipe import plugins
 from potstill.store.folder import RECIPE, RunDir
 from potstill.store.lines import read_tail
 
@@ -118,9 +119,13 @@ def reason(error: Exception) -> PotstillError:
             "the pipe that the run printed into was closed.",
             fix="Let it print into a file and run the same command again; it goes on.",
         )
-    return machine_error(error) or PotstillError(
-        f"{type(error).__name__}: {error}.",
-        fix="Please report it as a bug, with the lines that the run printed.",
+    return (
+        machine_error(error)
+        or plugins.fault(error)
+        or PotstillError(
+            f"{type(error).__name__}: {error}.",
+            fix="Please report it as a bug, with the lines that the run printed.",
+        )
     )
 
 
