@@ -106,7 +106,7 @@ def main(teacher_path: str, student_path: str, rows_path: str, out: str) -> None
     tokenizer = AutoTokenizer.from_pretrained(teacher_path)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float32)
     student = AutoModelForCausalLM.from_pretrained(student_path, dtype=torch.float32)
-    lines = Path(rows_path).read_text(encoding="utf-8-sig").splitlines()
+    lines = Path(rows_path).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028
     rows = [
         encode(tokenizer, row["prompt"], row["response"]) for row in map(json.loads, filter(str.strip, lines))
     ]

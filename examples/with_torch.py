@@ -20,7 +20,8 @@ def main(teacher, student, rows, out):
     loss = DistillationLoss("jsd", beta=0.1)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-4)
     losses = []
-    for line in filter(str.strip, Path(rows).read_text(encoding="utf-8-sig").splitlines()):
+    # Not splitlines(), which would cut a row at U+2028.
+    for line in filter(str.strip, Path(rows).read_text(encoding="utf-8-sig").split("\n")):
         row = json.loads(line)
         chat = [{"role": "user", "content": row["prompt"]}]
         asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -31,7 +32,7 @@ def main(teacher, student, rows, out):
         with torch.no_grad():
             target = teacher.base_model(ids).last_hidden_state
         hidden = student.base_model(ids).last_hidden_state  # no logits: the loss makes them, chunk by chunk
-        result = loss(hidden, student.lm_head, target, teacher.lm_head, labels=labels)
+        result = loss(hidden, student, target, teacher, labels=labels)
         optimizer.zero_grad()
         result.mean.backward()
         optimizer.step()

@@ -36,7 +36,7 @@ def main(teacher, student, rows, out):
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     teacher = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     student = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
-    lines = Path(rows).read_text(encoding="utf-8-sig").splitlines()
+    lines = Path(rows).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028
     arguments = TrainingArguments(
         out, per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1, learning_rate=5e-4,
         logging_steps=1, report_to="none", save_strategy="no", remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),

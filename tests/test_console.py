@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import re
@@ -92,3 +93,83 @@ def test_a_log_record_is_printed_as_a_warning(capsys):
 )
 def test_a_duration_is_written_for_people(seconds, text):
     assert console.clock(seconds) == text
+
+
+class Failing(io.StringIO):
+    """A stream whose second write fails."""
+
+    def __init__(self, error: Exception, live: bool) -> None:
+        super().__init__()
+        self.error, self.live, self.writes = error, live, 0
+
+    def isatty(self) -> bool:
+        return self.live
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        if self.writes > 1:
+            raise self.error
+        return super().write(text)
+
+
+ERRORS = [
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    ValueError("I/O operation on closed file."),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error))
+@pytest.mark.parametrize("live", [True, False])
+def test_a_stream_that_cannot_be_written_falls_silent_for_good(monkeypatch, error, live):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Failing(error, live)
+    loud = Console(stream)
+    loud.say("first")
+    with loud.bar("distill", 3) as bar:
+        for step in range(1, 4):
+            bar.update(step)
+    loud.say("second")
+    loud.warn("third")
+    assert stream.writes == 2
+
+
+def test_a_process_without_stderr_prints_nowhere(monkeypatch, capsys):
+    monkeypatch.setattr(console.sys, "stderr", None)
+    silent = Console()
+    silent.say("loading")
+    with silent.bar("distill", 1) as bar:
+        bar.update(1)
+    assert capsys.readouterr().out == ""
+
+
+def test_text_that_no_encoding_takes_is_still_an_error():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    with pytest.raises(UnicodeEncodeError):
+        Console(stream).say("é")
+
+
+HIDDEN = {
+    "\x1b[2J": "⟨U+001B⟩[2J",
+    "\x1b]0;title\x07": "⟨U+001B⟩]0;title⟨U+0007⟩",
+    "\x9b31m": "⟨U+009B⟩31m",
+    "ok\rFAIL": "ok⟨U+000D⟩FAIL",
+    "a\u202eb": "a⟨U+202E⟩b",
+    "a\u2066b\u2069": "a⟨U+2066⟩b⟨U+2069⟩",
+    "a\u2028b": "a⟨U+2028⟩b",
+    "\udcff": "⟨U+DCFF⟩",
+}
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_controls_are_printed_as_their_names(text):
+    stream = io.StringIO()
+    shown = Console(stream)
+    shown.say(text)
+    shown.warn(text)
+    with shown.bar(text, 1) as bar:
+        bar.update(1, text)
+    assert stream.getvalue().count(HIDDEN[text]) == 4
+    assert text not in stream.getvalue()

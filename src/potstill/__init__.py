@@ -13,12 +13,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from potstill import divergences as divergences
     from potstill.loss import DistillationLoss as DistillationLoss
+    from potstill.models.heads import head_of as head_of
     from potstill.runs.run import RunResult as RunResult
     from potstill.runs.run import run as run
 
-_LAZY = {"run": "potstill.runs.run", "RunResult": "potstill.runs.run", "DistillationLoss": "potstill.loss"}
+_LAZY = {
+    "run": "potstill.runs.run",
+    "RunResult": "potstill.runs.run",
+    "DistillationLoss": "potstill.loss",
+    "head_of": "potstill.models.heads",
+}
 
-__all__ = ["DistillationLoss", "RunResult", "__version__", "divergences", "run"]
+__all__ = ["DistillationLoss", "RunResult", "__version__", "divergences", "head_of", "run"]
 
 
 def __getattr__(name: str) -> Any:

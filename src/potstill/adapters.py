@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import torch
@@ -9,6 +11,11 @@ from torch import Tensor, nn
 
 from potstill.errors import SignalError
 from potstill.loss import DistillationLoss
+from potstill.models.beside import evaluating, require_separate, undisturbed
+from potstill.train import parallel
+from potstill.types import Loss
+
+log = logging.getLogger("potstill")
 
 
 class TrainerLoss:
@@ -18,13 +25,18 @@ class TrainerLoss:
     hook on the student's forward keeps the last ones. Divides by `num_items_in_batch`, the scored tokens
     of the whole accumulation window, so accumulation changes no gradient.
 
+    `Trainer.evaluate` averages the means of batches, which depends on the batch size: it is given NaN as its
+    `eval_loss`, and `token_mean` has the figure. TRL's `SFTTrainer` needs `SFTConfig(loss_type="nll")`: its
+    default loss leaves no logits to compare.
+
     Args:
-        student: the model that the Trainer trains.
-        teacher: a model with the same tokenizer, put in eval mode and frozen.
+        student: the model that the Trainer trains, as it is trained: adapters added, the rest frozen.
+        teacher: a model with the same tokenizer. It is frozen, and in eval mode when it is called.
         loss: what to minimise.
 
     Raises:
-        SignalError: on a call without labels or before the student ran.
+        SignalError: teacher and student share a trained parameter; on a call without labels or before the
+            student ran.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, loss: DistillationLoss) -> None:
@@ -33,8 +45,11 @@ class TrainerLoss:
                 "the Trainer divides by tokens, and named token weights need their own sum.",
                 fix="Use a loop of your own, or leave token_weights out.",
             )
-        self._teacher = teacher.eval().requires_grad_(False)
+        require_separate(student, teacher)
+        self._student, self._teacher = student, teacher.requires_grad_(False)
         self._loss = loss
+        self._evaluated = torch.zeros(2, dtype=torch.float64)  # sum and count
+        self._said = False
         self._inputs: dict[str, Tensor] = {}
         student.register_forward_pre_hook(self._remember, with_kwargs=True)
 
@@ -58,11 +73,30 @@ class TrainerLoss:
                 f"{tuple(outputs.logits.shape[:-1])}: several devices in one process share its inputs.",
                 fix="Start one process a device: torchrun --nproc-per-node=N, or accelerate launch.",
             )
-        self._teacher.eval()
         device = next(self._teacher.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed(self._student), evaluating(self._teacher):
             # On "meta" are the parameters that hooks bring in; these move the inputs too.
             inputs = {n: x if device.type == "meta" else x.to(device) for n, x in self._inputs.items()}
             target = self._teacher(**inputs, use_cache=False).logits
         out = self._loss.from_logits(outputs.logits, target.to(outputs.logits.device), labels=labels)
+        if not torch.is_grad_enabled():
+            return self._withheld(out)
+        self._evaluated.zero_()
         return out.mean if num_items_in_batch is None else out.sum / num_items_in_batch
+
+    def token_mean(self) -> float:
+        """The loss per token (nats) of all evaluated since the last call or training step, over all processes."""
+        total = parallel.total(self._evaluated.to(next(self._student.parameters()).device)).tolist()
+        self._evaluated.zero_()
+        return total[0] / total[1] if total[1] else math.nan
+
+    def _withheld(self, out: Loss) -> Tensor:
+        """Add a batch of an evaluation to the sums; the Trainer's own mean of means says nothing."""
+        if not self._said:
+            log.warning(
+                "eval_loss is withheld: the Trainer averages the means of batches, which depends on their size; "
+                "read TrainerLoss.token_mean() after evaluate()"
+            )
+        self._said = True
+        self._evaluated += torch.stack([out.sum.double(), out.count.double()]).cpu()
+        return torch.full_like(out.sum, math.nan)

@@ -14,15 +14,16 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO, cast
 
 import typer
 
 from potstill import __version__
-from potstill.console import Console, WarningLines, discard_unread_output
-from potstill.errors import Interrupted, PotstillError
+from potstill.console import Console, Lasting, WarningLines, discard_unread_output, visible
+from potstill.errors import Interrupted, MachineError, PotstillError
 from potstill.recipe.verbs import verbs
 from potstill.runs.status import machine_error, read_status
 
@@ -52,7 +53,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        print(f"potstill {__version__}")
+        _print(False, None, f"potstill {__version__}")
         raise typer.Exit()
 
 
@@ -153,7 +154,20 @@ def schema(
 
 
 def _print(as_json: bool, value: Any, text: str = "") -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=True, default=str) if as_json else text)
+    words = json.dumps(value, indent=2, ensure_ascii=True, default=str) if as_json else visible(text)
+    try:
+        print(words, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> MachineError:
+    """A result that cannot be written, in words; what is buffered of it goes nowhere."""
+    Lasting(sys.stdout).flush()
+    reason = machine_error(error)
+    return MachineError(f"the output cannot be written: {error}.", fix=reason.fix if reason else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -164,13 +178,23 @@ def main(arguments: list[str] | None = None) -> None:
     logger = logging.getLogger("potstill")
     if not logger.handlers:
         logger.addHandler(WarningLines(logging.WARNING))
+    errors = Lasting(sys.stderr)
+    with redirect_stderr(cast("TextIO", errors)):  # for the bars of libraries too
+        code = _flushed_code(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(128 + signal.SIGPIPE if code and errors.unread else code)
+
+
+def _flushed_code(arguments: list[str]) -> int:
+    """Run a command, write its output, and return the exit code of both."""
     try:
-        code = _exit_code(sys.argv[1:] if arguments is None else arguments)
+        code = _exit_code(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
+        return code
     except BrokenPipeError as error:
-        code = 128 + signal.SIGPIPE if discard_unread_output() else _report_bug(error)
-    sys.exit(code)
+        return 128 + signal.SIGPIPE if discard_unread_output() else _report_bug(error)
+    except OSError as error:
+        return _report(_unwritten(error), False)
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -184,7 +208,9 @@ def _exit_code(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except _UsageError as error:
-        error.show()
+        text = io.StringIO()
+        error.show(file=text)
+        print(visible(text.getvalue()), end="", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         raise
@@ -199,7 +225,7 @@ def _exit_code(arguments: list[str]) -> int:
         if (reason := machine_error(error)) is not None:
             return _report(reason, as_json)
         if (theirs := plugins.fault(error)) is not None:
-            traceback.print_exception(error)
+            _print_traceback(error)
             return _report(theirs, as_json)
         return _report_bug(error)
 
@@ -207,12 +233,16 @@ def _exit_code(arguments: list[str]) -> int:
 def _report(error: PotstillError, as_json: bool) -> int:
     if as_json:
         _print(True, {"error": error.as_dict()})
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {visible(str(error))}", file=sys.stderr)
     return error.exit_code
 
 
+def _print_traceback(error: BaseException) -> None:
+    print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+
+
 def _report_bug(error: BaseException) -> int:
-    traceback.print_exception(error)
+    _print_traceback(error)
     text = f"this is a bug in potstill {__version__}; please report it with the lines above."
     print(f"error: {text}", file=sys.stderr)
     return 1

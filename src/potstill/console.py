@@ -1,16 +1,20 @@
-"""Progress and warnings on stderr: bars on a terminal, plain lines elsewhere; and output that nobody reads."""
+"""Progress and warnings on stderr: bars on a terminal, plain lines elsewhere; and output that nobody reads.
+
+Text from files, models and recipes is printed with its controls made visible. A stream that cannot be
+written falls silent, and ends no work.
+"""
 
 from __future__ import annotations
 
-import io
 import logging
 import os
+import re
 import select
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,6 +32,67 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
+# C0 and C1 controls but tab and newline, bidirectional controls, line separators, byte-order mark, surrogates
+_CONTROLS = re.compile(
+    "([\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff])\\1*"
+)
+
+
+def visible(text: str) -> str:
+    """Controls that would reorder or hide text, written out as ⟨U+202E⟩; a run of one as ⟨U+202E ×9⟩."""
+    return _CONTROLS.sub(_name, text.replace("\r\n", "\n"))
+
+
+def _name(match: re.Match[str]) -> str:
+    count = len(match[0])
+    return f"⟨U+{ord(match[1]):04X}{f' ×{count}' if count > 1 else ''}⟩"
+
+
+class Lasting:
+    """A text stream that falls silent for good once it cannot be written.
+
+    A reader that goes away, a terminal that closes or a full disk must not end hours of work.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._silent = stream is None
+        self.unread = False  # its reader has gone
+
+    def write(self, text: str) -> int:
+        """Write text, or nothing."""
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out what is buffered, or nothing."""
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        """Whether a terminal shows the text."""
+        return bool(self._try("isatty"))
+
+    def close(self) -> None:
+        """Stay open: other libraries close a stream of errors that they found at their start."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_stream"], name)
+
+    def _try(self, method: str, *arguments: str) -> Any:
+        if self._silent:
+            return None
+        try:
+            return getattr(self._stream, method)(*arguments)
+        except UnicodeError:
+            raise
+        except (OSError, ValueError) as error:  # a closed file is a ValueError
+            self._silent, self.unread = True, isinstance(error, BrokenPipeError)
+            # The interpreter writes out what is buffered once more at its end.
+            with suppress(OSError, ValueError):
+                _discard(self.fileno())
+            return None
+
+
 class Bar:
     """Progress of one piece of work; this one shows nothing."""
 
@@ -39,22 +104,23 @@ class Console:
     """Prints on stderr, so that stdout stays for results; with `quiet` only warnings."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
-        self.stream = stream or sys.stderr
+        self.stream = cast("TextIO", Lasting(stream or sys.stderr))
         self.quiet = quiet
         self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
     def say(self, text: str = "") -> None:
         """Print a line, unless quiet."""
         if not self.quiet:
-            print(text, file=self.stream, flush=True)
+            print(visible(text), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, also when quiet."""
-        print(f"warning: {text}", file=self.stream, flush=True)
+        print(f"warning: {visible(text)}", file=self.stream, flush=True)
 
     @contextmanager
     def bar(self, label: str, total: float) -> Iterator[Bar]:
         """Show progress with the time left for work of `total` units."""
+        label = visible(label)
         if self.quiet:
             yield Bar()
         elif self.live:
@@ -83,7 +149,7 @@ class _Live(Bar):
         self._progress, self._task = progress, task
 
     def update(self, done: float, note: str = "") -> None:
-        self._progress.update(self._task, completed=done, note=note)
+        self._progress.update(self._task, completed=done, note=visible(note))
 
 
 class _Lines(Bar):
@@ -115,9 +181,16 @@ def discard_unread_output() -> bool:
     """Redirect output whose reader has gone to /dev/null; false when no reader has gone."""
     pipes = select.poll()
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(io.UnsupportedOperation):
+        with suppress(OSError, ValueError, AttributeError):
             pipes.register(stream.fileno(), 0)
     closed = [descriptor for descriptor, event in pipes.poll(0) if event & select.POLLERR]
     for descriptor in closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        _discard(descriptor)
     return bool(closed)
+
+
+def _discard(descriptor: int) -> None:
+    """Let what is written to a descriptor go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

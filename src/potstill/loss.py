@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import SignalError
-from potstill.models import anatomy
+from potstill.models import heads
+from potstill.models.beside import require_separate
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, Mode, linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss, TokenRows, TokenWeight
 from potstill.recipe import plugins
@@ -51,7 +52,7 @@ class DistillationLoss:
 
     Example:
         >>> loss = DistillationLoss("forward_kl")
-        >>> out = loss(student_hidden, student.lm_head, teacher_hidden, teacher.lm_head, labels=labels)
+        >>> out = loss(student_hidden, student, teacher_hidden, teacher, labels=labels)
         >>> (out.sum / tokens_in_step).backward()
     """
 
@@ -67,6 +68,9 @@ class DistillationLoss:
         token_weights: str | Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
+        for name, value in {"temperature": temperature, "ce_weight": ce_weight, **options}.items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise SignalError(f"{name} needs a gradient, and gets none here.", fix="Give a number.")
         if not 0.0 <= ce_weight <= 1.0:
             raise SignalError(f"ce_weight is {ce_weight}.", fix="It is a share, from 0 to 1.")
         if not 0.0 < temperature < float("inf"):
@@ -107,23 +111,29 @@ class DistillationLoss:
 
         Args:
             student_hidden, teacher_hidden: [B, S, H], or [N, H] with a mask [N].
-            student_head, teacher_head: the output layers; a `Head` where logits are scaled or capped.
+            student_head, teacher_head: the models, which say how they scale or cap logits, or `potstill.head_of(model)`.
+                Elsewhere an output layer, a matrix [V, H] for logits h W', or a `Head`.
             mask, labels: scored positions, see above.
             weights: [B, S] of each position's loss; `out.mean` divides by their sum.
 
         Neighbouring scored positions are one answer, to token weights that go by the place in it.
 
         Raises:
-            SignalError: shapes disagree, a label or a weight is out of range, or padded widths differ and no
-                vocabulary was given.
+            SignalError: shapes disagree, a label or a weight is out of range, padded widths differ and no
+                vocabulary was given, a bare output layer belongs to a model that scales or caps its logits, or
+                teacher and student share a trained parameter.
+            ModelError: a model changes its logits in a way that is not known here.
             NotFinite: a target is impossible for the student, or something is NaN (not seen on a GPU).
             TrainingStopped: a divergence that cannot be negative is.
         """
         predicts, targets = self._select(student_hidden, teacher_hidden, mask, labels, weights)
-        vocabulary = self._shared(_rows(student_head), _rows(teacher_head))
+        if heads.is_model(student_head) and heads.is_model(teacher_head):
+            require_separate(student_head, teacher_head)
+        head, target_head = heads.read(student_head), heads.read(teacher_head)
+        vocabulary = self._shared(head.vocabulary, target_head.vocabulary)
+        head, target_head = (replace(each, vocabulary=vocabulary) for each in (head, target_head))
         picked = _picked(weights, predicts)
-        signal = Hidden(teacher_hidden[predicts].detach(), _as_head(teacher_head, vocabulary))
-        head = _as_head(student_head, vocabulary)
+        signal = Hidden(teacher_hidden[predicts].detach(), target_head)
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with self._gradients():
             hidden = student_hidden[predicts]
@@ -245,26 +255,3 @@ def _token_weight(named: str | Mapping[str, Mapping[str, Any]] | None) -> TokenW
         )
     ((name, options),) = chosen.items()
     return TokenWeight.from_module(plugins.load("token_weights", name, options or {}), options)
-
-
-def _rows(head: nn.Module | Tensor | Head) -> int:
-    if isinstance(head, Head):
-        return head.vocabulary
-    if isinstance(head, Tensor):
-        return head.shape[0]
-    # The weight of a quantised layer may be packed, and then its shape says nothing.
-    rows, weight = getattr(head, "out_features", None), getattr(head, "weight", None)
-    if rows is None and isinstance(weight, Tensor) and weight.ndim == 2:
-        rows = weight.shape[0]
-    if rows is None:
-        raise SignalError(
-            f"a {type(head).__name__} does not say how many ids it knows.",
-            fix="Pass a Head(None, vocabulary, module=layer).",
-        )
-    return int(rows)
-
-
-def _as_head(head: nn.Module | Tensor | Head, vocabulary: int) -> Head:
-    if isinstance(head, Head):
-        return replace(head, vocabulary=vocabulary)
-    return Head(head, vocabulary) if isinstance(head, Tensor) else anatomy.read_head(head, vocabulary)

@@ -99,6 +99,8 @@ def summary() -> dict[str, Any]:
         "train": {"steps": 840, "tokens": 6_881_280, "tokens_per_second": 2143.0, "seconds": 3211.0,
                   "peak_rss_bytes": 3_120_000_000},
         "recipe_hash": "9f2c4e" + "0" * 58,
+        "data": {"train": {"rows": 4400, "sha256": "5e" * 32}, "heldout": {"rows": 200, "sha256": "a1" * 32}},
+        "made": {"at": "2026-01-31 09:30 UTC", "machine": "Linux, x86_64, 2 processors, 16.8 GB of memory"},
         "seed": 0,
         "versions": {"potstill": "0.1.0", "torch": "2.13.0", "transformers": "5.18.0", "python": "3.11.9"},
     }  # fmt: skip

@@ -102,3 +102,47 @@ def save_tiny(
     tiny_model(vocab, layers, hidden, seed, tie).save_pretrained(folder)
     tiny_tokenizer(vocab).save_pretrained(folder)
     return folder
+
+
+def save_tiny_gguf(file: Path, *, seed: int = 0, extra: dict[str, Any] | None = None) -> Path:
+    """Write `tiny_model` and `extra` arrays to one GGUF file, with a tokenizer of as many tokens; returns the file."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(128)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(
+        ["<pad>", "<s>", "</s>", "<unk>", "a", "b", "ab", *(f"w{i}" for i in range(7, 128))]
+    )
+    writer.add_token_merges(["a b"])
+    writer.add_token_types([1] * 128)
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    names = {
+        "model.embed_tokens": "token_embd", "lm_head": "output", "model.norm": "output_norm",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    for key, tensor in tiny_model(seed=seed).state_dict().items():
+        module = key.removesuffix(".weight")
+        if module not in names:
+            _, _, layer, inner = module.split(".", 3)
+            writer.add_tensor(f"blk.{layer}.{names[inner]}.weight", tensor.numpy())
+        else:
+            writer.add_tensor(f"{names[module]}.weight", tensor.numpy())
+    for name, array in (extra or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

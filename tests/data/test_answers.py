@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from builders.chats import chat
-from builders.reading import reader
+from builders import chats
+from builders.chats import bytes_tokenizer, chat
+from builders.reading import reader, scored
 from builders.tiny import BOS, EOS, HEADER
 from potstill.data.answers import Written, by_prompt, encode_answers, with_weights
-from potstill.data.reader import Readers
+from potstill.data.reader import Readers, reader_of
 from potstill.data.rows import Row
+from potstill.data.template import Templater
 from potstill.errors import DataError
 from potstill.types import Example
 
@@ -32,6 +34,99 @@ def test_ids_or_text_become_the_same_example(teacher) -> None:
 def test_an_answer_cut_off_gets_no_end_token() -> None:
     (example,), _ = encode_answers(ALIKE, [Written("a", 0, (20,), "w20", "length")], ROWS, max_length=9)
     assert example.input_ids[-1] == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "learnt"),
+    [
+        ("w20 \ufffd", "length", [20]),
+        ("w20 w21\ufffd\ufffd", "length", [20, 21]),
+        ("w20 w21", "length", [20, 21]),
+    ],
+)
+@pytest.mark.parametrize("teacher", [reader(130), None])
+def test_a_character_cut_in_half_does_not_cross(teacher, text, finish, learnt) -> None:
+    """The student of another tokenizer was once scored on the sign that stands for half a character."""
+    (example,), left_out = encode_answers(
+        Readers(teacher, reader()), [Written("a", 0, (9,), text, finish)], ROWS, max_length=9
+    )
+    assert (scored(example), dict(left_out)) == (learnt, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        ("w20 \ufffd w21", "length", "half a character in the answer"),
+        ("w20 \ufffd", "stop", "half a character in the answer"),
+        ("\ufffd\ufffd", "length", "empty answer"),
+    ],
+)
+def test_what_cannot_be_cut_back_is_left_out_and_counted(text, finish, reason) -> None:
+    answers = [Written("a", 0, (9,), text, finish), Written("b", 0, (20, EOS), "w20", "stop")]
+    examples, left_out = encode_answers(Readers(reader(130), reader()), answers, ROWS, max_length=9)
+    assert ([example.id for example in examples], dict(left_out)) == (["b"], {reason: 1})
+
+
+def test_ids_that_pass_unchanged_keep_their_half_character() -> None:
+    (example,), _ = encode_answers(
+        ALIKE, [Written("a", 0, (20, 21), "w20 \ufffd", "length")], ROWS, max_length=9
+    )
+    assert scored(example) == [20, 21]
+
+
+def byte_reader(tail: str = ""):
+    tokenizer = bytes_tokenizer(chats.CHATML.replace("assistant\n{%", f"assistant\n{tail}{{%"))
+    return reader_of(tokenizer, Templater(tokenizer))
+
+
+OPENS, CLOSED = "<think>\n", "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "text", "learnt"),
+    [
+        (OPENS, "", "2+2\n</think>\n\n4", "<think>\n2+2\n</think>\n\n4"),
+        ("", OPENS, "<think>\n2+2\n</think>\n\n4", "2+2\n</think>\n\n4"),
+        (OPENS, OPENS, "2+2\n</think>\n\n4", "2+2\n</think>\n\n4"),
+        ("", "", "<think>\n2+2\n</think>\n\n4", "<think>\n2+2\n</think>\n\n4"),
+        (CLOSED, "", "4", "4"),
+        ("", CLOSED, "4", "4"),
+        (OPENS, "", "2+2", "<think>\n2+2"),
+        ("", OPENS, "<think>\n2+2", "2+2"),
+    ],
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_answer_crosses_with_one_block(teacher, student, text, learnt, shared) -> None:
+    left, right = byte_reader(teacher), byte_reader(student)
+    readers = Readers(left, right)
+    if not shared:
+        readers.__dict__["shared_vocabulary"] = False
+    ids = (*left.templater.text_ids(text), left.stop_ids[0])
+    (example,), left_out = encode_answers(readers, [Written("a", 0, ids, text, "stop")], ROWS, max_length=99)
+    assert right.decode(scored(example)) == learnt
+    assert example.input_ids[-1] == right.stop_ids[0]
+    whole = right.decode(example.input_ids)
+    assert whole.count("<think>") == ("think" in learnt or bool(student))
+    assert whole.count("</think>") <= 1
+    assert not left_out
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "text", "reason"),
+    [
+        ("", OPENS, "4", "the prompt opens <think>, and the answer holds no reasoning"),
+        (CLOSED, OPENS, "4", "the prompt opens <think>, and the answer holds no reasoning"),
+        ("", CLOSED, "<think>\n2+2\n</think>\n\n4", "the prompt holds a closed <think> block, and the answer holds reasoning"),
+        (OPENS, CLOSED, "2+2\n</think>\n\n4", "the prompt holds a closed <think> block, and the answer holds reasoning"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_would_have_two_blocks_or_half_of_one_is_counted(
+    teacher, student, text, reason
+) -> None:
+    readers = Readers(byte_reader(teacher), byte_reader(student))
+    ids = tuple(readers.student.templater.text_ids(text))
+    with pytest.raises(DataError, match=f"1 {reason}"):
+        encode_answers(readers, [Written("a", 0, ids, text, "stop")], ROWS, max_length=99)
 
 
 def test_later_samples_are_parts_of_their_row() -> None:

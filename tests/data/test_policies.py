@@ -133,6 +133,23 @@ def test_an_answer_without_reasoning_after_an_open_block_is_refused() -> None:
         encode(Templater(bytes_tokenizer(chats.PREFILLED)), QUESTION, answer("4"))
 
 
+@pytest.mark.parametrize("template", [chats.CHATML, chats.MARKED])
+@pytest.mark.parametrize("message", [THOUGHT, answer("<think>2+2</think>4"), answer("2+2</think>4")])
+def test_reasoning_after_a_closed_block_is_refused(template: str, message: dict[str, Any]) -> None:
+    """A prompt that says "no thinking" before a row with reasoning once gave two blocks."""
+    tokenizer = bytes_tokenizer(
+        template.replace("assistant\n{%", "assistant\n{% if not on %}<think>\n\n</think>\n\n{% endif %}{%")
+    )
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:7: the prompt holds a closed <think> block.*reasoning: strip"
+    ):
+        encode(Templater(tokenizer), QUESTION, message)
+    assert answers(Templater(tokenizer, reasoning="strip"), tokenizer, QUESTION, message) == ["4<|im_end|>"]
+    thinking = Templater(tokenizer, template_kwargs={"on": True})
+    (said,) = answers(thinking, tokenizer, QUESTION, message)
+    assert (said.count("<think>"), said.count("</think>")) == (1, 1)
+
+
 def test_a_template_that_rewrites_the_answer_is_bypassed() -> None:
     tokenizer = bytes_tokenizer(chats.CHATML.replace("m.content", "m.content | replace('yes', 'no')"))
     assert answers(Templater(tokenizer), tokenizer, QUESTION, answer("yes")) == ["yes<|im_end|>"]

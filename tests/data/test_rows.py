@@ -98,10 +98,10 @@ def test_an_optional_field_may_be_null_in_one_file_and_text_in_another(tmp_path:
     assert [row.extra["meta"] for row in read_rows([first, second]).rows] == [None, "s"]
 
 
-def test_content_that_is_a_list_in_one_row_names_that_row(tmp_path: Path) -> None:
+def test_content_that_is_more_than_text_in_one_row_names_that_row(tmp_path: Path) -> None:
     text = {"messages": [{"role": "user", "content": "x"}]}
-    parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}
-    with pytest.raises(DataError, match=r"a\.jsonl:2: messages\[0\]\.content is a list, not text"):
+    parts = {"messages": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}]}
+    with pytest.raises(DataError, match=r"a\.jsonl:2: messages\[0\]\.content\[0\] is 'image_url'"):
         read_rows([write_lines(tmp_path / "a.jsonl", text, parts)])
 
 

@@ -187,6 +187,67 @@ def test_markers_that_hold_the_end_token_do_not_score_what_follows_it() -> None:
     assert encode(Templater(bytes_tokenizer(wide)), *turns) == encode(Templater(bytes_tokenizer()), *turns)
 
 
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        *((t, end) for t in (chats.CHATML, chats.MARKED) for end in ("<|im_end|>", "<|im_end|>\n", "</s> <|im_end|>")),
+        *((t, end) for t in (chats.JOINED, chats.PLAIN_WORDS, chats.STRICT, chats.CHATML) for end in ("</s>", "</s></s>\n")),
+    ],
+)  # fmt: skip
+def test_every_answer_has_one_end_token(template: str, end: str) -> None:
+    tokenizer = bytes_tokenizer(template)
+    templater = Templater(tokenizer)
+    plain = encode(templater, "a", "yes", "b", "no")
+    assert encode(templater, "a", "yes" + end, "b", "no" + end) == plain
+    stop = templater.stop_ids[0]
+    assert sum(scored(example).count(stop) for example in plain) == 2
+
+
+@pytest.mark.parametrize("end", ["", "</s>", "</s>\n", "</s></s>", "</s> </s>"])
+def test_every_document_has_one_end_token(end: str) -> None:
+    (example,) = Templater(tiny_tokenizer()).encode_row(Row("t", text="w10 w20 " + end))
+    assert example.input_ids == (10, 20, EOS)
+
+
+def test_an_answer_that_is_nothing_but_an_end_token_is_refused() -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:7: an answer is nothing but an end token"):
+        encode(Templater(tiny_tokenizer()), "w10", "</s>")
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("not a str"), OverflowError(), RuntimeError("panic"), SystemError()]
+)
+@pytest.mark.parametrize(
+    "row", [Row("r", chat("w10", "w20"), source="a.jsonl:7"), Row("r", text="w5", source="a.jsonl:7")]
+)
+def test_a_text_that_the_tokenizer_refuses_names_its_row(
+    row: Row, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    templater = Templater(tokenizer)
+    templater.encode_row(row)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(templater._renderer, "tokenizer", Refusing(tokenizer, refuse))
+    with pytest.raises(DataError, match=r"a\.jsonl:7: the tokenizer refuses the text"):
+        templater.encode_row(row)
+
+
+class Refusing:
+    """A tokenizer that refuses some texts."""
+
+    def __init__(self, tokenizer: Any, refuse: Any) -> None:
+        self._tokenizer, self._refuse = tokenizer, refuse
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        return self._tokenizer(text, **options) if text == "a" else self._refuse()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 def test_markers_and_prefixes_agree() -> None:
     marked, proven = (Templater(bytes_tokenizer(t)) for t in (chats.MARKED, chats.CHATML))
     turns = ("Hello there!", "the answer is", "no?\n\n", "yes, and 1 2 3")
@@ -281,7 +342,7 @@ def test_tool_calls_are_scored_and_tool_results_never() -> None:
         {"role": "assistant", "content": "yes"},
     )
     (example,) = Templater(tokenizer).encode_row(Row("r", messages, tools=({"name": "f"},)))
-    assert spoken(tokenizer, example) == ['<call>{"x": 1}<|im_end|>yes<|im_end|>']
+    assert spoken(tokenizer, example) == ['<call>f {"x": 1}<|im_end|>yes<|im_end|>']
     assert '[{"name": "f"}]' in tokenizer.decode(example.input_ids)
 
 

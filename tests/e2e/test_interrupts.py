@@ -142,7 +142,7 @@ def test_an_interrupt_saves_and_names_the_command_that_continues(tmp_path):
     )
     journal = None
     while running.poll() is None and (journal is None or len(journal.read_text().splitlines()) < 5):
-        journal = next(iter((place / "runs/.store").glob(".building-generate-*/journal.jsonl")), None)
+        journal = next(iter((place / "runs/.store").glob(".building-generate-*/.journal.jsonl")), None)
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 143, errors

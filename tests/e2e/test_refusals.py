@@ -51,6 +51,30 @@ def test_pickled_weights_are_refused(place):
     assert "only pickled weights" in done.stderr
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 269060552\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("model.safetensors", POINTER, "model.safetensors is a pointer of Git LFS"),
+        ("model.safetensors", "", "cannot read"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "w.bin"}}', "names 'w.bin'"),
+        ("tokenizer.json", '{"model": {"type": "Strange"}}', "cannot load the tokenizer"),
+        ("adapter_config.json", "{}", "holds an adapter"),
+    ],
+)
+def test_a_quick_check_names_a_model_file_that_no_run_could_use(place, name, text, words):
+    if name.endswith("index.json"):
+        (place / "teacher" / "model.safetensors").unlink()
+    (place / "teacher" / name).write_text(text)
+    done = potstill("check", "r.yaml", "--quick", cwd=place)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bug" not in done.stderr
+
+
 def test_remote_code_without_a_pinned_commit_is_refused(place):
     recipe(place, teacher="{model: some/model, trust_remote_code: true, revision: main}")
     refused(place, "40 hexadecimal digits")
@@ -158,7 +182,8 @@ def test_a_full_disk_exits_3_and_keeps_what_is_done(place, monkeypatch):
 
 
 def test_only_errors_of_the_machine_are_machine_errors():
-    assert machine_error(OSError(errno.EINVAL, "odd")) is None
+    assert machine_error(ValueError("odd")) is None
+    assert machine_error(OSError(errno.EINVAL, "odd")).exit_code == 3
     assert machine_error(MemoryError()).exit_code == 3
 
 

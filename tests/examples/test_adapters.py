@@ -77,3 +77,13 @@ def test_a_batch_without_labels_is_refused():
     loss = TrainerLoss(student, tiny_model(seed=1), DistillationLoss())
     with pytest.raises(SignalError, match="gave no labels"):
         loss(student(input_ids=torch.ones(1, 3, dtype=torch.long)), None)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["with_torch", "with_trainer", "loop"])
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_row_with_a_character_that_looks_like_a_line_break_is_one_row(places, name, mark):
+    row = json.dumps({"prompt": f"w20{mark}w21", "response": "w30"}, ensure_ascii=False)
+    Path(places[2]).write_text(row.replace("\x0c", "\\f") + "\r\n\n", encoding="utf-8")
+    scripts.load(f"examples/{name}.py").main(*places)
+    assert (Path(places[3]) / "model.safetensors").is_file()

@@ -10,9 +10,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builders import places, tiny
+from builders import chats, places, tiny
 from builders.cli import potstill
 from potstill.data.rows import read_rows
+from potstill.data.template import Templater
 from potstill.errors import PotstillError
 from potstill.recipe.overrides import apply
 from potstill.recipe.recipe import Recipe, parse_recipe, read_recipe
@@ -129,6 +130,48 @@ def test_any_bytes_are_rows_or_an_error_with_the_place(tmp_path_factory, rows, e
         assert funnel["kept"] == len(result.rows)
         assert funnel["read"] == sum(funnel[k] for k in ("blank", "broken", "empty", "duplicate", "kept"))
         json.dumps([row.messages for row in result.rows], ensure_ascii=False).encode()
+
+
+turns = st.dictionaries(
+    st.sampled_from(["role", "from", "content", "value", "tool_calls", "function_call", "weight", "train", "reasoning", "x"]),
+    values | st.sampled_from(
+        ["user", "assistant", "tool", "tool_call", "gpt", "human", "observation", '{"name": "f", "arguments": {"a": 1}}',
+         {"name": "f", "arguments": {"a": [None, 2.5]}}, [{"function": {"name": "f", "arguments": "{}"}}], 0, 1,
+         [{"type": "text", "text": "hm"}], "<think>hm</think>so", "</s>"]
+    ),
+    max_size=4,
+)  # fmt: skip
+talks = st.tuples(
+    st.just({"role": "user", "content": "q"}), st.lists(turns, max_size=3), st.just({"role": "assistant", "content": "a"})
+).map(lambda talk: [talk[0], *talk[1], talk[2]])  # fmt: skip
+odd_rows = st.fixed_dictionaries(
+    {},
+    optional={"messages": talks | values, "conversations": talks | values, "prompt": talks | values, "tools": values,
+              "instruction": values, "question": values, "context": values, "history": talks | values,
+              "answers": values, "output": values, "system_prompt": values, "functions": st.lists(turns, max_size=2)},
+)  # fmt: skip
+
+
+@settings(max_examples=300, **CALM)
+@given(st.lists(odd_rows, min_size=1, max_size=3), st.sampled_from([chats.CHATML, chats.MARKED, chats.TOOLS]))
+def test_any_row_is_scored_as_it_stands_or_refused(tmp_path_factory, rows, template):
+    path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = chats.bytes_tokenizer(template)
+    templater = Templater(tokenizer)
+    try:
+        kept = read_rows([str(path)], on_bad_row="skip").rows
+    except PotstillError as error:
+        assert str(error).strip()
+        return
+    for row in kept:
+        try:
+            examples = templater.encode_row(row)
+        except PotstillError as error:
+            assert str(path) in str(error)
+        else:
+            stop = templater.stop_ids[0] if row.text is None else tokenizer.eos_token_id
+            assert all(example.input_ids[-1] == stop for example in examples)
 
 
 VERDICTS = {0: ": can run", 4: ": cannot run"}

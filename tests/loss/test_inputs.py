@@ -98,3 +98,26 @@ def test_a_weight_that_is_negative_or_not_finite_is_refused(value):
 def test_settings_out_of_range_are_refused_when_the_loss_is_made(given, error):
     with pytest.raises(error):
         DistillationLoss(**given)
+
+
+@pytest.mark.parametrize("path", ["hidden", "logits"])
+def test_weights_that_need_a_gradient_are_refused(path):
+    z, weights = torch.randn(1, 3, 5), torch.ones(1, 3, requires_grad=True)
+    eye, mask = torch.eye(5), torch.ones(1, 3)
+    given = (z, eye, z, eye, mask) if path == "hidden" else (z, z, mask)
+    loss = DistillationLoss()
+    call = loss if path == "hidden" else loss.from_logits
+    with pytest.raises(SignalError, match=r"weights need a gradient.*weights.detach"):
+        call(*given, weights=weights)
+    assert call(*given, weights=weights.detach()).sum == 0
+    with torch.no_grad():
+        assert call(*given, weights=weights).sum == 0
+
+
+@pytest.mark.parametrize(
+    "given", [("forward_kl", "temperature"), ("forward_kl", "ce_weight"), ("jsd", "beta")]
+)
+def test_settings_that_need_a_gradient_are_refused(given):
+    name, option = given
+    with pytest.raises(SignalError, match=f"{option} needs a gradient"):
+        DistillationLoss(name, **{option: torch.tensor(0.5, requires_grad=True)})

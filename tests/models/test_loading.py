@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, BertModel, T5Config
 
-from builders.tiny import save_tiny, tiny_tokenizer
+from builders.tiny import save_tiny, save_tiny_gguf, tiny_model, tiny_tokenizer
 from potstill.errors import ModelError, VocabularyError
 from potstill.models import loading, vocabulary
 
@@ -118,3 +120,83 @@ def test_a_file_that_cannot_be_read_is_a_model_error(tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot load the model .*Check the folder"):
         loading.load_model(source, dtype=FP32)
+
+
+@pytest.mark.parametrize(("factor", "tied"), [(1.0, True), (2.0, False)])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_two_matrices_are_saved_as_two_whatever_the_config_says(tmp_path, kind, factor, tied):
+    """A loader that obeys tie_word_embeddings would else get another model."""
+    tiny_model(kind=kind, tie=True).save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    name = "model.embed_tokens.weight" if kind == "llama" else "transformer.wte.weight"
+    save_file(
+        weights | {"lm_head.weight": weights[name] * factor},
+        tmp_path / "m" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    first = loading.load(loading.find_source(str(tmp_path / "m")), dtype=FP32)
+    loading.save(first.model, first.tokenizer, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is tied
+    second = loading.load_model(loading.find_source(str(tmp_path / "again")), dtype=FP32)
+    ids = torch.arange(1, 9).unsqueeze(0)
+    assert torch.equal(first.model(ids).logits, second(ids).logits)
+    assert torch.equal(second.get_output_embeddings().weight, weights[name] * factor)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.9, "top_p": 0.6},
+        {"top_k": 5, "typical_p": 0.5},
+        {"temperature": -1.0},
+        {"num_beams": 0},
+    ],
+    ids=str,
+)
+def test_a_generation_config_that_loads_is_saved_as_it_is(tmp_path, settings):
+    """transformers reads such a file and refuses to write it."""
+    folder = save_tiny(tmp_path / "m")
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 7]}))
+    loaded = loading.load(loading.find_source(str(folder)), dtype=FP32)
+    loading.save(loaded.model, loaded.tokenizer, tmp_path / "again")
+    content = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert content.items() >= (settings | {"eos_token_id": [2, 7]}).items()
+    assert loaded.model.generation_config.eos_token_id == [2, 7]
+
+
+def test_the_gguf_file_that_is_named_is_read_and_no_namesake(tmp_path, monkeypatch):
+    """transformers looks for a file of that name in the working directory first."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "there").mkdir()
+    save_tiny_gguf(tmp_path / "there" / "x.gguf", seed=0)
+    save_tiny_gguf(tmp_path / "x.gguf", seed=1)
+    monkeypatch.chdir(tmp_path)
+    wanted = tiny_model(seed=0).state_dict()["model.embed_tokens.weight"]
+    for source in (loading.find_source("there/x.gguf"), loading.Source("gguf", "there/x.gguf")):
+        model = loading.load_model(source, dtype=FP32)
+        torch.testing.assert_close(model.model.embed_tokens.weight, wanted)
+        shutil.rmtree(tmp_path / "cache")
+
+
+HUB_FILES = {
+    "config.json": ('{"auto_map": {"AutoConfig": "other/code--c.Config"}}', "another repository, other/code"),
+    "adapter_config.json": ('{"peft_type": "LORA"}', "holds an adapter"),
+    "model.safetensors.index.json": ('{"weight_map": {"a": "w.bin"}}', r"names 'w\.bin'"),
+}
+
+
+@pytest.mark.parametrize("name", HUB_FILES)
+def test_a_hub_model_is_held_to_what_a_folder_is_held_to(tmp_path, monkeypatch, name):
+    text, words = HUB_FILES[name]
+    folder = save_tiny(tmp_path / "m")
+    (folder / name).write_text(text)
+
+    def file_of(location: str, revision: str | None, wanted: str) -> Path | None:
+        return folder / wanted if wanted == name else None
+
+    monkeypatch.setattr(loading, "_hub_file", file_of)
+    if name.endswith("index.json"):
+        monkeypatch.setattr(loading, "load_config", lambda source: None)
+    with pytest.raises(ModelError, match=words):
+        loading.load_model(loading.Source("hub", "owner/name", "0" * 40, trust_remote_code=True), dtype=FP32)

@@ -32,3 +32,27 @@ def test_an_unknown_part_of_a_package_is_refused():
     for name in ("package:no_such.sub/x.gguf", "package:.x/y.gguf"):
         with pytest.raises(ModelError, match="not installed"):
             find_source(name)
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.b.c", "a."])
+def test_looking_for_a_package_runs_none_of_its_code(tmp_path, monkeypatch, name):
+    """The spec of a sub-package imports its parents."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "__init__.py").write_text("raise SystemExit('this package was imported')")
+    (tmp_path / "a" / "b" / "__init__.py").touch()
+    (tmp_path / "a" / "b" / "x.gguf").touch()
+    (tmp_path / "a" / "x.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match="not installed"):
+        find_source(f"package:{name}/x.gguf")
+    assert find_source("package:a/b/x.gguf").path == tmp_path / "a" / "b" / "x.gguf"
+
+
+@pytest.mark.parametrize("inside", ["../x.gguf", "b/../../x.gguf"])
+def test_a_file_outside_of_its_package_is_refused(tmp_path, monkeypatch, inside):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "__init__.py").touch()
+    (tmp_path / "x.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match="holds no file"):
+        find_source(f"package:a/{inside}")

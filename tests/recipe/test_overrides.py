@@ -118,3 +118,20 @@ def test_a_value_survives_the_way_through_an_override(value: object) -> None:
     changed = apply(STAGED, [f"polish.temperature={to_yaml(value)}"], TOP)
     assert changed["stages"][2]["distill"]["temperature"] == value
     assert load_value(to_yaml(value), "x") == value
+
+
+@pytest.mark.parametrize(
+    ("override", "home"),
+    [
+        ("temperature=2", "temperature belongs in a distill stage"),
+        ("epochs=2", "epochs belongs in a control stage, in a distill stage or in a finetune stage"),
+        ("dtype=float32", "dtype belongs under teacher"),
+        ("heldout=5", "heldout belongs under data"),
+    ],
+)
+def test_a_key_without_its_section_is_refused_with_the_section(tmp_path, override, home) -> None:
+    changed = apply(STAGED, [override], TOP)
+    with pytest.raises(RecipeErrors) as caught:
+        parse_recipe(changed)
+    assert [home in str(problem) for problem in caught.value.problems] == [True], str(caught.value)
+    assert "did you mean generate" not in str(caught.value)

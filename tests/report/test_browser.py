@@ -115,3 +115,33 @@ def test_every_label_of_a_chart_is_inside_it_and_large_enough_to_read(
     assert page.evaluate(OUTSIDE) == []
     assert page.evaluate(SMALLEST) >= 9.5
     page.close()
+
+
+HIDDEN = """() => [...document.querySelectorAll(".results td")].filter(cell => {
+    const box = cell.getBoundingClientRect();
+    return !box.width || box.left < 0 || box.right > innerWidth;
+}).length"""
+MODELS = """() => [...document.querySelectorAll(".results tbody tr")[0].querySelectorAll("td")]
+    .map(cell => getComputedStyle(cell, "::before").content.replaceAll('"', ""))"""
+UNMARKED = """() => [...document.querySelectorAll(".scroll")].filter(box =>
+    box.scrollWidth > box.clientWidth && !getComputedStyle(box).backgroundImage.includes("gradient")).length"""
+
+
+@pytest.mark.parametrize("width", [320, 400])
+def test_every_model_of_the_result_is_on_a_narrow_screen(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(write(made_up.content(), tmp_path / "report.html").as_uri())
+    assert page.evaluate(HIDDEN) == 0
+    roles = ["Teacher", "Untrained student", "Distilled student", "Control student"]
+    assert page.evaluate(MODELS) == roles
+    page.close()
+
+
+@pytest.mark.parametrize("width", [400, 700])
+def test_a_table_that_is_wider_than_the_screen_says_so(browser: Browser, tmp_path: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(write(made_up.content(), tmp_path / "report.html").as_uri())
+    assert page.evaluate(UNMARKED) == 0
+    page.close()

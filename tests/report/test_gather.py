@@ -6,7 +6,7 @@ from pathlib import Path
 
 from potstill.data.dataset import Dataset
 from potstill.data.rows import Row
-from potstill.report import gather
+from potstill.report import gather, summary
 from potstill.report.summary import Outcome
 from potstill.stages._context import State
 from potstill.stages._rows import Examples
@@ -44,6 +44,32 @@ def test_only_rows_that_were_lost_are_named_as_dropped() -> None:
         ("for training", 6, {"kept for validation": 2, "held out": 3}),
         ("as examples", 5, {"prompt too long": 1, "too_long": 1}),
     ]
+
+
+def test_the_rows_left_never_grow_where_a_row_is_several_examples() -> None:
+    train = Examples(
+        tuple(
+            Example(f"r{i}#{n}", (1, 2), (False, True), part_of=f"r{i}") for i in range(3) for n in range(4)
+        )
+    )
+    outcome = Outcome(
+        recipe=None,  # type: ignore[arg-type]
+        data=Dataset(rows(3), rows(1), rows(1), "", {"read": 5, "kept": 5}, ""),
+        teacher=None,
+        state=State(),
+        examples={"train": train},
+        metrics={},
+    )
+    assert [left for _, left, _ in gather.funnel(outcome)] == [5, 3, 3]
+
+
+def test_the_hash_of_rows_tells_contents_and_order_apart() -> None:
+    def hashes(*splits: tuple[Row, ...]) -> list[str]:
+        return [summary._rows(split)["sha256"] for split in splits]
+
+    one, other = rows(2), (*rows(1), Row("r1", ({"role": "user", "content": "v"},)))
+    assert len(set(hashes(one, other, one[::-1], one[:1]))) == 4
+    assert hashes(one) == hashes(rows(2))
 
 
 def test_families_take_turns_and_unseen_ones_come_first(tmp_path: Path) -> None:

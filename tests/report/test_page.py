@@ -12,12 +12,13 @@ import pytest
 from builders import made_up
 from builders.made_up import sample
 from builders.pages import Page
+from potstill.console import visible
 from potstill.data.split import Overlap
 from potstill.recipe.defaults import Default
 from potstill.report.content import Content
 from potstill.report.curves import Curve
 from potstill.report.page import MOST_BYTES, cautions, render, write
-from potstill.report.text import clip, split, visible
+from potstill.report.text import clip, split
 from potstill.store import artifacts
 
 HOSTILE = (
@@ -254,3 +255,11 @@ def test_interrupted_write_leaves_the_old_file_and_no_litter(
     assert target.read_bytes() == before
     assert os.listdir(tmp_path) == ["report.html"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
+def test_the_page_says_when_where_and_from_which_rows_it_was_made() -> None:
+    text = Page(render(made_up.content())).text
+    for part in ("2026-01-31 09:30 UTC", "16.8 GB of memory", "5e" * 32, "potstill run runs/quickstart"):
+        assert part in text
+    older = Page(render(made_up.content(lambda summary: [summary.pop(key) for key in ("made", "data")])))
+    assert "UTC" not in older.text

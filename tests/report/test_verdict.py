@@ -134,3 +134,29 @@ def test_every_result_in_which_the_control_is_ahead_is_said() -> None:
     text = verdict(summary)
     assert "The control student reached 0.81 nats per token, and is ahead in " in text
     assert "ahead in Perplexity (not clearly: 6.80 against 6.90) and in ROUGE-L (0.39 against 0.34)." in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (0.0194, 0.0186, "fell from 0.0194 to 0.0186 nats per token (by 4.12 %)"),
+        (0.0192, 0.0191, "fell from 0.0192 to 0.0191 nats per token (by 0.52 %)"),
+        (0.01912, 0.01911, "fell from 0.01912 to 0.01911 nats per token (by 0.052 %)"),
+        (2.001, 1.999, "fell from 2.001 to 1.999 nats per token (by 0.100 %)"),
+        (3.00, 0.45, "fell from 3.00 to 0.45 nats per token (6.7×)"),
+        (0.019, 0.019, "did not fall: from 0.019 to 0.019 nats per token"),
+        (0.01910, 0.01912, "did not fall: from 0.01910 to 0.01912 nats per token"),
+    ],
+)
+def test_two_values_that_differ_are_written_so_that_they_differ(before, after, words) -> None:
+    values = [{"value": value, "n": 200} for value in (before, after)]
+    assert words in verdict(kl(*values))
+
+
+def test_a_control_and_a_setback_are_written_so_that_they_differ() -> None:
+    summary = kl(measured(0.3001, 0.00001), measured(0.3002, 0.00001))
+    summary["control"] = {"forward_kl": measured(0.3004, 0.00001)}
+    assert "The control student reached 0.3004 nats per token" in verdict(summary)
+    shares = {"agreement": measured(0.50001, 1e-6)}, {"agreement": measured(0.50000, 1e-6)}
+    texts = cautions(kl(1.0, 0.5) | {"before": shares[0], "after": shares[1]})
+    assert any("50.0010 % before, 50.0000 % after" in text for text in texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -66,8 +67,30 @@ def test_a_writing_teacher_stops_at_a_signal_and_keeps_finished_answers(tmp_path
         with pytest.raises(Interrupted):
             written(lambda: 2 if len(passes) >= 20 else 0)
         assert len(passes) == 20
-    (journal,) = (tmp_path / "store").glob(".building-generate-*/journal.jsonl")
+    (journal,) = (tmp_path / "store").glob(".building-generate-*/.journal.jsonl")
     kept = len(journal.read_text().splitlines())
     assert 0 < kept < 12
     answers = _rows.read_answers(written(lambda: 0))
     assert [answer.row_id for answer in answers] == [prompt.row_id for prompt in prompts]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_changed_byte_in_an_unfinished_journal_changes_no_answer(tmp_path, monkeypatch, seed):
+    """What is no longer as it was written is written again."""
+    prompts = [Prompt(f"p{i}", tuple(range(4, 10 + i))) for i in range(40)]
+    monkeypatch.setattr(_rows, "prompts", lambda context, new_tokens, samples: (prompts, {}))
+    teacher, dice = tiny_model(seed=1), random.Random(seed)
+
+    def written(place, stop=lambda: 0):
+        spec = generate.Generate(max_new_tokens=8, sampling_temperature=0.7, batch_rows=1)
+        return generate.run(spec, State(), context(place, Memory(teacher), stop)).answers
+
+    whole = _rows.read_answers(written(tmp_path / "whole"))
+    with watched(teacher) as passes, pytest.raises(Interrupted):
+        written(tmp_path, lambda: 2 if len(passes) >= 150 else 0)
+    (journal,) = (tmp_path / "store").glob(".building-generate-*/.journal.jsonl")
+    data = bytearray(journal.read_bytes())
+    for _ in range(3):
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    journal.write_bytes(bytes(data))
+    assert _rows.read_answers(written(tmp_path)) == whole

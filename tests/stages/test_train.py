@@ -127,7 +127,7 @@ def test_a_stop_signal_in_training_costs_no_finished_step(tmp_path, at):
     with pytest.raises(Interrupted, match=f"step {at} of 6.*checkpoint is saved") as caught:
         trained(tmp_path, start, teacher, words(), stop=stopped, **many)
     assert caught.value.exit_code == 143
-    (folder,) = (tmp_path / "store").glob(".building-train-*/checkpoints")
+    (folder,) = (tmp_path / "store").glob(".building-train-*/.checkpoints")
     assert checkpoint.newest(folder).state["step"] == at
     made = trained(tmp_path, start, teacher, words(), **many)
     assert [event["step"] for event in events(made.path, "step")] == list(range(1, 7))

@@ -83,3 +83,44 @@ def test_a_folder_in_the_place_of_a_link_is_refused_at_the_link(tmp_path: Path) 
     with pytest.raises(MachineError, match="student is a folder"):
         RunDir(tmp_path).link("student", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_link_holds_in_a_folder_that_is_a_link_itself(tmp_path: Path) -> None:
+    (tmp_path / "disk/far/away").mkdir(parents=True)
+    (tmp_path / "runs/.store/one").mkdir(parents=True)
+    (tmp_path / "runs/r").symlink_to(tmp_path / "disk/far/away")
+    RunDir(tmp_path / "runs/r").link("stages/distill", tmp_path / "runs/.store/one")
+    assert (tmp_path / "runs/r/stages/distill").resolve() == tmp_path / "runs/.store/one"
+
+
+def test_a_place_that_takes_no_links_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    with pytest.raises(MachineError, match="takes no links"):
+        RunDir(tmp_path / "r").create()
+
+
+def test_an_owner_clears_away_what_a_killed_process_left(tmp_path: Path) -> None:
+    for name in (".run.json.7.tmp", ".student.7.tmp", ".write-test.7.tmp", ".0a1b.gone", "mine.tmp"):
+        (tmp_path / name).write_text("")
+    with RunDir(tmp_path).owned():
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "mine.tmp"}
+
+
+def test_a_file_in_the_place_of_the_stages_is_moved_aside(tmp_path: Path, caplog) -> None:
+    (tmp_path / "stages").write_text("mine")
+    RunDir(tmp_path).link("stages/distill", tmp_path)
+    assert (tmp_path / "stages/distill").is_symlink()
+    assert (tmp_path / ".stages.aside-1").read_text() == "mine"
+    assert "stages stands where something else belongs" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, "\x00"])
+def test_a_state_that_is_no_object_is_refused_with_its_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ArtifactError, match="run.json is not readable"):
+        RunDir(tmp_path).state()

@@ -6,6 +6,7 @@ import pytest
 
 from builders.jobs import spec_of
 from builders.tiny import tiny_model
+from potstill.store import artifacts
 from potstill.train import checkpoint
 from potstill.train.loop import make_optimizer
 from potstill.train.step import StudentModule
@@ -40,4 +41,34 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path, save):
 def test_only_the_newest_checkpoints_are_kept(tmp_path, save):
     for step in (1, 2, 3, 4):
         save(step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_whose_state_has_changed_is_passed_over(tmp_path, save):
+    """One digit of a rate or of the cursor would train something else."""
+    for step in (1, 2):
+        save(step)
+    state = tmp_path / "step-00000002/state.json"
+    state.write_text(state.read_text().replace("0.001", "0.002"))
+    assert checkpoint.newest(tmp_path).state["step"] == 1
+
+
+def test_a_step_that_is_saved_again_replaces_the_first(tmp_path, save):
+    assert save(1) == save(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_kill_over_the_removal_of_old_checkpoints_sticks_no_run(tmp_path, save, monkeypatch):
+    for step in (1, 2):
+        save(step)
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(3)
+    assert checkpoint.newest(tmp_path).state["step"] == 3
+    save(4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]

@@ -269,3 +269,45 @@ def test_best_by_names_the_figure_that_chooses_the_best_weights():
     done = fit(StudentModule(tiny_model(), 128), hooks=hooks, **options)
     assert (done.best, done.best_step) == (1.0, 3)
     assert [step for step, best in saved if best] == [1, 2, 3]
+
+
+def overflowing(module, at: int):
+    """Make the gradient of one micro-batch infinite, or of all with 0."""
+    calls = iter(range(1, 1000))
+
+    def spoil(gradient):
+        return torch.full_like(gradient, math.inf) if next(calls) == at or at == 0 else gradient
+
+    module.student.model.norm.weight.register_hook(spoil)
+    return module
+
+
+@pytest.mark.parametrize("at", [1, 2, 8])
+def test_one_infinite_gradient_in_fp16_skips_its_step_and_spoils_no_weight(at):
+    module = overflowing(StudentModule(tiny_model(), 128, autocast=torch.float16), at)
+    events = []
+    progress = fit(module, precision="float16", hooks=Hooks(event=events.append), tokens_per_step=40)
+    assert progress.step == 8
+    assert progress.loss_scale == 32768.0
+    assert sum(not math.isfinite(e["grad_norm"]) for e in events) == 1
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_a_gradient_that_is_infinite_at_any_scale_stops_the_training():
+    module = overflowing(StudentModule(tiny_model(), 128, autocast=torch.float16), 0)
+    before = [p.detach().clone() for p in module.parameters()]
+    with pytest.raises(TrainingStopped, match="overflowed, at a loss scale of"):
+        fit(module, precision="float16", steps=100)
+    for parameter, old in zip(module.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_infinite_gradient_without_a_scaler_stops_before_the_weights_move(precision):
+    kind = None if precision == "float32" else torch.bfloat16
+    module = overflowing(StudentModule(tiny_model(), 128, autocast=kind), 1)
+    before = [p.detach().clone() for p in module.parameters()]
+    with pytest.raises(TrainingStopped, match="gradient of step 1 is"):
+        fit(module, precision=precision)
+    for parameter, old in zip(module.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +12,7 @@ from builders.hooks import watched
 from builders.jobs import Memory, events, student, trained
 from builders.tiny import tiny_model
 from potstill.errors import Interrupted
+from potstill.stages import _train
 from potstill.train import checkpoint, folder
 from potstill.types import Example
 
@@ -32,7 +35,7 @@ def stopped_at(folder, step: int, **changes) -> list:
 
     with pytest.raises(Interrupted):
         run(folder, signal, **changes)
-    (place,) = (folder / "store").glob(".building-train-*/checkpoints")
+    (place,) = (folder / "store").glob(".building-train-*/.checkpoints")
     return sorted(place.glob("step-*"))
 
 
@@ -79,7 +82,7 @@ def test_a_checkpoint_exists_after_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "append_line", append)
     with pytest.raises(Died):
         run(tmp_path, checkpoint_every=1000)
-    (saved,) = (tmp_path / "store").glob(".building-train-*/checkpoints/step-*")
+    (saved,) = (tmp_path / "store").glob(".building-train-*/.checkpoints/step-*")
     assert checkpoint.newest(saved.parent).state["step"] == 1
 
 
@@ -95,3 +98,21 @@ def test_a_signal_ends_a_long_measurement(tmp_path):
                 tmp_path, start, Memory(teacher), ROWS, stop=lambda: 15 if len(passes) >= 3 else 0, **slow
             )
         assert len(passes) <= 5
+
+
+def test_a_training_that_is_through_is_not_trained_again(tmp_path, monkeypatch):
+    """The disk was full when the student was written: the next run only writes it."""
+    whole = run(tmp_path / "calm")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_train.TrainingFolder, "take_best", full)
+        with pytest.raises(OSError, match="No space"):
+            run(tmp_path)
+    again = run(tmp_path)
+    assert [event["step"] for event in events(again.path, "resumed")] == [6]
+    one, other = (load_file(made.path / "student/model.safetensors") for made in (whole, again))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [event["step"] for event in events(again.path, "step")] == list(range(1, 7))

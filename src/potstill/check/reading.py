@@ -91,8 +91,13 @@ def _named(spec: object) -> str:
 
 
 def _encoded(setup: Setup, rows: Sequence[Row]) -> Encoded:
-    templater = setup.readers.student.templater
-    return encode(rows, templater, max_length=setup.max_length, on_bad_row=setup.on_bad_row)
+    return encode(
+        rows,
+        setup.readers.student.templater,
+        max_length=setup.max_length,
+        on_bad_row=setup.on_bad_row,
+        teacher=setup.readers.other_templater,
+    )
 
 
 def _answerable(setup: Setup, rows: Sequence[Row], new_tokens: int) -> int:

@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from potstill.console import visible
 from potstill.recipe.defaults import Default
 
 WIDTH = 100  # of a printed line
@@ -61,6 +62,6 @@ class CheckReport:
         lines += [f"note: {note}" for note in self.notes]
         for row in self.rows:
             lines += ["", f"row {row.row_id} ({row.split}), scored tokens between ⟦ and ⟧:"]
-            for line in row.text.splitlines():
+            for line in visible(row.text).split("\n"):
                 lines += [f"    {part}" for part in textwrap.wrap(line, WIDTH - 4) or [""]]
-        return "\n".join(lines)
+        return visible("\n".join(lines))

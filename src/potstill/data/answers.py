@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from potstill.data import split
+from potstill.data import policies, split
 from potstill.data.prompts import prompt_ids
 from potstill.data.reader import Readers
 from potstill.data.rows import Row
@@ -17,6 +17,8 @@ from potstill.errors import DataError
 from potstill.types import Example
 
 log = logging.getLogger("potstill")
+
+_HALF = "\ufffd"  # what a decoder writes for bytes that are no whole character
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ def encode_answers(
     """Turn the answers to these rows into examples in the student's ids, ended as the student ends a turn.
 
     Ids pass from teacher to student only between equal vocabularies; else the text is tokenised again. An
-    answer that the teacher did not end gets no end token. Empty answers are left out.
+    answer that the teacher did not end gets no end token. Empty answers are left out, and answers that cannot
+    follow the student's prompt with one reasoning block. A character cut in half does not cross as text.
 
     Returns:
         the examples, and how many answers were left out, by reason.
@@ -53,8 +56,16 @@ def encode_answers(
         if not answer.text.strip():
             left_out["empty answer"] += 1
             continue
-        prompt = prompt_ids(templater, by_id[answer.row_id])
-        ids = _student_ids(readers, answer)
+        row = by_id[answer.row_id]
+        prompt = prompt_ids(templater, row)
+        try:
+            ids = _student_ids(readers, answer, row)
+        except DataError as error:
+            left_out[error.message.rstrip(".")] += 1
+            continue
+        if not ids:
+            left_out["empty answer"] += 1
+            continue
         example = templater.generated(answer.row_id, prompt, ids, "teacher", end=answer.finish == "stop")
         if len(example.input_ids) > max_length:
             # The same words can be more tokens to the student than to the teacher.
@@ -75,13 +86,37 @@ def encode_answers(
     return examples, left_out
 
 
-def _student_ids(readers: Readers, answer: Written) -> list[int]:
-    """The answer's ids for the student, without an end token that only the teacher ends with."""
-    if readers.teacher is None or not readers.shared_vocabulary:
-        return readers.student.templater.text_ids(answer.text)
+def _student_ids(readers: Readers, answer: Written, row: Row) -> list[int]:
+    """The answer's ids for the student, without an end token that only the teacher ends with.
+
+    Raises:
+        DataError: the answer cannot follow the student's prompt, or holds half a character.
+    """
+    student, teacher = readers.student.templater, readers.teacher
+    if teacher is None:
+        return student.text_ids(_whole(answer))
     ids = list(answer.ids)
-    foreign = set(readers.teacher.stop_ids) - set(readers.student.stop_ids)
-    return ids[:-1] if ids and answer.finish == "stop" and ids[-1] in foreign else ids
+    if answer.finish == "stop" and ids and ids[-1] in set(teacher.stop_ids) - set(student.stop_ids):
+        ids.pop()
+    if readers.read_alike:
+        return ids
+    theirs, ours = (side.prompt_text(row.prompt, row.tools) for side in (teacher.templater, student))
+    text = policies.joined_block(theirs, ours, answer.text)
+    if readers.shared_vocabulary and text == answer.text:
+        return ids
+    return student.text_ids(_whole(replace(answer, text=text)))
+
+
+def _whole(answer: Written) -> str:
+    """The answer's text without a character that its end cuts in half.
+
+    Raises:
+        DataError: half a character stands within the text.
+    """
+    text = answer.text if answer.finish == "stop" else answer.text.rstrip(_HALF)
+    if _HALF in text:
+        raise DataError("half a character in the answer")
+    return text
 
 
 def by_prompt(examples: Sequence[Example], rows: Sequence[Row]) -> list[Example]:

@@ -51,8 +51,11 @@ def encode(
     max_length: int | None,
     on_bad_row: Literal["error", "skip"] = "error",
     needed: bool = True,
+    teacher: Templater | None = None,
 ) -> Encoded:
     """Tokenise rows. A row longer than `max_length` is dropped whole: no prompt and no answer is cut.
+
+    A `teacher` that reads rows by a template of its own must print all of them too.
 
     Raises:
         DataError: a row cannot be encoded and `on_bad_row` is error; or examples are `needed` and none is
@@ -65,6 +68,7 @@ def encode(
     for row in rows:
         try:
             encoded = templater.encode_row(row)
+            _require_readable(teacher, row)
         except DataError as error:
             if on_bad_row == "error":
                 raise
@@ -93,6 +97,18 @@ def encode(
         raise _nothing_left(result, max_length, first_problem)
     _warn(result, max_length)
     return result
+
+
+def _require_readable(teacher: Templater | None, row: Row) -> None:
+    """Refuse a row of which the teacher's own template leaves something out."""
+    if teacher is None:
+        return
+    try:
+        teacher.require_printed(row)
+    except DataError as error:
+        raise DataError(
+            f"as the teacher reads it, {error.message}", path=error.path, fix=error.fix
+        ) from error
 
 
 def _holds_reasoning(row: Row) -> bool:

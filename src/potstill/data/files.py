@@ -19,12 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from potstill.data import folders, tables
+from potstill.data.tables import reason
 from potstill.errors import DataError
 
 _TYPE_NAMES: dict[type, str] = {
     type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text",
     list: "a list", tuple: "a list", dict: "an object",
 }  # fmt: skip
+_PLACE = re.compile(r"(:\d+|, row \d+)$")
+_DEEPEST = 100  # lists and objects within one another
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+){0,2}")
 
 
@@ -32,9 +36,14 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+){0,2}")
 class Record:
     """One row of a file. Without a value it is blank, or `problem` says what is wrong."""
 
-    source: str
+    source: str  # file:line
     value: dict[str, Any] | None = None
     problem: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file alone."""
+        return _PLACE.sub("", self.source)
 
     @property
     def blank(self) -> bool:
@@ -44,14 +53,20 @@ class Record:
 def read_files(paths: Sequence[str]) -> Iterator[Record]:
     """Read every record of every file, in order.
 
-    A folder means the data files in it. A name without a file is a data set on the hub: NAME, NAME:SUBSET or
+    A folder means the data files in it, FOLDER:SPLIT those of one split. A name without a file is a data set on the hub: NAME, NAME:SUBSET or
     NAME:SUBSET:SPLIT.
 
     Raises:
         DataError: a file is missing, unreadable or without any row.
     """
     for name in paths:
-        for path in _expand(name):
+        try:
+            files = _expand(name)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"is no path: {reason(error)}.", path=name[:200], fix="Check the path."
+            ) from error
+        for path in files:
             empty = True
             for record in _hub(name) if path is None else _file(path):
                 empty &= record.blank
@@ -64,12 +79,10 @@ def _expand(name: str) -> list[Path | None]:
     """List the files that a name means; [None] for a data set on the hub."""
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if _kind(p) in _READERS)
-        # A saved data set keeps its description in .json files beside the rows.
-        files = [p for p in files if _kind(p) == ".arrow"] or files
-        if not files:
-            raise DataError("the folder holds no data file.", path=name, fix=_SUFFIX_FIX)
-        return list(files)
+        return list(folders.files_of(path, name, tuple(_READERS)))
+    folder, _, split = name.rpartition(":")
+    if folder and split and Path(folder).expanduser().is_dir() and not path.exists():
+        return list(folders.files_of(Path(folder).expanduser(), name, tuple(_READERS), split))
     if path.exists():
         return [path]
     if _kind(path) in _READERS or (path.parent.is_dir() and str(path.parent) != "."):
@@ -80,14 +93,19 @@ def _expand(name: str) -> list[Path | None]:
 
 
 def _kind(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+    return folders.kind(path)
 
 
 def _file(path: Path) -> Iterator[Record]:
     reader = _READERS.get(_kind(path))
+    if not path.is_file():
+        raise DataError("is no regular file.", path=str(path), fix="Write the rows to a file.")
     if reader is None:
         raise DataError(
-            "has a file type that potstill does not read.", path=str(path), value=path.suffix, fix=_SUFFIX_FIX
+            "has a file type that potstill does not read.",
+            path=str(path),
+            value=path.suffix,
+            fix=folders.reads(_READERS),
         )
     try:
         yield from reader(path)
@@ -114,9 +132,27 @@ def parse_json(text: str) -> Any:
         ValueError: the text is not JSON; says where.
     """
     try:
-        return json.loads(text, parse_constant=lambda _: None)
+        value = json.loads(text, parse_constant=lambda _: None)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        value = None
+    else:
+        if text.count("[") + text.count("{") <= _DEEPEST or not _deep(value):
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _deep(value: Any) -> bool:
+    """Whether lists and objects stand in one another more than `_DEEPEST` times."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for inner in level for item in _items(inner)]
+    return bool(level)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -187,25 +223,7 @@ def _csv(path: Path) -> Iterator[Record]:
 
 
 def _table(path: Path) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with path.open("rb") as handle:
-            batches: Iterable[Any]
-            if _kind(path) == ".parquet":
-                batches = pq.ParquetFile(handle).iter_batches(1024)
-            elif handle.peek(6).startswith(b"ARROW1"):
-                file = pa.ipc.open_file(handle)
-                batches = map(file.get_batch, range(file.num_record_batches))
-            else:
-                batches = pa.ipc.open_stream(handle)
-            yield from _numbered(str(path), (row for batch in batches for row in batch.to_pylist()))
-    except pa.ArrowException as error:
-        kind = _kind(path)[1:].title()
-        raise DataError(
-            f"is not a readable {kind} file: {error}.", path=str(path), fix="Check the file."
-        ) from error
+    yield from _numbered(str(path), tables.rows_of(path, _kind(path)))
 
 
 def _numbered(name: str, rows: Iterable[Any]) -> Iterator[Record]:
@@ -221,11 +239,11 @@ def _hub(name: str) -> Iterator[Record]:
         dataset = datasets.load_dataset(dataset_name, subset or None, split=split or None)
     # datasets passes on whatever its network, file and script layers raise.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        why = reason(error)
         if datasets.config.HF_HUB_OFFLINE:
-            reason = "HF_HUB_OFFLINE is set"
+            why = "HF_HUB_OFFLINE is set"
         raise DataError(
-            f"is no file here, and the hub's data set cannot be loaded: {reason}.",
+            f"is no file here, and the hub's data set cannot be loaded: {why}.",
             path=name,
             fix="Name a file that exists, or a data set this machine can reach as NAME:SUBSET:SPLIT.",
         ) from error
@@ -237,7 +255,13 @@ def _hub(name: str) -> Iterator[Record]:
                 fix="Write NAME:SUBSET:SPLIT to choose one.",
             )
         dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
-    yield from _numbered(name, map(dict, dataset))
+    try:
+        yield from _numbered(name, map(tables.without_nulls, map(dict, dataset)))
+    except MemoryError:
+        raise
+    except Exception as error:
+        fix = "Load it again, or save its rows to a file."
+        raise DataError(f"has a row that cannot be read: {reason(error)}.", path=name, fix=fix) from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
@@ -249,4 +273,3 @@ _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".parquet": _table,
     ".arrow": _table,
 }
-_SUFFIX_FIX = f"Potstill reads {', '.join(_READERS)}."

@@ -49,6 +49,54 @@ def split_reasoning(message: Message) -> tuple[str, str]:
     return (field or thought[1]).strip(), message["content"][thought.end() :].strip()
 
 
+def block_of(prompt: str) -> str:
+    """The tag of a reasoning block that a prompt ends with: it opens one, or holds a closed one; else ""."""
+    return next((tag for tag in (OPEN, CLOSE) if prompt.rstrip().endswith(tag)), "")
+
+
+def block_problem(prompt: str, answer: str) -> str:
+    """Say why a prompt and its answer do not give one opening and one closing tag; "" where they do."""
+    tag = block_of(prompt)
+    if tag == OPEN and CLOSE not in answer:
+        return f"the prompt opens {OPEN}, and the answer holds no reasoning"
+    if tag == OPEN and answer.lstrip().startswith(OPEN):
+        return f"the prompt opens {OPEN}, and the answer opens it again"
+    if tag == CLOSE and answer.lstrip().startswith(OPEN):
+        return f"the prompt holds a closed {OPEN} block, and the answer holds reasoning"
+    if not tag and answer.lstrip().startswith(CLOSE):
+        return f"the answer closes {OPEN}, and nothing opens it"
+    return ""
+
+
+def require_one_block(prompt: str, answer: str) -> None:
+    """Refuse a prompt and an answer that do not give one opening and one closing tag.
+
+    Raises:
+        DataError: says what stands twice or is missing.
+    """
+    if problem := block_problem(prompt, answer):
+        raise DataError(
+            f"{problem}.",
+            fix="Switch thinking on or off in data.template.kwargs as the rows need it, or set reasoning: strip.",
+        )
+
+
+def joined_block(source: str, target: str, answer: str) -> str:
+    """An answer to one model's prompt, as it follows another model's prompt: with one opening tag.
+
+    Raises:
+        DataError: the second prompt does not allow the answer.
+    """
+    bare = answer.lstrip()
+    thinks = block_of(source) == OPEN or bare.startswith(OPEN)
+    if thinks and block_of(target) == OPEN:
+        return bare.removeprefix(OPEN).lstrip() if bare.startswith(OPEN) else answer
+    joined = answer if not thinks or bare.startswith(OPEN) else f"{OPEN}\n{bare}"
+    if problem := block_problem(target, joined):
+        raise DataError(f"{problem}.")
+    return joined
+
+
 def wrap(reasoning: str, answer: str) -> str:
     """Put reasoning before its answer, as most models write it."""
     return f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}" if reasoning else answer

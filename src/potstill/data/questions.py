@@ -55,7 +55,7 @@ def questions(
             continue
         if len(result) >= most:
             break
-        turns = row.prompt if generated else row.opening
+        turns = row.prompt if generated else row.asked
         result[row.id] = _question(readers, example, replace(row, messages=turns))
     return list(result.values())
 

@@ -57,6 +57,11 @@ class Readers:
             return False
         return self.teacher.templater.fingerprint == self.student.templater.fingerprint
 
+    @property
+    def other_templater(self) -> Templater | None:
+        """The teacher's templater, where it reads rows differently from the student's."""
+        return None if self.teacher is None or self.read_alike else self.teacher.templater
+
 
 def reader_of(tokenizer: Any, templater: Templater) -> Reader:
     """Build a reader. Rows are padded with the padding token, else the end token, else id 0."""

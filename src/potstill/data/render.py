@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -80,6 +82,31 @@ class Renderer:
         return text + self._header if prompt else text
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, prompt: bool = False) -> str:
+        return self._apply(self._in_wanted_form(messages, tools), tools, prompt)
+
+    def _in_wanted_form(self, messages: Sequence[Message], tools: Sequence[Any]) -> Sequence[Message]:
+        """The messages with arguments of tool calls as JSON text, where the template wants them so.
+
+        It does where it fails with objects, and where it prints them as Python does.
+        """
+        objects = [arguments for arguments in _arguments(messages) if arguments]
+        if not objects:
+            return messages
+        try:
+            text = self._apply(messages, tools)
+        except DataError:
+            pass
+        else:
+            if not any(str(arguments) in text for arguments in objects):
+                return messages
+        as_text = [_with_text_arguments(message) for message in messages]
+        try:
+            self._apply(as_text, tools)
+        except DataError:
+            return messages
+        return as_text
+
+    def _apply(self, messages: Sequence[Message], tools: Sequence[Any], prompt: bool = False) -> str:
         template = self.template_text(bool(tools))
         try:
             return self.tokenizer.apply_chat_template(
@@ -126,19 +153,48 @@ class Renderer:
         Raises:
             DataError: it begins with two start tokens.
         """
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self._tokenised(text)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             raise DataError("the text begins with two start tokens.", fix="Remove one from the template.")
         return ids
 
     def document_ids(self, text: str) -> list[int]:
-        """Tokenise plain text: one start token if the tokenizer adds one, the text, and the end token."""
+        """Tokenise plain text: one start token if the tokenizer adds one, the text, and one end token."""
         start = self.tokenizer.bos_token_id
         adds_start = start is not None and self.tokenizer("a", verbose=False)["input_ids"][:1] == [start]
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        eos = self._eos()
+        ids = self._tokenised(self.without_end(text))
         head = [start] if adds_start and ids[:1] != [start] else []
-        return [*head, *ids, self._eos()]
+        return [*head, *ids, eos]
+
+    def _tokenised(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        # A tokenizer raises whatever its own code and its bindings do.
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise DataError(
+                f"the tokenizer refuses the text: {reason}.", fix="Repair the row, or set on_bad_row: skip."
+            ) from error
+        return ids
+
+    def without_end(self, text: str) -> str:
+        """The text without end tokens at its end: one is added to every answer and every document."""
+        words = [word for word in self._end_words if word]
+        while (bare := text.rstrip()).endswith(tuple(words)) and words:
+            text = bare.removesuffix(next(word for word in words if bare.endswith(word)))
+        return text
+
+    @cached_property
+    def _end_words(self) -> tuple[str, ...]:
+        """How the tokens that end an answer or a document are written."""
+        stops = {self.tokenizer.eos_token_id}
+        with suppress(DataError, ModelError):
+            stops.add(self.ending.stop)
+        return tuple(str(self.tokenizer.convert_ids_to_tokens(stop)) for stop in stops if stop is not None)
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
@@ -192,15 +248,15 @@ class Renderer:
 
     def marks(
         self, messages: Sequence[Message], tools: Sequence[Any] = ()
-    ) -> tuple[list[int], list[tuple[int, int]]] | None:
-        """Tokenise a conversation into (ids, ranges inside {% generation %}); None without marks."""
+    ) -> tuple[list[int], list[tuple[int, int]], str] | None:
+        """Tokenise a conversation into (ids, ranges inside {% generation %}, their text); None without marks."""
         template = self.template_text(bool(tools))
         if not self.tokenizer.is_fast or not re.search(r"\{%-?\s*generation\s*-?%\}", template):
             return None
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered: Any = render_jinja_template(
-            [list(messages)],
+            [list(self._in_wanted_form(messages, tools))],
             tools=list(tools) or None,
             chat_template=template,
             return_assistant_tokens_mask=True,
@@ -212,4 +268,26 @@ class Renderer:
         runs = [
             list(run) for marked, run in itertools.groupby(range(len(inside)), inside.__getitem__) if marked
         ]
-        return (out["input_ids"], [(run[0], run[-1] + 1) for run in runs]) if runs else None
+        if not runs:
+            return None
+        said = "".join(text[a:b] for a, b in spans)
+        return out["input_ids"], [(run[0], run[-1] + 1) for run in runs], said
+
+
+def _arguments(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The arguments of all tool calls that are objects."""
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    arguments = [call.get("function", call).get("arguments") for call in calls]
+    return [value for value in arguments if isinstance(value, dict)]
+
+
+def _with_text_arguments(message: Message) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call.get("function", call))
+        if isinstance(function.get("arguments"), dict):
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": function} if "function" in call else function)
+    return {**message, "tool_calls": calls}

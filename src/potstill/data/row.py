@@ -50,6 +50,13 @@ class Row:
         return tuple(itertools.takewhile(lambda message: message["role"] != "assistant", self.messages))
 
     @property
+    def asked(self) -> Messages:
+        """The turns before the assistant's first that is trained on: `trained: False` marks the others."""
+        turns = self.messages
+        answers = (i for i, m in enumerate(turns) if m["role"] == "assistant" and m.get("trained", True))
+        return turns[: next(answers, len(turns))]
+
+    @property
     def prompt_text(self) -> str:
         """The text of the opening (all of a text row), by which prompts are compared."""
         if self.text is not None:

@@ -8,18 +8,21 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from potstill.data import habits, shapes
 from potstill.data.files import Record, read_files
 from potstill.data.row import Row as Row
-from potstill.data.shapes import BadRow
+from potstill.data.turns import BadRow
 from potstill.errors import DataError
 
 DETECTION_ROWS = 1000  # rows by which the shape is detected
 _UNWRITABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+_USES = {"an answer": "response", "a context": "context"}
+_HELD = ("id", "messages", "text", "tools", "extra")
+_READ_LATER = ("family", "unseen")  # an evaluation groups prompts by these
 _COUNTS = (
     "read", "blank", "broken", "empty", "duplicate", "kept", "repaired", "same_prompt", "loop", "refusal"
 )  # fmt: skip
@@ -46,6 +49,7 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
     limit: int | None = None,
+    used: Collection[str] = (),
 ) -> Rows:
     """Read the rows of files or hub data sets, without duplicates.
 
@@ -54,9 +58,11 @@ def read_rows(
         columns: the file's column name -> the name in the format.
         on_bad_row: what to do with a broken row; empty ones are always dropped and counted.
         limit: stop after so many good rows.
+        used: columns that the recipe reads by name, beside those of the format.
 
     Raises:
-        DataError: a file or row cannot be used, no row is left, or two contents have one id.
+        DataError: a file or row cannot be used, no row is left, or two contents have one id, or a column that nobody reads
+            is named like an answer, a context, a picture or a judgement.
     """
     columns = columns or {}
     records = read_files(paths)
@@ -72,7 +78,7 @@ def read_rows(
             fix="Name them in data.columns, for example {question: prompt, answer: response}.",
         )
     shape = shape or "messages"
-    collector = _Collector(shape, columns, strict=on_bad_row == "error")
+    collector = _Collector(shape, columns, strict=on_bad_row == "error", used=used)
     for record in itertools.chain(head, records):
         collector.add(record)
         if limit is not None and len(collector.rows) >= limit:
@@ -84,20 +90,26 @@ def read_rows(
             path=", ".join(paths),
             fix="Repair the first of these rows.",
         )
-    return Rows(tuple(collector.rows), funnel, f"{shape}: {_describe(shape, values)}")
+    described = f"{shape}: {_describe(shape, values)}"
+    if collector.unread:
+        described += f"; not read: {', '.join(collector.unread)}"
+    return Rows(tuple(collector.rows), funnel, described)
 
 
 class _Collector:
     """The rows read so far, with their ids, contents and prompts."""
 
-    def __init__(self, shape: str, columns: Mapping[str, str], strict: bool) -> None:
+    def __init__(self, shape: str, columns: Mapping[str, str], strict: bool, used: Collection[str]) -> None:
         self.rows: list[Row] = []
         self.funnel: Counter[str] = Counter()
         self.first_problem = ""
         self._shape = shape
         self._columns = columns
         self._strict = strict
-        self._first_of: dict[str, tuple[str, str]] = {}  # id -> content, source
+        self._named = used
+        self._used = {*used, *_READ_LATER}
+        self.unread: dict[str, None] = {}  # columns that nobody reads, in the order of the rows
+        self._first_of: dict[str, tuple[str, Record]] = {}  # id -> content, first row
         self._contents: set[str] = set()
         self._prompts: set[str] = set()
 
@@ -109,22 +121,23 @@ class _Collector:
         try:
             if record.problem:
                 raise BadRow(record.problem)
-            value = _renamed(record, self._columns)
-            writable = _writable(value)
-            row = shapes.convert(self._shape, writable, record.source)
+            read = shapes.convert(self._shape, _renamed(record, self._columns), record.source)
         except BadRow as bad:
             self._reject(record, bad)
             return
+        row = replace(read, **{name: _writable(getattr(read, name)) for name in _HELD})
+        repaired = row != read
+        self._note_unread(row)
         content = _digest([row.messages, row.text, row.tools])
         row = replace(row, id=row.id or content)
-        self._require_one_content(row, content)
+        row = self._with_own_id(row, content, record)
         if content in self._contents:
             self.funnel["duplicate"] += 1
             return
         prompt = _digest(row.prompt_text)
         answers = [message["content"] for message in row.messages if message["role"] == "assistant"]
         self.funnel["kept"] += 1
-        self.funnel["repaired"] += writable != value
+        self.funnel["repaired"] += repaired
         self.funnel["same_prompt"] += prompt in self._prompts
         self.funnel["loop"] += any(map(habits.loops, answers))
         self.funnel["refusal"] += any(map(habits.refuses, answers))
@@ -139,14 +152,43 @@ class _Collector:
         self.funnel["empty" if bad.empty else "broken"] += 1
         self.first_problem = self.first_problem or f"{record.source}: {bad}"
 
-    def _require_one_content(self, row: Row, content: str) -> None:
-        first_content, first_source = self._first_of.setdefault(row.id, (content, row.source))
-        if first_content != content:
-            raise DataError(
-                f"the id {row.id!r} stands for another row in {first_source}.",
-                path=row.source,
-                fix="Make ids unique, or remove the id column; ids are then made from the content.",
-            )
+    def _with_own_id(self, row: Row, content: str, record: Record) -> Row:
+        """The row; ids may begin again in each file, and a second row of an id then gets one of its own."""
+        first_content, first = self._first_of.setdefault(row.id, (content, record))
+        if first_content == content:
+            return row
+        if first.file != record.file:
+            own = replace(row, id=f"{row.id}@{content}")
+            self._first_of.setdefault(own.id, (content, record))
+            return own
+        raise DataError(
+            f"the id {row.id!r} stands for another row in {first.source}.",
+            path=row.source,
+            fix="Make ids unique within the file, or leave the column out in the recipe: "
+            "data.columns: {id: unused}; ids are then made from the content.",
+        )
+
+    def _note_unread(self, row: Row) -> None:
+        """Keep the names of columns that nobody reads, and refuse those whose name says that they matter."""
+        for name, meaning in shapes.unread(row, self._used).items():
+            if meaning:
+                raise self._unread_error(row, name, meaning)
+            self.unread[name] = None
+
+    def _unread_error(self, row: Row, name: str, meaning: str) -> DataError:
+        use = _USES.get(meaning)
+        ways = [f"data.columns: {{{name}: {shapes.UNUSED}}} to leave it out"]
+        if use in shapes.COLUMNS[self._shape]:
+            ways.insert(0, f"data.columns: {{{name}: {use}}} to read it")
+        elif meaning == "a judgement":
+            ways.insert(0, f"data.weight: {name} to weigh rows by it")
+        lost = ", ".join(one for one in self._named if one not in row.extra)
+        return DataError(
+            f"the column {name!r} is not read, and its name says that it holds {meaning}"
+            + (f"; the recipe names {lost}, which this row does not have." if lost else "."),
+            path=row.source,
+            fix=f"Write {', or '.join(ways)}.",
+        )
 
 
 def _digest(value: Any) -> str:
@@ -167,7 +209,7 @@ def _writable(value: Any) -> Any:
         return _UNWRITABLE.sub("\ufffd", value)
     if isinstance(value, dict):
         return {_writable(key): _writable(item) for key, item in value.items()}
-    return [_writable(item) for item in value] if isinstance(value, list) else value
+    return type(value)(_writable(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _check_columns(columns: Mapping[str, str], records: Sequence[Record]) -> None:

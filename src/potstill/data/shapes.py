@@ -1,36 +1,56 @@
-"""The forms in which people write a row: chat messages, prompt and response, text, ShareGPT, Alpaca."""
+"""The forms in which people write a row: messages, prompt and response, question and answer, text, ShareGPT, Alpaca."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from potstill.data.files import describe, parse_json
-from potstill.data.row import ROLES, SYSTEM, Message, Row, role_problem
+from potstill.data.row import SYSTEM, Message, Row, role_problem
+from potstill.data.turns import SPEAKERS, BadRow, read_turn, require
 
+_ANSWERS = ("response", "completion", "output", "answer")
+_CONTEXTS = ("input", "context")
+_SYSTEMS = ("system", "system_prompt")
+_TOOLS = ("tools", "functions")
+_ASKED = (*_CONTEXTS, "history", *_ANSWERS, *_SYSTEMS)
 # The columns that each shape reads; the first of them is required.
 COLUMNS = {
-    "messages": ("messages", "system"),
-    "sharegpt": ("conversations", "system"),
-    "prompt": ("prompt", "response", "completion", "system"),
-    "alpaca": ("instruction", "input", "output", "system"),
+    "messages": ("messages", *_SYSTEMS),
+    "sharegpt": ("conversations", *_SYSTEMS),
+    "prompt": ("prompt", *_ASKED),
+    "alpaca": ("instruction", *_ASKED),
+    "question": ("question", *_ASKED, "answers"),
     "text": ("text",),
 }
-ALL_COLUMNS = frozenset({"id", "tools"}.union(*COLUMNS.values()))
-_SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-    "tool": "tool", "function": "tool", "observation": "tool",
-}  # fmt: skip
+UNUSED = "unused"  # what a recipe calls a column that is left out on purpose
+ALL_COLUMNS = frozenset({"id", *_TOOLS, UNUSED}.union(*COLUMNS.values()))
+
+# What a column may hold that changes what a row teaches, by the last word of its name or the first.
+_MEANINGS = {
+    "an answer": re.compile(
+        r"(^|_)(answers?|responses?|completions?|outputs?|targets?|solutions?|references?|repl(y|ies)|"
+        r"generat(ed|ed_text|ions?)|predictions?|ground_truth|gold|"
+        r"reasoning|thinking|rationale)$"
+    ),
+    "a context": re.compile(
+        r"(^|_)(contexts?|passages?|documents?|inputs?|history|histories|evidences?|backgrounds?|system|tools)$"
+    ),
+    "a picture or sound": re.compile(r"(^|_)(images?|pictures?|photos?|audios?|videos?|pixel_values)$"),
+    "a judgement": re.compile(
+        r"(^|_)(scores?|ratings?|rewards?|labels?|preferences?|judge?ments?|votes?|quality|weights?|masks?)$|"
+        r"^(chosen|rejected|score|rating|is_correct|correct)(_|$)"
+    ),
+}
 
 
-class BadRow(Exception):
-    """Raised for a row that cannot be used. Empty ones are always dropped; others are the user's decision."""
-
-    def __init__(self, message: str, *, empty: bool = False) -> None:
-        super().__init__(message)
-        self.empty = empty
+def meaning(name: str) -> str:
+    """What a column of this name holds that a row's reader must know of; "" for nothing."""
+    word = re.sub(r"[\W_]*\d*$", "", re.sub(r"(?<=[a-z])(?=[A-Z])|[\W]+", "_", name)).lower()
+    return next((what for what, names in _MEANINGS.items() if names.search(word)), "")
 
 
 def detect(values: Sequence[Mapping[str, Any]]) -> str | None:
@@ -53,101 +73,115 @@ def convert(shape: str, value: Mapping[str, Any], source: str) -> Row:
         raise BadRow(f"the column {columns[0]!r} is missing or null.")
     row_id = value.get("id")
     has_id = isinstance(row_id, str | int) and not isinstance(row_id, bool)
-    extra = {name: item for name, item in value.items() if name not in ("id", "tools", *columns)}
+    read = ("id", *columns) if shape == "text" else ("id", *_TOOLS, *columns)
+    extra = {name: item for name, item in value.items() if name not in read}
     row = Row(str(row_id) if has_id else "", extra=extra, source=source)
     if shape == "text":
         return replace(row, text=_text(value, "text"))
     messages = _MESSAGES[shape](value)
-    if str(value.get("system") or "").strip() and not (messages and messages[0]["role"] in SYSTEM):
-        messages.insert(0, {"role": "system", "content": _text(value, "system")})
+    system = _one(value, _SYSTEMS, empty=True)
+    if system and str(value[system]).strip() and not (messages and messages[0]["role"] in SYSTEM):
+        messages.insert(0, {"role": "system", "content": _text(value, system)})
     if problem := role_problem(messages):
         raise BadRow(problem)
     return replace(row, messages=tuple(messages), tools=_tools(value))
+
+
+def unread(row: Row, used: Collection[str]) -> dict[str, str]:
+    """The filled columns of a row that nobody reads, each with what its name means."""
+    return {
+        name: meaning(name)
+        for name, item in row.extra.items()
+        if name not in used and name != UNUSED and item not in (None, "", [], {})
+    }
 
 
 def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
     messages = []
     for number, turn in enumerate(_list(row, "conversations")):
         where = f"conversations[{number}]"
-        _require(dict, turn, where)
-        speaker = turn.get("from", turn.get("role"))
-        role = _SHAREGPT_ROLES.get(str(speaker))
-        if role is None:
-            raise BadRow(f"{where} is from {speaker!r}; potstill reads {', '.join(_SHAREGPT_ROLES)}.")
+        require(dict, turn, where)
         rest = {k: v for k, v in turn.items() if k not in ("from", "value", "role", "content")}
-        content = turn.get("value", turn.get("content"))
-        messages.append(_turn({"role": role, "content": content, **rest}, where))
+        said = {"role": turn.get("from", turn.get("role")), "content": turn.get("value", turn.get("content"))}
+        messages.append(read_turn({**rest, **said}, where, SPEAKERS))
     return messages
 
 
-def _prompt(row: Mapping[str, Any]) -> list[Message]:
-    answers = [name for name in ("response", "completion") if row.get(name) is not None]
-    if len(answers) > 1:
-        raise BadRow("the row has both a response and a completion.")
-    messages = _turns(row, "prompt", role="user")
-    return messages + (_turns(row, answers[0], role="assistant") if answers else [])
+def _asked(row: Mapping[str, Any], name: str) -> list[Message]:
+    """Read a question with what belongs to it: earlier turns, a passage, and its answer."""
+    messages = [*_history(row), *_turns(row, name, "user")]
+    if context := _one(row, _CONTEXTS, empty=True):
+        if not isinstance(row[name], str):
+            raise BadRow(f"the column {context!r} stands beside a list of messages.")
+        messages[-1]["content"] += f"\n\n{_text(row, context)}"
+    answer = _one(row, _ANSWERS)
+    return messages + (_turns(row, answer, "assistant") if answer else [])
 
 
-def _alpaca(row: Mapping[str, Any]) -> list[Message]:
-    names = ("instruction", "input") if row.get("input") else ("instruction",)
-    messages = [{"role": "user", "content": "\n\n".join(_text(row, name) for name in names)}]
-    if row.get("output") is not None:
-        messages.append({"role": "assistant", "content": _text(row, "output")})
+def _question(row: Mapping[str, Any]) -> list[Message]:
+    if row.get("answers") is None:
+        return _asked(row, "question")
+    texts = row["answers"].get("text") if isinstance(row["answers"], dict) else row["answers"]
+    texts = (
+        list(dict.fromkeys(texts))
+        if isinstance(texts, list) and all(isinstance(t, str) for t in texts)
+        else []
+    )
+    if len(texts) != 1 or row.get("answer") is not None:
+        raise BadRow("the column 'answers' holds not exactly one answer; give one in the column 'answer'.")
+    return _asked({**row, "answer": texts[0]}, "question")
+
+
+def _history(row: Mapping[str, Any]) -> list[Message]:
+    """Read earlier turns: messages, or pairs of question and answer."""
+    if row.get("history") in (None, "", []):
+        return []
+    messages: list[Message] = []
+    for number, item in enumerate(_list(row, "history")):
+        where = f"history[{number}]"
+        if isinstance(item, dict):
+            messages.append(read_turn(item, where))
+        elif isinstance(item, list) and len(item) == 2:
+            for role, text in zip(("user", "assistant"), item, strict=True):
+                messages.append(read_turn({"role": role, "content": text}, where))
+        else:
+            raise BadRow(f"{where} is neither a message nor a pair of question and answer.")
     return messages
 
 
 def _turns(row: Mapping[str, Any], name: str, role: str | None = None) -> list[Message]:
     """Read a list of messages; with a `role`, text too."""
-    if role is not None and isinstance(row[name], str):
+    if role is not None and not isinstance(row[name], list):
+        if not isinstance(row[name], str):
+            raise BadRow(f"the column {name!r} is {describe(row[name])}, not text or a list of messages.")
         return [{"role": role, "content": _text(row, name)}]
-    return [_turn(turn, f"{name}[{number}]") for number, turn in enumerate(_list(row, name))]
+    return [read_turn(turn, f"{name}[{number}]") for number, turn in enumerate(_list(row, name))]
 
 
 _MESSAGES = {
-    "messages": lambda row: _turns(row, "messages"), "sharegpt": _sharegpt, "prompt": _prompt, "alpaca": _alpaca
+    "messages": lambda row: _turns(row, "messages"), "sharegpt": _sharegpt, "question": _question,
+    "prompt": lambda row: _asked(row, "prompt"), "alpaca": lambda row: _asked(row, "instruction"),
 }  # fmt: skip
 
 
-def _turn(turn: Any, where: str) -> Message:
-    _require(dict, turn, where)
-    message = {key: item for key, item in _without_nulls(turn).items() if key != "tool_calls" or item}
-    role, calls = message.get("role"), message.get("tool_calls")
-    if role not in ROLES:
-        raise BadRow(f"{where} has the role {role!r}; potstill reads {', '.join(ROLES)}.")
-    if calls:
-        _require(list, calls, f"{where}.tool_calls")
-        message["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
-        # Templates test whether content is empty; few of them expect it to be absent.
-        message.setdefault("content", "")
-    for key in ("content", "reasoning_content", "reasoning"):
-        if key in message:
-            _require(str, message[key], f"{where}.{key}")
-    if "content" not in message:
-        raise BadRow(f"{where} has no content.")
-    if not message["content"].strip() and role in ("user", "assistant") and not calls:
-        raise BadRow(f"{where}.content is empty.", empty=True)
-    return message
-
-
-def _call(call: Any, where: str) -> Any:
-    """Read a tool call's arguments as an object: servers write JSON text, templates print objects."""
-    _require(dict, call, where)
-    function = call.get("function", call)
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = parse_json(function["arguments"] or "{}")
-    except ValueError as error:
-        raise BadRow(f"{where} has arguments that are not JSON: {error}.") from error
-    function = {**function, "arguments": arguments}
-    return {**call, "function": function} if "function" in call else function
-
-
 def _tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    tools = _list(row, "tools") if row.get("tools") else []
+    name = _one(row, _TOOLS, empty=True)
+    tools = _list(row, name) if name else []
     for number, tool in enumerate(tools):
-        _require(dict, tool, f"tools[{number}]")
-    return tuple(_without_nulls(tools))
+        require(dict, tool, f"{name}[{number}]")
+    return tuple(tools)
+
+
+def _one(row: Mapping[str, Any], names: Sequence[str], *, empty: bool = False) -> str:
+    """The one column of `names` that is filled, "" for none; `empty` ones count as absent.
+
+    Raises:
+        BadRow: several are filled.
+    """
+    filled = [name for name in names if row.get(name) is not None and not (empty and not row[name])]
+    if len(filled) > 1:
+        raise BadRow(f"the row has both a {filled[0]} and a {filled[1]}.")
+    return filled[0] if filled else ""
 
 
 def _list(row: Mapping[str, Any], name: str) -> list[Any]:
@@ -156,26 +190,14 @@ def _list(row: Mapping[str, Any], name: str) -> list[Any]:
     if isinstance(value, str):
         with suppress(ValueError):
             value = parse_json(value)
-    _require(list, value, f"the column {name!r}")
-    if not value and name != "tools":
+    require(list, value, f"the column {name!r}")
+    if not value and name not in _TOOLS:
         raise BadRow(f"the column {name!r} is an empty list.")
     return value
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
-    _require(str, row[name], f"the column {name!r}")
+    require(str, row[name], f"the column {name!r}")
     if not row[name].strip():
         raise BadRow(f"the column {name!r} is empty.", empty=True)
     return row[name]
-
-
-def _require(kind: type, value: Any, where: str) -> None:
-    if not isinstance(value, kind):
-        raise BadRow(f"{where} is {describe(value)}, not {describe(kind())}.")
-
-
-def _without_nulls(value: Any) -> Any:
-    """Remove null fields: tables fill in every field that any other row has."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

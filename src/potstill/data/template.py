@@ -7,12 +7,14 @@ of that turn ends, so a model is trained on the prompts that it is given at infe
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from potstill.data import policies
+from potstill.data.ledger import ledger_of
 from potstill.data.policies import CLOSE, OPEN, Reasoning, System
 from potstill.data.render import Renderer
 from potstill.data.row import Message, Row, role_problem
@@ -47,6 +49,7 @@ class Templater:
         self._system = system
         self._reasoning = reasoning
         self._end_ids = tuple(end_ids)
+        self._printed: set[str] = set()  # structures of conversations that the template prints whole
 
     @property
     def has_template(self) -> bool:
@@ -86,7 +89,9 @@ class Templater:
             raise DataError(problem, fix="Repair the row.")
         if messages[-1]["role"] == "assistant":
             raise DataError("a prompt ends with the assistant's own turn.", fix="Remove the answer.")
-        return self._renderer.text(self._prepare(messages), tools, prompt=True)
+        prepared = self._prepare(messages)
+        self._require_printed(prepared, tools, prompt=True)
+        return self._renderer.text(prepared, tools, prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """Render a prompt as ids; raises as `prompt_text` does."""
@@ -131,19 +136,23 @@ class Templater:
             if problem:
                 raise DataError(problem, fix="Repair the row, or generate the answers first.")
             messages = self._prepare(row.messages)
-            if marked := self._by_marks(messages, row.tools):
-                return [_example(row.id, *marked)]
+            self._require_printed(messages, row.tools)
+            wanted = [m.get("trained", True) for m in row.messages if m["role"] == "assistant"]
+            marked = self._by_marks(messages, row.tools)
+            if marked and (all(wanted) or len(marked[1]) == len(wanted)):
+                ids, spans = marked
+                return [_example(row.id, ids, list(itertools.compress(spans, wanted)))]
             turns = [
                 self._turn(messages, row.tools, turn)
                 for turn, message in enumerate(messages)
                 if message["role"] == "assistant"
             ]
             whole = turns[-1][0]
-            if all(whole[: len(ids)] == ids for ids, _ in turns):
-                return [_example(row.id, whole, [span for _, spans in turns for span in spans])]
+            trained = list(itertools.compress(enumerate(turns, 1), wanted))
+            if not trained or all(whole[: len(ids)] == ids for ids, _ in turns):
+                return [_example(row.id, whole, [span for _, (_, spans) in trained for span in spans])]
             return [
-                replace(_example(f"{row.id}#{number}", *turn), part_of=row.id)
-                for number, turn in enumerate(turns, 1)
+                replace(_example(f"{row.id}#{number}", *turn), part_of=row.id) for number, turn in trained
             ]
 
     def _prepare(self, messages: Sequence[Message]) -> list[Message]:
@@ -154,7 +163,51 @@ class Templater:
                         f"the chat template {problem}.",
                         fix="Use system: merge to put it into the first user turn, or system: drop.",
                     )
+        messages = [self._bare(message) for message in messages]
         return policies.apply_reasoning(policies.apply_system(messages, self._system), self._reasoning)
+
+    def _bare(self, message: Message) -> Message:
+        """A turn without its mark of training, and an answer without the end token that the template adds."""
+        bare = {key: value for key, value in message.items() if key != "trained"}
+        if message["role"] == "assistant":
+            bare["content"] = self._renderer.without_end(message["content"])
+            if message["content"].strip() and not bare["content"].strip() and not message.get("tool_calls"):
+                raise DataError(
+                    "an answer is nothing but an end token.", fix="Repair the row, or leave it out."
+                )
+        return bare
+
+    def require_printed(self, row: Row) -> None:
+        """Refuse a conversation of which the template leaves something out.
+
+        Raises:
+            DataError: names the row and what is left out.
+        """
+        if row.text is None and self.has_template:
+            with row.place_in_errors():
+                self._require_printed(self._prepare(row.messages), row.tools)
+
+    def _require_printed(
+        self, messages: Sequence[Message], tools: Sequence[Any], *, prompt: bool = False
+    ) -> None:
+        ledger = ledger_of(messages, tools)
+        structure = json.dumps([prompt, ledger.messages, ledger.tools], default=str)
+        if structure in self._printed:
+            return
+        try:
+            text = self._renderer.text(ledger.messages, ledger.tools, prompt=prompt)
+        except DataError:
+            return  # the row's own rendering says why
+        missing = ledger.missing(text)
+        if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+            # Where it leaves out the answer itself, the answer is written behind its prompt.
+            missing = [part for part in missing if part != "an answer"]
+        if missing:
+            raise DataError(
+                f"the chat template prints nothing of {', '.join(missing)}.",
+                fix="Name a template that does in data.template.file, or leave these rows out.",
+            )
+        self._printed.add(structure)
 
     def _by_marks(self, messages: Sequence[Message], tools: Sequence[Any]) -> Spans | None:
         """Find the turns by the template's {% generation %} marks, each with its end token.
@@ -163,11 +216,15 @@ class Templater:
         """
         render = self._renderer
         marked = render.marks(messages, tools)
-        if marked is None or not render.ending.marked:
+        thoughtful = any(m.get("tool_calls") and policies.split_reasoning(m)[0] for m in messages)
+        if marked is None or not render.ending.marked or thoughtful:
             return None
-        ids, marks = marked
-        prompt = render.ids(render.text(messages[:-1], tools, prompt=True))
-        if ids[: len(prompt)] != prompt or not _holds_answers(messages, render.text(messages, tools)):
+        ids, marks, said = marked
+        prompt_text = render.text(messages[:-1], tools, prompt=True)
+        prompt = render.ids(prompt_text)
+        if policies.block_of(prompt_text):
+            return None
+        if ids[: len(prompt)] != prompt or not _holds_answers(messages, said):
             return None
         ending = list(render.ending.ids)
         spans = []
@@ -181,11 +238,14 @@ class Templater:
     def _turn(self, messages: Sequence[Message], tools: Sequence[Any], turn: int) -> Spans:
         """Encode one answer after the prompt of its turn, as at inference."""
         render = self._renderer
+        if messages[turn].get("tool_calls"):
+            self._require_printed(messages[: turn + 1], tools)
         prompt_text = render.text(messages[:turn], tools, prompt=True)
         text = render.text(messages[: turn + 1], tools)
         answer = text.removeprefix(prompt_text)
         if answer == text or not _holds_answers(messages[turn : turn + 1], answer):
             answer = _spliced(messages[turn], prompt_text) + render.ending.text
+        policies.require_one_block(prompt_text, answer)
         if not render.ending.marked:
             answer = answer.rstrip()
         prompt = render.ids(prompt_text)
@@ -203,33 +263,32 @@ class Templater:
 
 def _spliced(message: Message, prompt: str) -> str:
     """Write the answer after a prompt, for templates that print answers differently from how models write."""
+    content = policies.wrap(message.get("reasoning_content", ""), message["content"])
+    if policies.block_of(prompt) == CLOSE:
+        policies.require_one_block(prompt, content)
     if message.get("tool_calls"):
         raise DataError(
-            "the chat template prints this tool call differently after its prompt.",
+            "the chat template prints this tool call differently after its prompt, or without its reasoning.",
             fix="Name another template in data.template.file.",
         )
-    content = message["content"]
-    if "reasoning_content" in message:
-        content = policies.wrap(message["reasoning_content"], content)
     if not prompt.rstrip().endswith(OPEN):
         return content
-    if CLOSE not in content:
-        raise DataError(
-            f"the prompt opens {OPEN}, and the answer holds no reasoning.",
-            fix="Switch thinking off in data.template.kwargs, or use rows with reasoning.",
-        )
     inside = content.lstrip().removeprefix(OPEN)
     return inside.lstrip() if prompt[-1].isspace() else inside
 
 
 def _holds_answers(messages: Sequence[Message], text: str) -> bool:
-    """Whether the text holds every answer with its reasoning."""
-    return all(
-        part.strip() in text
-        for message in messages
-        if message["role"] == "assistant" and not message.get("tool_calls")
-        for part in policies.split_reasoning(message)
-    )
+    """Whether the text holds every answer with its reasoning, one after the other."""
+    place = 0
+    for message in messages:
+        if message["role"] != "assistant":
+            continue
+        for part in map(str.strip, policies.split_reasoning(message)):
+            start = text.find(part, place)
+            if start < 0:
+                return False
+            place = start + len(part)
+    return True
 
 
 def _example(

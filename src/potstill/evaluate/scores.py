@@ -15,6 +15,7 @@ from torch import Tensor
 from potstill.data.batch import collate
 from potstill.data.plan import by_length
 from potstill.models import anatomy
+from potstill.models.beside import evaluating
 from potstill.models.projection import plain_logits, wide
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, chunk_rows
 from potstill.objectives.token import Divergence
@@ -64,8 +65,6 @@ def score(
         vocabulary: ids that both models share; padded rows of either head are cut before the softmax.
         batch_tokens: padded tokens of one forward pass.
     """
-    was_training = student.training
-    student.eval()
     form = anatomy.head_form(student)
     device = next(student.parameters()).device
     names = NAMES if teacher is not None else ("cross_entropy",)
@@ -73,28 +72,32 @@ def score(
     place = {row_id: index for index, row_id in enumerate(row_ids)}
     totals = torch.zeros(len(row_ids), len(names) + 1, dtype=torch.float64)  # the last column counts tokens
     done = 0
-    for rows in by_length([len(example.input_ids) for example in examples], batch_tokens):
-        batch = collate([examples[row] for row in rows], pad_id=pad_id).to(device)
-        hidden = anatomy.states_of(student, batch)[batch.predicts]
-        head = anatomy.head_of(student, vocabulary, form)
-        chunks = None if teacher is None else teacher.signal(batch.for_teacher).chunks(forward_kl, "bucket")
-        places = torch.tensor([place[examples[row].row_id] for row in rows])
-        owner = places[batch.predicts.nonzero()[:, 0].cpu()]
-        step = chunk_rows(vocabulary, wide(hidden.dtype), chunk_bytes) // 2
-        for start in range(0, batch.count, step):
-            part = slice(start, min(start + step, batch.count))
-            columns: tuple[Tensor, ...]
-            logits, target = plain_logits(head, hidden[part]), batch.targets[part].unsqueeze(-1)
-            if chunks is None:
-                columns = (-tempered(logits, 1.0).gather(1, target).squeeze(-1),)
-            else:
-                sides = chunks(part, logits).beside(logits, slice(0, len(logits)), 1.0)
-                columns = _compared(sides, target, forward_kl, reverse_kl)
-            values = torch.stack([column.double() for column in (*columns, torch.ones_like(columns[0]))], -1)
-            totals.index_add_(0, owner[part], values.cpu())
-        done += len(rows)
-        on_progress(done, len(examples))
-    student.train(was_training)
+    with evaluating(student):
+        for rows in by_length([len(example.input_ids) for example in examples], batch_tokens):
+            batch = collate([examples[row] for row in rows], pad_id=pad_id).to(device)
+            hidden = anatomy.states_of(student, batch)[batch.predicts]
+            head = anatomy.head_of(student, vocabulary, form)
+            chunks = (
+                None if teacher is None else teacher.signal(batch.for_teacher).chunks(forward_kl, "bucket")
+            )
+            places = torch.tensor([place[examples[row].row_id] for row in rows])
+            owner = places[batch.predicts.nonzero()[:, 0].cpu()]
+            step = chunk_rows(vocabulary, wide(hidden.dtype), chunk_bytes) // 2
+            for start in range(0, batch.count, step):
+                part = slice(start, min(start + step, batch.count))
+                columns: tuple[Tensor, ...]
+                logits, target = plain_logits(head, hidden[part]), batch.targets[part].unsqueeze(-1)
+                if chunks is None:
+                    columns = (-tempered(logits, 1.0).gather(1, target).squeeze(-1),)
+                else:
+                    sides = chunks(part, logits).beside(logits, slice(0, len(logits)), 1.0)
+                    columns = _compared(sides, target, forward_kl, reverse_kl)
+                values = torch.stack(
+                    [column.double() for column in (*columns, torch.ones_like(columns[0]))], -1
+                )
+                totals.index_add_(0, owner[part], values.cpu())
+            done += len(rows)
+            on_progress(done, len(examples))
     *sums, tokens = map(tuple, totals.T.tolist())
     return Scores(tuple(row_ids), tokens, dict(zip(names, sums, strict=True)))
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
-
-from torch import nn
 
 from potstill.errors import DataError, RecipeError
 from potstill.generate.decode import Decoder, Pending
 from potstill.generate.request import Completion, GenerationProgress, Request
 from potstill.generate.sampling import Sampling, uniforms
+from potstill.models.beside import evaluating
 
 
 def write(request: Request) -> Iterator[Completion]:
@@ -88,25 +86,14 @@ def _run(
     while going:
         finished: list[Completion] = []
         # The caller may train between two completions, so evaluation mode ends before each yield.
-        with _evaluating(decoder.model):
+        # It also ends gradient checkpointing, which drops the cache.
+        with evaluating(decoder.model):
             while not finished and (going := decoder.busy and not should_stop()):
                 finished = decoder.step()
                 done += len(finished)
                 if on_progress:
                     on_progress(GenerationProgress(done, total, decoder.tokens, time.monotonic() - start))
         yield from finished
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn off dropout and gradient checkpointing, which acts in training mode only and drops the cache."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check(

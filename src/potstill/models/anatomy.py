@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import OUT_OF_SCOPE, ModelError
+from potstill.models.beside import evaluating
 from potstill.types import Batch, Head
 
 
@@ -101,12 +102,8 @@ def head_form(model: Any) -> HeadForm:
     Raises:
         ModelError: the model's logits are not finite or follow none of the supported forms.
     """
-    training = model.training
-    model.eval()  # dropout would change every pass
-    try:
+    with evaluating(model):  # dropout would change every pass
         return _probed(model)
-    finally:
-        model.train(training)
 
 
 def _probed(model: Any) -> HeadForm:

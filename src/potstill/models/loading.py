@@ -1,7 +1,7 @@
 """Load and save causal language models.
 
 Weights are read from safetensors or GGUF, never from pickles. A model that is not a decoder-only text model
-is refused by name, and a missing weight is an error, never initialised at random.
+is refused by name; a missing weight is an error, never initialised at random, and so is one that nobody reads.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from potstill.errors import OUT_OF_SCOPE, ModelError
+from potstill.models import claims, files, gguf
 from potstill.models.anatomy import output_layer, parameter_count
+from potstill.models.border import border, quiet
 from potstill.models.source import Source as Source
 from potstill.models.source import find_source as find_source
 from potstill.models.vocabulary import read_vocabulary, require_width
 from potstill.store.artifacts import file_hash, move_into_place, write_json
 
 log = logging.getLogger("potstill")
+
+UNPACKED = 2  # raised when what is kept of a GGUF file changes its meaning
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,14 @@ def fingerprint(source: Source) -> str:
     """Identify the weights: sha256 of the files, or of the hub id at its commit.
 
     Raises:
-        ModelError: a hub model whose commit cannot be resolved.
+        ModelError: a hub model whose commit cannot be resolved, or files that cannot be loaded.
     """
     if source.kind == "hub":
         return hashlib.sha256(f"{source.location}@{_commit(source)}".encode()).hexdigest()
-    patterns = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-    folder_files = {file for pattern in patterns for file in source.path.glob(pattern)}
     digest = hashlib.sha256()
-    for file in sorted(folder_files) if source.kind == "folder" else [source.path]:
-        digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
+    with _reading(source):
+        for file in files.folder_files(source.path) if source.kind == "folder" else [source.path]:
+            digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()
 
 
@@ -72,10 +76,55 @@ def load_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with _reading(source):
+        _compare_claims(source)
         config = AutoConfig.from_pretrained(**_arguments(source))
-    if problem := _out_of_scope(config, source.trust_remote_code):
+    claims.require_readable_numbers(config, source.location)
+    if problem := claims.out_of_scope(config, source.trust_remote_code):
         raise ModelError(f"{source.location} {problem}, not a decoder-only text model.", fix=OUT_OF_SCOPE)
     return config
+
+
+def _compare_claims(source: Source) -> None:
+    """Refuse what the settings claim and the files cannot hold, before anything is built from them."""
+    config = _settings(source, files.CONFIG)
+    if _file(source, files.ADAPTER) is not None:
+        raise ModelError(
+            f"{source.location} holds an adapter ({files.ADAPTER}){' beside a full model' if config else ''}.",
+            fix="Merge the adapter into its model (merge_and_unload of peft) and save that, or take it out.",
+        )
+    if named := config.get("transformers_weights"):
+        raise ModelError(
+            f"the config of {source.location} reads its weights from another file ({named}).",
+            fix=f"Name the file {files.SINGLE}, and remove transformers_weights from {files.CONFIG}.",
+        )
+    stored = None
+    if source.kind == "folder" and (_file(source, files.SINGLE) or _file(source, files.INDEX)):
+        stored = files.tensors(source.path)
+    claims.require_possible(config, stored, source.location)
+
+
+def _settings(source: Source, name: str) -> dict[str, Any]:
+    """A settings file as it stands, {} where there is none; code of others that it names is refused if it may run."""
+    file = _file(source, name)
+    content = {} if file is None else files.read_json(file)
+    if source.trust_remote_code:
+        claims.require_own_code(content, source.location)
+    return content
+
+
+def _file(source: Source, name: str) -> Path | None:
+    """A file of the model; None where the model has none."""
+    if source.kind == "hub":
+        return _hub_file(source.location, source.revision, name)
+    return source.path / name if source.kind == "folder" and (source.path / name).is_file() else None
+
+
+@cache  # each question may cost a request
+def _hub_file(location: str, revision: str | None, name: str) -> Path | None:
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(location, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
 
 
 def context_length(config: Any) -> int | None:
@@ -94,23 +143,6 @@ def count_parameters(source: Source) -> int:
     return parameter_count(model)
 
 
-def _out_of_scope(config: Any, trusted: bool) -> str:
-    """Say what a model is instead of a decoder-only text model, or ""."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        return f"is an encoder-decoder ({kind})"
-    declared = getattr(config, "architectures", None) or []
-    if declared and not any("CausalLM" in name or "LMHead" in name for name in declared):
-        return f"is a {declared[0]}"
-    # Encoders with a language head attend to later tokens unless their config says is_decoder.
-    if hasattr(config, "is_decoder") and kind in ENCODERS and not config.is_decoder:
-        return f"is an encoder ({kind} with is_decoder: false)"
-    return "" if kind in CAUSAL or trusted else f"has the model type {kind}"
-
-
 def load_tokenizer(source: Source) -> Any:
     """Load the tokenizer that belongs to the weights.
 
@@ -121,6 +153,9 @@ def load_tokenizer(source: Source) -> Any:
 
     source = _unpacked(source)
     with _reading(source, "tokenizer"):
+        _compare_claims(source)
+        _settings(source, files.TOKENIZER_CONFIG)
+        claims.require_dense(_settings(source, files.TOKENIZER), source.location)
         return AutoTokenizer.from_pretrained(**_arguments(source))
 
 
@@ -133,7 +168,11 @@ def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str
     load_config(source)
     source = _unpacked(source)
     if source.kind == "folder":
-        _refuse_pickles(source.path)
+        files.weight_files(source.path)
+    else:
+        with _reading(source):
+            if index := _file(source, files.INDEX):
+                files.shard_names(index)
     return _read_weights(source, dtype=dtype, use_safetensors=True).to(device).eval()
 
 
@@ -142,26 +181,12 @@ def _read_weights(source: Source, **options: Any) -> Any:
 
     auto: Any = AutoModelForCausalLM
     with _reading(source):
-        model, info = auto.from_pretrained(**_arguments(source), **options, output_loading_info=True)
-    missing = [*sorted(info["missing_keys"]), *sorted(map(str, info["mismatched_keys"]))]
-    if missing:
-        raise ModelError(
-            f"{source.location} lacks {len(missing)} of its tensors, first {missing[0]}.",
-            fix="The files do not belong to this config; download or convert them again.",
+        model, info = auto.from_pretrained(
+            **_arguments(source), **options, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    claims.require_all(model, info, source.location)
+    claims.say_what_is_tied(model)
     return model
-
-
-def _refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    if pickled:
-        raise ModelError(
-            f"{folder} holds only pickled weights ({pickled[0]}), which can run code on load.",
-            fix="Convert them to safetensors first.",
-        )
-    raise ModelError(f"{folder} holds no weights.", fix="It must have model.safetensors or its shards.")
 
 
 def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Loaded:
@@ -174,14 +199,29 @@ def load(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cp
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load without potstill."""
-    with quiet():
-        model.save_pretrained(folder)
+    from transformers import GenerationConfig
+
+    fix = "Use another model, or open an issue that names it."
+    with border(f"cannot save the model to {folder}", fix, passes=OSError):
+        claims.say_what_is_tied(model)
+        generation = getattr(model, "generation_config", None)
+        try:
+            if generation is not None:  # it may hold what its own library reads and refuses to write
+                model.generation_config = GenerationConfig()
+            model.save_pretrained(folder)
+        finally:
+            if generation is not None:
+                model.generation_config = generation
+        if generation is not None:
+            generation.to_json_file(folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
 
 
 def _arguments(source: Source) -> dict[str, Any]:
     if source.kind == "gguf":
-        return {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
+        # Absolute: transformers looks into the working directory first.
+        path = source.path.absolute()
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": str(path)}
     return {
         "pretrained_model_name_or_path": source.location,
         "revision": source.revision,
@@ -191,19 +231,19 @@ def _arguments(source: Source) -> dict[str, Any]:
 
 @contextmanager
 def _reading(source: Source, what: str = "model") -> Iterator[None]:
-    """Silence transformers, and report what it cannot read."""
-    try:
-        with quiet():
-            yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        fix = "Check the folder."
-        if source.kind == "hub":
-            fix = (
-                "Check the name and the revision, and that this machine may reach the hub; "
-                "potstill never replaces one model by another."
-            )
-        raise ModelError(f"cannot load the {what} {source.location}: {reason}", fix=fix) from error
+    """Report what cannot be read of a model, whatever the reason."""
+    fix = "Check the folder."
+    if source.kind == "hub":
+        fix = (
+            "Check the name and the revision, and that this machine may reach the hub; "
+            "potstill never replaces one model by another."
+        )
+    with border(f"cannot load the {what} {source.location}", fix):
+        if source.kind == "folder":
+            files.require_regular(source.path)
+        elif source.kind == "gguf":
+            files.require_content(source.path)
+        yield
 
 
 def _unpacked(source: Source) -> Source:
@@ -214,7 +254,7 @@ def _unpacked(source: Source) -> Source:
         return source
     digest = file_hash(source.path)
     cache = os.environ.get("POTSTILL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "potstill")
-    target = Path(cache).expanduser() / "gguf" / f"{digest[:32]}-{transformers.__version__}"
+    target = Path(cache).expanduser() / "gguf" / f"{digest[:32]}-{transformers.__version__}-{UNPACKED}"
     marker = target / "complete.json"
     if not marker.is_file():
         log.info("unpacking %s once", source.path.name)
@@ -240,26 +280,11 @@ def _unpack(source: Source, folder: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         model = _read_weights(source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
         with _reading(source):
+            gguf.require_all_read(source.path, model)
             tokenizer = AutoTokenizer.from_pretrained(**_arguments(source))
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     save(model, tokenizer, folder)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' bars and advice; errors still raise."""
-    from transformers.utils import logging as their_logging
-
-    level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
-    their_logging.set_verbosity_error()
-    their_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        their_logging.set_verbosity(level)
-        if bars:
-            their_logging.enable_progress_bar()
 
 
 def fast_bf16(device: torch.device) -> bool:

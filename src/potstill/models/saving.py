@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from potstill.errors import ModelError
-from potstill.models import anatomy, loading
+from potstill.models import anatomy, beside, loading
 
 WORST = 1e-5  # of the largest logit; the same weights on the same device differ by nothing
 PROBE = 16  # ids, spread over the vocabulary
@@ -37,11 +37,8 @@ def difference(model: Any, folder: Path) -> float:
     again = loading.load(loading.find_source(str(folder)), dtype=first.dtype, device=first.device).model
     size = anatomy.output_layer(model).weight.shape[0]
     ids = torch.linspace(0, size - 1, PROBE, device=first.device).long().unsqueeze(0)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    here, there = (each(input_ids=ids).logits for each in (model, again))
-    for module, training in modes:
-        module.training = training
+    with beside.evaluating(model):
+        here, there = (each(input_ids=ids).logits for each in (model, again))
     if here.shape != there.shape:
         return float("inf")
     apart = torch.where(here == there, 0.0, (here - there).abs()).nan_to_num(float("inf"))

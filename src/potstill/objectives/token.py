@@ -118,10 +118,13 @@ class TokenLoss:
             metrics: also sum cross-entropy, entropies, agreement and acceptance.
 
         Raises:
-            SignalError: the divergence does not support this kind of signal, or targets are none.
+            SignalError: the divergence does not support this kind of signal, targets are none, or weights need a
+                gradient.
             NotFinite: from the call, not on a GPU: a target is impossible, or something is NaN.
         """
         chunks = None if self.ce_weight == 1.0 else signal.chunks(self.divergence, self.tail)
+        if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+            raise SignalError("the weights need a gradient, and get none here.", fix="Pass weights.detach().")
         if self.ce_weight and targets is None:
             raise SignalError("a hard-label term needs target ids.", fix="Pass targets, or ce_weight 0.")
         if isinstance(self.weigh, TokenWeight) and not self.weigh.reads(signal.kind):

@@ -158,7 +158,7 @@ class DataSpec(Spec):
     """The rows to train on and the rows to measure on."""
 
     train: Files
-    """One file or several."""
+    """Files, folders, FOLDER:SPLIT or hub data sets: one or several."""
     heldout: Files | None = None
     """Rows to measure on; without it they are split off by prompt before anything is generated."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] | Auto = "auto"
@@ -166,7 +166,7 @@ class DataSpec(Spec):
     format: Format = "auto"
     """How a row is written."""
     columns: dict[str, Text] = Field(default_factory=dict)
-    """Own column name: the name that the format wants."""
+    """Own column name: the name that the format wants, or `unused` for a column that is left out."""
     weight: Text | None = None
     """Column whose number weighs every token of its row; a step divides by the weights' sum."""
     template: Template | None = None

@@ -41,6 +41,11 @@ def _set(raw: dict[str, Any], override: str, top_level: Sequence[str]) -> None:
         )
     value = yaml.load_value(text, f"override {path}")
     node = raw
+    if len(keys) == 1 and keys[0] not in _starts(raw, top_level):
+        node[keys[0]] = (
+            value  # refused with the recipe's other keys, and there with the place where it belongs
+        )
+        return
     if keys[0] not in top_level or (keys[0] == "stages" and len(keys) > 1):
         name, *keys = keys[1:] if keys[0] == "stages" else keys
         node = _stage_options(raw, name, path, top_level)
@@ -58,12 +63,18 @@ def _set(raw: dict[str, Any], override: str, top_level: Sequence[str]) -> None:
     node[keys[-1]] = value
 
 
+def _starts(raw: Mapping[str, Any], top_level: Sequence[str]) -> list[str]:
+    """What an override may start with."""
+    names = stage_names(raw.get("stages") or stages_of(raw.get("method")))
+    return [*top_level, *(name for name in names if name)]
+
+
 def _stage_options(raw: dict[str, Any], name: str, path: str, top_level: Sequence[str]) -> dict[str, Any]:
     """The options of the stage called `name`, ready to be changed in place."""
     stages = raw.get("stages") or stages_of(raw.get("method"))
     names = stage_names(stages)
     if name not in names:
-        starts = [*top_level, *(name for name in names if name)]
+        starts = _starts(raw, top_level)
         message = f"the override reaches nothing{plugins.did_you_mean(name, starts)}"
         raise RecipeError(message, fix=f"It starts with one of: {', '.join(starts)}.", path=path)
     if not raw.get("stages"):

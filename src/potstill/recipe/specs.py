@@ -67,7 +67,7 @@ Files: TypeAlias = Annotated[
     Field(strict=False, min_length=1),
     BeforeValidator(_listed, json_schema_input_type=Text | Annotated[list[Text], Field(min_length=1)]),
 ]
-Format: TypeAlias = Literal["auto", "messages", "prompt", "text", "sharegpt", "alpaca"]
+Format: TypeAlias = Literal["auto", "messages", "prompt", "question", "text", "sharegpt", "alpaca"]
 
 
 class Span(Spec):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data import split
+from potstill.errors import ArtifactError
 from potstill.report import page
 from potstill.report.content import Content
 from potstill.report.curves import Curve
@@ -34,12 +35,17 @@ def publish(folder: RunDir, outcome: Outcome) -> tuple[Mapping[str, Any], str, d
     state, summary = outcome.state, summarise(outcome)
     page_file, summary_file = folder.path / "report.html", folder.path / "summary.json"
     outputs = {"summary": summary_file}
-    earlier = _earlier(summary_file) if state.evaluation is None and page_file.is_file() else {}
+    partial = state.evaluation is None and page_file.is_file()
+    before = _written(summary_file)
+    earlier = _earlier(folder, summary_file) if partial else {}
+    if before.get("artifacts") == summary["artifacts"] and "made" in before:
+        summary["made"] = before["made"]  # the figures are of that day and that machine
     if summary["artifacts"].items() <= earlier.get("artifacts", {}).items():
         summary = earlier
         outputs["report"] = page_file
     else:
         artifacts.write_json(summary_file, summary)
+        folder.update({"summary_sha256": artifacts.file_hash(summary_file)})
         if state.evaluation is None:
             page_file.unlink(missing_ok=True)  # it belongs to another recipe
     if state.student is not None:
@@ -109,10 +115,26 @@ def samples(evaluation: Artifact) -> list[dict[str, Any]]:
     return [line for turn in turns for line in turn if line is not None]
 
 
-def _earlier(summary_file: Path) -> dict[str, Any]:
+def _earlier(folder: RunDir, summary_file: Path) -> dict[str, Any]:
+    """The summary of an earlier run in this folder, {} where there is none.
+
+    Raises:
+        ArtifactError: it is not as that run wrote it.
+    """
+    if not summary_file.is_file():
+        return {}
+    written = folder.state().get("summary_sha256")
+    if written is not None and artifacts.file_hash(summary_file) != written:
+        fix = f"potstill report {shlex.quote(str(folder.path))} writes it again."
+        raise ArtifactError(f"{summary_file} is not as it was written: its hash differs.", fix=fix)
+    return _written(summary_file)
+
+
+def _written(summary_file: Path) -> dict[str, Any]:
+    """What a file holds, {} where it is none or unreadable."""
     try:
-        return json.loads(summary_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(summary_file.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError):
         return {}
 
 
@@ -132,5 +154,6 @@ def funnel(outcome: Outcome) -> list[tuple[str, int, dict[str, int]]]:
     return [
         ("rows read", counts["kept"], unreadable),
         ("for training", len(data.train), split_off),
-        ("as examples", len(train.examples), left_out),
+        # Rows too: a conversation may be several examples.
+        ("as examples", len({example.row_id for example in train.examples}), left_out),
     ]

@@ -40,6 +40,16 @@ def number(value: float, places: int | None = None) -> str:
     return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
+def distinct(one: float, other: float) -> tuple[str, str]:
+    """Two numbers with as many decimals as it takes to tell them apart, where any do."""
+    texts = number(one), number(other)
+    places = decimals(min((one, other), key=abs))
+    while texts[0] == texts[1] and one != other and places < 12:
+        places += 1
+        texts = number(one, places), number(other, places)
+    return texts
+
+
 def percent(share: float, places: int = 0) -> str:
     """A share of 1 as a percentage."""
     return f"{number(100 * share, places)} %"

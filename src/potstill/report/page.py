@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from potstill.console import visible
 from potstill.report import numbers, tables, text, verdict
 from potstill.report.content import ROLES, Content
 from potstill.store.artifacts import write_text
@@ -21,7 +22,7 @@ _LIMITS = (6_000, 2_000, 600, 200)  # characters of an answer, lowered until the
 _VIEWS = (
     tables.results, tables.highlights, tables.distances, tables.by_stage, tables.retention, tables.curves,
     tables.training, tables.overlap, tables.funnel, tables.lengths, tables.behaviour, tables.costs,
-    tables.speed, tables.defaults, tables.versions,
+    tables.speed, tables.defaults, tables.data, tables.versions,
 )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def _source(name: str) -> str:
 
 def _show(value: object) -> object:
     """Make controls in a string visible; every value that the template prints passes here."""
-    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _environment(limit: int) -> Environment:
@@ -94,6 +95,7 @@ def _values(content: Content) -> dict[str, object]:
         "content": content,
         "title": summary.get("name") or f"{student['name']} from {teacher['name']}",
         "models": [(role, teacher if role == "teacher" else student) for role in content.roles],
+        "made": summary.get("made") or {},
         "recipe_hash": summary.get("recipe_hash") or "",
         "verdict": verdict.verdict(summary),
         "cautions": cautions(content),

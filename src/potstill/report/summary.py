@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from potstill.data.dataset import Dataset
+from potstill.data.row import Row
 from potstill.evaluate.speed import SPEED
 from potstill.recipe.recipe import Recipe
+from potstill.report.numbers import size
 from potstill.store.artifacts import Artifact
 from potstill.types import Figure
 
@@ -71,6 +76,8 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "scored_tokens": evaluation.get("scored_tokens"),
         "recipe_hash": outcome.recipe.hash(),
         "artifacts": {name: artifact.key for name, artifact in state.artifacts.items()},
+        "data": {split: _rows(rows) for split, rows in _splits(outcome.data).items()},
+        "made": {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "machine": machine()},
         "seed": outcome.recipe.seed,
         "versions": versions(),
     }
@@ -112,6 +119,33 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return result
+
+
+def machine() -> str:
+    """The machine that runs this, in words."""
+    import psutil
+    import torch
+
+    parts = [platform.system(), platform.machine(), f"{os.cpu_count()} processors"]
+    parts.append(size(psutil.virtual_memory().total) + " of memory")
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def _splits(data: Dataset) -> dict[str, Sequence[Row]]:
+    """The rows by what they are for."""
+    of_stages = {name: parts.train + parts.validation for name, parts in data.of_stages.items()}
+    return {"train": data.train, "validation": data.validation, "heldout": data.heldout, **of_stages}
+
+
+def _rows(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many rows, and the hash of their contents in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        content = [row.id, row.messages, row.text, row.tools]
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode() + b"\n")
+    return {"rows": len(rows), "sha256": digest.hexdigest()}
 
 
 def _figures(stored: Mapping[str, Any]) -> dict[str, Figure]:

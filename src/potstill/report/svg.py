@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from potstill.console import visible
 from potstill.report.numbers import number
-from potstill.report.text import visible
 
 WIDTH = 400
 LETTER = 7.0  # a wide guess of a 13 unit letter's mean width, for margins

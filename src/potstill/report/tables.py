@@ -254,3 +254,11 @@ def versions(content: Content) -> Table:
     """What the run was made with."""
     rows = list((content.summary.get("versions") or {}).items())
     return Table("Versions", ("Part", "Version"), rows)
+
+
+def data(content: Content) -> Table:
+    """What the rows were, so that a repeat can be compared."""
+    splits = (content.summary.get("data") or {}).items()
+    rows = [(name, whole(split["rows"]), split["sha256"]) for name, split in splits if split["rows"]]
+    note = "Of the rows as they were read, in their order: ids, conversations or text, tools."
+    return Table("Rows", ("Rows for", "Number", "sha256"), rows, note)

@@ -1,23 +1,6 @@
-"""Text that models wrote, made harmless to read: invisible controls become visible."""
+"""Long text, cut for a page."""
 
 from __future__ import annotations
-
-import re
-
-# C0 and C1 controls but tab and newline, bidirectional controls, line separators, byte-order mark, surrogates
-_CONTROLS = re.compile(
-    "([\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff])\\1*"
-)
-
-
-def visible(text: str) -> str:
-    """Controls that would reorder or hide text, written out as ⟨U+202E⟩; a run of one as ⟨U+202E ×9⟩."""
-    return _CONTROLS.sub(_name, text.replace("\r\n", "\n"))
-
-
-def _name(match: re.Match[str]) -> str:
-    count = len(match[0])
-    return f"⟨U+{ord(match[1]):04X}{f' ×{count}' if count > 1 else ''}⟩"
 
 
 def split(text: str, limit: int) -> tuple[str, str]:

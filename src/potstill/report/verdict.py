@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from potstill.evaluate.likelihood import FORWARD_KL, PPL
-from potstill.report.numbers import number, pair, percent
+from potstill.report.numbers import distinct, number, pair, percent
 from potstill.report.summary import RESULTS, Summary, described, read
 from potstill.types import Figure
 
@@ -74,7 +74,7 @@ def _divergence(summary: Summary) -> str:
     if before.value is None:
         why = f"before training it is unknown ({before.reason})"
         return f"{KL} is {number(after.value)} nats per token; {why}"
-    span = f"from {number(before.value)} to {number(after.value)} nats per token"
+    span = "from {} to {} nats per token".format(*distinct(before.value, after.value))
     if _apart(before, after) is False:
         return f"{KL} did not clearly move: {span}, and the 95 % intervals overlap"
     if after.value >= before.value:
@@ -83,18 +83,21 @@ def _divergence(summary: Summary) -> str:
         factor = "no factor: the later value is not above 0"
     elif after.low is not None and after.low <= 0:
         factor = "no factor: the later interval includes 0"
+    elif before.value < 1.05 * after.value:  # as a factor it would be written 1.0
+        fall = 100 * (1 - after.value / before.value)
+        factor = f"by {number(fall)} %"
     else:
         factor = f"{number(before.value / after.value, 1)}×"
     return f"{KL} fell {span} ({factor})"
 
 
 def _control(summary: Summary) -> str:
-    control = _of(summary, "control").value
-    if control is None or _of(summary, "after").value is None:
+    control, after = _of(summary, "control").value, _of(summary, "after").value
+    if control is None or after is None:
         return ""
     ahead = " and in ".join(_ahead(summary))
     ahead = ahead and f", and is ahead in {ahead}"
-    return f" The control student reached {number(control)} nats per token{ahead}."
+    return f" The control student reached {distinct(control, after)[0]} nats per token{ahead}."
 
 
 def _ahead(summary: Summary) -> Iterator[str]:
@@ -113,10 +116,8 @@ def _weak_teacher(summary: Summary) -> str:
     for role, name in (("before", "untrained"), ("after", "distilled")):
         student = _of(summary, role, PPL).value
         if teacher is not None and student is not None and teacher >= student:
-            return (
-                f"The teacher's perplexity ({number(teacher)}) is not below that of the {name} student "
-                f"({number(student)}): on these texts the teacher may have little to teach."
-            )
+            theirs, ours = distinct(teacher, student)
+            return f"The teacher's perplexity ({theirs}) is not below that of the {name} student ({ours}): on these texts the teacher may have little to teach."
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from potstill.data import split
@@ -19,7 +20,7 @@ def read_data(spec: DataSpec, base: Path) -> Dataset:
     if spec.heldout is not None:
         train = rows.rows
         heldout = read_files(spec.model_copy(update={"limit": None}), spec.heldout, base).rows
-        _require_apart(train, heldout)
+        heldout = _apart(train, heldout)
         source = f"{len(heldout)} rows from {', '.join(spec.heldout)}"
     else:
         fraction = None if spec.heldout_fraction == "auto" else float(spec.heldout_fraction)
@@ -29,24 +30,22 @@ def read_data(spec: DataSpec, base: Path) -> Dataset:
     return Dataset(parts.train, parts.validation, tuple(heldout), rows.shape, rows.funnel, source)
 
 
-def _require_apart(train: Sequence[Row], heldout: Sequence[Row]) -> None:
+def _apart(train: Sequence[Row], heldout: Sequence[Row]) -> tuple[Row, ...]:
+    """The held-out rows; ids may begin again in each file, and a held-out row then gets one of its own.
+
+    Raises:
+        DataError: a held-out row is a training row too.
+    """
     taken = {row.id: row for row in train}
-    shared = [row for row in heldout if row.id in taken]
-    if not shared:
-        return
-    first = shared[0]
-    if taken[first.id].prompt_text == first.prompt_text:
+    shared = {row.id for row in heldout if row.id in taken}
+    same = [row for row in heldout if row.id in shared and taken[row.id].prompt_text == row.prompt_text]
+    if same:
         raise DataError(
-            f"{len(shared)} held-out rows are training rows too, first {first.id!r}.",
+            f"{len(same)} held-out rows are training rows too, first {same[0].id!r}.",
             path="data.heldout",
             fix="Take them out of one of the two files.",
         )
-    raise DataError(
-        f"{len(shared)} ids stand in training and in held-out rows, first {first.id!r} with two different "
-        "prompts.",
-        path="data.heldout",
-        fix="Give every row an id of its own.",
-    )
+    return tuple(replace(row, id=f"{row.id}@heldout") if row.id in shared else row for row in heldout)
 
 
 def rows_of_stages(recipe: Recipe, base: Path, heldout: Sequence[Row], notes: list[str]) -> dict[str, Parts]:
@@ -75,10 +74,15 @@ def read_files(spec: DataSpec, names: Sequence[str], base: Path) -> Rows:
         columns=spec.columns,
         on_bad_row=spec.on_bad_row,
         limit=spec.limit,
+        used=() if spec.weight is None else (spec.weight,),
     )
 
 
 def _place(name: str, base: Path) -> str:
-    """A file from the recipe's folder; a name that is no file stays as it is, for a hub data set."""
-    path = resolve_path(base, name)
-    return str(path) if path.exists() or Path(name).suffix else name
+    """A file or FOLDER:SPLIT from the recipe's folder; a name that is neither stays, for a hub data set."""
+    try:
+        path = resolve_path(base, name)
+        here = path.exists() or resolve_path(base, name.rpartition(":")[0] or name).is_dir()
+    except (OSError, RuntimeError):  # no path at all; reading says so
+        return name
+    return str(path) if here or path.suffix else name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +90,8 @@ def last_step(metrics: str | None) -> dict[str, Any] | None:
     """The last complete step line of a metrics file."""
     if not metrics or not Path(metrics).is_file():
         return None
-    steps = [event for event in read_tail(Path(metrics)) if event.get("event") == "step"]
+    wanted = {"step", "loss", "seconds"}
+    steps = [e for e in read_tail(Path(metrics)) if e.get("event") == "step" and e.keys() >= wanted]
     return steps[-1] if steps else None
 
 
@@ -129,13 +132,32 @@ def reason(error: Exception) -> PotstillError:
     )
 
 
-def machine_error(error: BaseException) -> MachineError | None:
-    """What the machine lacks, in words; None when the error is not about the machine.
+FIXES = {
+    errno.EACCES: "Give this user the right to use it, or choose another folder.",
+    errno.EPERM: "Give this user the right to use it, or choose another folder.",
+    errno.EROFS: "Choose another folder with `runs:`.",
+    errno.ENOENT: "It was removed meanwhile, or its folder was; run the same command again.",
+    errno.EIO: "Check the device or the connection to it, and run the same command again.",
+    errno.ESTALE: "Mount the file system again, and run the same command again.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), and run the same command again.",
+    errno.ENFILE: "Close other programs, and run the same command again.",
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f), or use a file system that takes larger files.",
+    errno.ELOOP: "Remove the links that lead in a circle, and run the same command again.",
+    errno.EEXIST: "Move away what stands there, and run the same command again.",
+    errno.EISDIR: "Move that folder away, and run the same command again.",
+    errno.ENOTDIR: "Move the file away that stands where a folder belongs, and run the same command again.",
+}
 
-    Libraries report a full disk or memory with errors of their own, so the words count as well.
+
+def machine_error(error: BaseException) -> MachineError | None:
+    """What the machine lacks or refuses, in words; None when the error is not about the machine.
+
+    Every OSError is about the machine. Libraries report a full disk or memory with errors of their own, so
+    the words count as well.
     """
-    number = error.errno if isinstance(error, OSError) else None
     text = "" if isinstance(error, OSError) else str(error).lower()
+    quoted = re.search(r"os error (\d+)", text)
+    number = error.errno if isinstance(error, OSError) else int(quoted[1]) if quoted else None
     if (
         isinstance(error, MemoryError)
         or number == errno.ENOMEM
@@ -145,16 +167,30 @@ def machine_error(error: BaseException) -> MachineError | None:
         return MachineError(
             "memory ran out.", fix="Lower micro_batch_tokens or batch_rows, or use a smaller model."
         )
-    place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-    if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "no space left on device" in text:
+    place = _place(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in text:
         return MachineError(
             f"the disk is full{place}.", fix="Free space and run the same command again; it goes on."
         )
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return MachineError(
-            f"this place cannot be written{place}.", fix="Choose another folder with `runs:`."
-        )
-    return None
+    if number is None and not isinstance(error, OSError):
+        return None
+    words = os.strerror(number) if number is not None else _first_line(error)
+    fix = FIXES.get(number or 0, "See to it, and run the same command again.")
+    return MachineError(f"{words}{place}.", fix=fix)
+
+
+def _place(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        names = [
+            os.fsdecode(n) if isinstance(n, bytes) else str(n) for n in (error.filename, error.filename2) if n
+        ]
+    else:
+        names = re.findall(r'at path "([^"]+)"', str(error))
+    return f" at {' and '.join(names)}" if names else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def post_mortem(last: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from potstill.console import clock
 from potstill.errors import ArtifactError
 from potstill.stages._context import Context
-from potstill.store.artifacts import Artifact, key_of, peak_rss, write_text
+from potstill.store.artifacts import MANIFEST, Artifact, discard, key_of, peak_rss, set_aside, write_text
 
 Build = Callable[[Path], Mapping[str, Any]]
 """Writes into a folder and returns the facts that later readers need."""
@@ -20,17 +20,21 @@ Build = Callable[[Path], Mapping[str, Any]]
 def produce(context: Context, kind: str, name: str, inputs: Mapping[str, Any], build: Build) -> Artifact:
     """The artifact of these inputs: taken from the store, or built while no other process builds it.
 
+    A damaged one is named, moved aside and built again.
+
     Raises:
-        ArtifactError: it is not in the store and the context builds nothing.
+        ArtifactError: it is not in the store, or damaged, and the context builds nothing.
         Interrupted: a signal arrived before it was begun.
     """
     key = key_of(kind, inputs)
     waiting = False
     while True:
-        artifact = context.store.find(kind, key)
+        artifact, damage = _find(context, kind, key)
         if artifact is not None:
             context.console.say(f"{name}: unchanged, taken from {artifact.path}")
             return replace(artifact, reused=True)
+        if not context.builds and damage is not None:
+            raise damage
         if not context.builds:
             raise ArtifactError(
                 f"the stage {name} is not finished.", fix="Go on with potstill run and the run's folder."
@@ -38,7 +42,11 @@ def produce(context: Context, kind: str, name: str, inputs: Mapping[str, Any], b
         context.stop_if_signalled()
         with context.store.alone(kind, key) as free:
             # Another run may have finished it between the look and the lock.
-            if free and context.store.find(kind, key) is None:
+            artifact, damage = _find(context, kind, key)
+            if free and artifact is None:
+                if damage is not None:
+                    aside = set_aside(context.store.place(kind, key))
+                    context.console.warn(f"{name}: {damage.message} It is moved to {aside} and made again.")
                 facts = _timed(context.store.work(kind, key), name, context, build)
                 return context.store.finish(kind, key, inputs, facts)
         if not waiting and not free:
@@ -47,17 +55,35 @@ def produce(context: Context, kind: str, name: str, inputs: Mapping[str, Any], b
         time.sleep(0.0 if free else 0.5)
 
 
+def _find(context: Context, kind: str, key: str) -> tuple[Artifact | None, ArtifactError | None]:
+    """The artifact, and what is wrong with it where it is damaged."""
+    try:
+        return context.store.find(kind, key), None
+    except ArtifactError as damage:
+        return None, damage
+
+
 def _timed(folder: Path, name: str, context: Context, build: Build) -> dict[str, Any]:
     """The facts of a build with its time, that before an interruption included."""
+    for leftover in folder.iterdir():
+        # What a build goes on with is a file or hidden; a folder is the output of one that was killed over it.
+        if leftover.name == MANIFEST or (leftover.is_dir() and not leftover.name.startswith(".")):
+            discard(leftover)
     clock_file = folder / ".seconds"
-    before = float(clock_file.read_text()) if clock_file.is_file() else 0.0
+    before = _seconds(clock_file)
     started = time.monotonic()
     try:
         facts = build(folder)
     except BaseException:
         write_text(clock_file, str(before + time.monotonic() - started))
         raise
-    clock_file.unlink(missing_ok=True)
     seconds = before + time.monotonic() - started
     context.console.say(f"{name}: done in {clock(seconds)}")
     return {"seconds": seconds, "peak_rss_bytes": peak_rss(), **facts}
+
+
+def _seconds(file: Path) -> float:
+    try:
+        return max(0.0, float(file.read_text()))
+    except (FileNotFoundError, ValueError):
+        return 0.0  # how long it took before is no part of any result

@@ -15,10 +15,10 @@ from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._rows import ANSWERS
 from potstill.store.artifacts import Artifact
-from potstill.store.lines import append_line, read_lines, write_lines
+from potstill.store.lines import append_line, read_journal, write_journal, write_lines
 
 VERSION = 2  # raised when the answers change their meaning, so that old ones are not taken for new ones
-JOURNAL = "journal.jsonl"
+JOURNAL = ".journal.jsonl"
 PORTION = 8  # batches in a portion of answers
 Answer = tuple[int, int]  # prompt, sample
 
@@ -73,8 +73,8 @@ class Writing:
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Write what the journal in `folder` does not hold yet, and put all answers in order."""
         journal, total = folder / JOURNAL, sum(prompt.samples for prompt in self.prompts)
-        lines = read_lines(journal)
-        write_lines(journal, lines)  # without half a last line
+        lines = read_journal(journal)
+        write_journal(journal, lines)  # without half a last line
         done = {(line["index"], line["sample"]) for line in lines}
         if done:
             self.context.console.say(f"{self.name}: {len(done)} of {total} answers were already written")
@@ -115,10 +115,9 @@ class Writing:
         return [set(answers[start : start + size]) for start in range(0, len(answers), size)]
 
     def _finish(self, folder: Path) -> Mapping[str, Any]:
-        lines = sorted(read_lines(folder / JOURNAL), key=lambda line: (line["index"], line["sample"]))
+        lines = sorted(read_journal(folder / JOURNAL), key=lambda line: (line["index"], line["sample"]))
         rows = [{"row_id": self.prompts[line.pop("index")].row_id, **line} for line in lines]
         write_lines(folder / ANSWERS, rows)
-        (folder / JOURNAL).unlink()
         stopped = sum(row["finish"] == "stop" for row in rows)
         return {
             "answers": len(rows),

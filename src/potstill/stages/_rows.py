@@ -151,4 +151,5 @@ def _encode(context: Context, rows: Any, needed: bool) -> Any:
         max_length=setup.max_length,
         on_bad_row=setup.on_bad_row,
         needed=needed,
+        teacher=setup.readers.other_templater,
     )

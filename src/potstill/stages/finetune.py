@@ -28,7 +28,7 @@ class Finetune(Training):
     format: Format = "auto"
     """How a row of `data` is written."""
     columns: dict[str, Text] = Field(default_factory=dict)
-    """Own column name: the name that the format wants."""
+    """Own column name: the name that the format wants, or `unused` for a column that is left out."""
     limit: Count | None = None
     """Use only so many rows of `data`."""
 

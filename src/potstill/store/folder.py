@@ -31,12 +31,21 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / ".write-test").write_text("")
-            (self.path / ".write-test").unlink()
+            test = self.path / f".write-test.{os.getpid()}.tmp"
+            test.write_text("")
+            test.unlink(missing_ok=True)
         except OSError as error:
             raise MachineError(
                 f"cannot write to {self.path}: {error.strerror}.",
                 fix="Choose another folder with `runs:` in the recipe, or free it.",
+            ) from error
+        try:
+            test.symlink_to("run.json")
+            test.unlink(missing_ok=True)
+        except OSError as error:
+            raise MachineError(
+                f"{self.path} takes no links: {error.strerror}.",
+                fix="Choose a folder on another file system with `runs:` in the recipe.",
             ) from error
         for place in (self.path / "student", *(self.path / "stages").glob("*")):
             _refuse_folder(place)
@@ -59,6 +68,9 @@ class RunDir:
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
+            for leftover in self.path.glob(".*.tmp"):  # of a process that was killed
+                artifacts.discard(leftover)
+            artifacts.sweep(self.path)
             yield
 
     def owner(self) -> int | None:
@@ -75,11 +87,13 @@ class RunDir:
     def state(self) -> dict[str, Any]:
         """The values that `update` has merged so far; {} for a new folder."""
         try:
-            return json.loads((self.path / STATE).read_text())
+            return dict(json.loads((self.path / STATE).read_text(encoding="utf-8")).items())
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise ArtifactError(f"{self.path / STATE} is not readable.", fix="Delete that file.") from error
+        except (IsADirectoryError, ValueError, AttributeError, RecursionError) as error:
+            raise ArtifactError(
+                f"{self.path / STATE} is not readable.", fix="Delete it and run the recipe again."
+            ) from error
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge values into the state, atomically."""
@@ -105,10 +119,13 @@ class RunDir:
         """
         place = self.path / name
         _refuse_folder(place)
+        if os.path.lexists(place.parent) and not place.parent.is_dir():
+            artifacts.make_way(place.parent)
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(target, place.parent))
+        temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        artifacts.discard(temporary)
+        # The folder may be a link itself, and `..` starts where it leads.
+        temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
         temporary.rename(place)
 
     def keep_links(self, folder: str, names: Collection[str]) -> None:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import RecipeError
-from potstill.models import anatomy
+from potstill.models import anatomy, claims
+from potstill.models.border import border
+from potstill.students import _layers
 from potstill.students._built import Built, StudentContext
 from potstill.types import Batch
 
@@ -144,6 +146,7 @@ def cut(model: Any, kept: Sequence[int]) -> Any:
 
     Raises:
         RecipeError: a layer does not exist, or none is kept.
+        ModelError: the layers cannot do in the student what they did in the teacher.
     """
     depth = len(anatomy.layers(model))
     if not kept or min(kept) < 0 or max(kept) >= depth or len(set(kept)) != len(kept):
@@ -152,14 +155,20 @@ def cut(model: Any, kept: Sequence[int]) -> Any:
             path=PATH,
             fix=f"Name each layer once, from 0 to {depth - 1}.",
         )
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    text.num_hidden_layers = len(kept)
-    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
-        per_layer = getattr(text, name, None)
-        if isinstance(per_layer, list | tuple) and len(per_layer) == depth:
-            setattr(text, name, [per_layer[layer] for layer in kept])
-    student = type(model)(config).float()
+    claims.require_trainable(model.config, model.config.name_or_path or type(model).__name__)
+    with border(_layers.refusal(model, kept), _layers.FIX):
+        student = type(model)(_layers.cut_config(model, kept)).float()
+        student.load_state_dict(_kept_weights(model, kept), strict=True)
+        student.tie_weights()
+        _layers.move_scales(student, kept)
+        if getattr(model, "generation_config", None) is not None:
+            student.generation_config = copy.deepcopy(model.generation_config)
+        _layers.require_equal(model, student.eval(), kept)
+    return student
+
+
+def _kept_weights(model: Any, kept: Sequence[int]) -> dict[str, Tensor]:
+    """The weights in fp32, the kept layers under their new numbers."""
     position = {old: new for new, old in enumerate(kept)}
     prefix = _blocks_prefix(model)
     weights = {}
@@ -170,11 +179,7 @@ def cut(model: Any, kept: Sequence[int]) -> Any:
                 continue
             key = f"{prefix}{position[int(layer)]}.{rest}"
         weights[key] = tensor.float() if tensor.is_floating_point() else tensor
-    student.load_state_dict(weights, strict=True)
-    student.tie_weights()
-    if getattr(model, "generation_config", None) is not None:
-        student.generation_config = copy.deepcopy(model.generation_config)
-    return student.eval()
+    return weights
 
 
 def _blocks_prefix(model: Any) -> str:

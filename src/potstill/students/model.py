@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from potstill.models import generation, loading
+from potstill.models import claims, generation, loading
 from potstill.students._built import Built, Reads, StudentContext
 
 
@@ -19,6 +19,7 @@ def build(
         ModelError: the model does not exist, cannot be read or is out of scope.
     """
     source = _source(context, model, revision, trust_remote_code)
+    claims.require_trainable(loading.load_config(source), source.location)
     loaded = loading.load(source, dtype=torch.float32)
     return Built(loaded.model, loaded.tokenizer)
 
@@ -35,8 +36,9 @@ def reads(
 ) -> Reads:
     """Return the model's own tokenizer and context length."""
     source = _source(context, model, revision, trust_remote_code)
-    length = loading.context_length(loading.load_config(source))
-    return Reads(loading.load_tokenizer(source), length, generation.end_ids(source))
+    config = loading.load_config(source)
+    claims.require_trainable(config, source.location)
+    return Reads(loading.load_tokenizer(source), loading.context_length(config), generation.end_ids(source))
 
 
 def parameters(

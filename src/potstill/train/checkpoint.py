@@ -6,10 +6,9 @@ Tensors are safetensors, everything else JSON.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    artifacts.discard(temporary)
     temporary.mkdir()
     save_file(trained_tensors(module), temporary / WEIGHTS)
     packed = optimizer.state_dict()
@@ -53,34 +52,60 @@ def save(
         for name, value in values.items()
     }
     save_file(tensors | {"random.torch": torch.get_rng_state()}, temporary / OPTIMIZER)
-    hashes = {name: artifacts.file_hash(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
+    hashes = {name: artifacts.hash_once(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
     machine = {"threads": torch.get_num_threads(), "groups": packed["param_groups"], "sha256": hashes}
-    artifacts.write_json(temporary / STATE, {"step": step, **machine, **state})
+    artifacts.write_sealed(temporary / STATE, {"step": step, **machine, **state})
     # A later step belongs to an abandoned training, after a damaged checkpoint was skipped for instance.
-    for other in _complete(folder):
+    for other in _steps(folder):
         if other.name >= target.name:
-            shutil.rmtree(other)
+            artifacts.hide(other)
     artifacts.move_into_place(temporary, target)
-    for old in _complete(folder)[:-KEPT]:
-        shutil.rmtree(old)
+    complete = _complete(folder)
+    for other in _steps(folder):
+        if other not in complete[-KEPT:]:
+            artifacts.hide(other)
+    artifacts.sweep(folder)
     return target
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest complete and undamaged checkpoint, or None; damaged ones are named in a warning."""
+    """The newest complete and undamaged checkpoint, or None; damaged ones are named in a warning.
+
+    The best weights that a checkpoint refers to are a part of it.
+    """
     for path in reversed(_complete(folder)):
         try:
-            state = json.loads((path / STATE).read_text())
-            hashes = state["sha256"]
-            damaged = [n for n in (WEIGHTS, OPTIMIZER) if artifacts.file_hash(path / n) != hashes[n]]
-        except (OSError, ValueError, KeyError, TypeError):
-            damaged = [STATE]
+            state = artifacts.read_sealed(path / STATE)
+            parts = [(path / name, state["sha256"][name]) for name in (WEIGHTS, OPTIMIZER)]
+            if state.get("best_weights"):
+                parts.append((folder / best_name(state["best_step"]), state["best_weights"]))
+            damaged = [file for file, content in parts if not _is(file, content)]
+        except (ArtifactError, KeyError, TypeError):
+            damaged = [path / STATE]
         if not damaged:
             return Checkpoint(path, state)
-        log.warning(
-            "%s is damaged and passed over; going back to what was saved before it", path / damaged[0]
-        )
+        log.warning("%s is damaged and passed over; going back to what was saved before it", damaged[0])
     return None
+
+
+def _is(file: Path, content: str) -> bool:
+    return file.is_file() and artifacts.hash_once(file) == content
+
+
+def best_name(step: int) -> str:
+    """The file of the weights that were the best at `step`; beside the checkpoints that refer to it."""
+    return f"best-{step:08d}.safetensors"
+
+
+def drop_unused_best(folder: Path) -> None:
+    """Remove best weights that no checkpoint refers to any more."""
+    used = set()
+    for path in _complete(folder):
+        with suppress(ArtifactError, KeyError):
+            used.add(best_name(artifacts.read_sealed(path / STATE)["best_step"]))
+    for file in folder.glob("best-*.safetensors"):
+        if file.name not in used:
+            artifacts.discard(file)
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -118,4 +143,8 @@ def _named_trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    return [path for path in _steps(folder) if (path / STATE).is_file()]
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))

@@ -23,6 +23,8 @@ from potstill.types import Example, Sampler, Strategy
 
 log = logging.getLogger("potstill")
 
+LOWEST_SCALE = 2.0**-10  # a gradient that overflows fp16 below it is infinite at any scale
+
 Value = TypeVar("Value")
 
 
@@ -127,16 +129,18 @@ def train(
     strategy.restore(progress.strategy)
     if spec.normalize == "sequence_mean":
         examples = one_row_each(examples)
-    scaler = torch.amp.GradScaler(init_scale=progress.loss_scale, enabled=spec.precision == "float16")
     device = next(module.parameters()).device
+    scaler = torch.amp.GradScaler(
+        device.type, init_scale=progress.loss_scale, enabled=spec.precision == "float16"
+    )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if progress.validation_due and hooks.validate and _validate(hooks, progress, optimizer, spec.best_by):
         hooks.save(progress, optimizer, True)
     if _tired(progress, spec):
         return progress
+    module.train()
     for rows in _coming_steps(examples, spec, seed, progress):
         started = time.monotonic()
-        module.train()
         batches = list(strategy.batches(sampler, rows))
         if spec.normalize == "sequence_mean":
             batches = [each_row_once(batch) for batch in batches]
@@ -156,6 +160,11 @@ def train(
         scaler.step(optimizer)
         scaler.update()
         progress.loss_scale = scaler.get_scale()
+        if scaler.is_enabled() and progress.loss_scale < LOWEST_SCALE:
+            raise TrainingStopped(
+                f"every gradient up to step {progress.step + 1} overflowed, at a loss scale of {progress.loss_scale:.2g} too.",
+                fix="Use precision: bfloat16 or float32, or look for rows with extreme logits.",
+            )
         progress.step += 1
         progress.tokens += result.tokens
         seconds = time.monotonic() - started

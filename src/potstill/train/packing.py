@@ -10,6 +10,7 @@ from torch import nn
 from potstill.data.batch import collate
 from potstill.errors import ModelError
 from potstill.models import anatomy
+from potstill.models.beside import evaluating
 from potstill.types import Example
 
 
@@ -26,11 +27,10 @@ def prove(model: nn.Module, examples: Sequence[Example], pad_id: int) -> None:
     if len(rows) < 2:
         return
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    alone = anatomy.states_of(model, collate(rows[-1:], pad_id=pad_id, device=device))[0].float()
-    together = anatomy.states_of(model, collate(rows, pad_id=pad_id, device=device, packed=True))[0].float()
-    model.train(training)
+    single = collate(rows[-1:], pad_id=pad_id, device=device)
+    packed = collate(rows, pad_id=pad_id, device=device, packed=True)
+    with evaluating(model):
+        alone, together = (anatomy.states_of(model, batch)[0].float() for batch in (single, packed))
     difference = (together[-alone.shape[0] :] - alone).norm() / alone.norm()
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
     # An example that attends to its neighbours differs by tens of per cent; rounding in bf16 by about one.

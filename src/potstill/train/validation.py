@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from potstill.data.batch import collate
+from potstill.models.beside import evaluating
 from potstill.objectives.terms import Terms
 from potstill.signals.teacher import Teacher
 from potstill.signals.text import Text
@@ -40,7 +41,10 @@ class Validation:
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> Mapping[str, float]:
         """The objective (`loss`), cross-entropy and diagnostics as means over scored tokens."""
-        module.eval()
+        with evaluating(module):
+            return self._means(module)
+
+    def _means(self, module: nn.Module) -> Mapping[str, float]:
         sums: dict[str, float] = {}
         tokens, weight = 0, 0.0
         device = next(module.parameters()).device

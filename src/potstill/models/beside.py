@@ -1,0 +1,67 @@
+"""Two models at work in one process: weights of their own, and modes and adapters left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from potstill.errors import SignalError
+
+
+@contextmanager
+def undisturbed(*models: nn.Module) -> Iterator[None]:
+    """Leave every sub-module's mode, adapters and trained parameters as they are now, on exceptions too."""
+    parts = list(dict.fromkeys(part for model in models for part in model.modules()))
+    modes = [part.training for part in parts]
+    layers: list[Any] = [part for part in parts if hasattr(part, "enable_adapters")]
+    adapters = [(layer, *_adapters(layer)) for layer in layers]
+    trained = [(p, p.requires_grad) for model in models for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for layer, active, enabled in adapters:
+            if _adapters(layer) != (active, enabled):
+                layer.set_adapter(active)
+                layer.enable_adapters(enabled)
+        for part, training in zip(parts, modes, strict=True):
+            part.training = training
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and each sub-module back in its own mode afterwards."""
+    with undisturbed(model):
+        model.eval()
+        yield
+
+
+def _adapters(layer: Any) -> tuple[list[str], bool]:
+    """The active adapters of a PEFT layer, and whether they are enabled."""
+    active = layer.active_adapters
+    return list(active) if isinstance(active, list | tuple) else [active], not layer.disable_adapters
+
+
+def require_separate(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a teacher that shares a trained parameter with the student: its targets would move with it.
+
+    Raises:
+        SignalError: names the parameter.
+    """
+    theirs = {_memory(parameter) for parameter in teacher.parameters()}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and _memory(parameter) in theirs:
+            raise SignalError(
+                f"teacher and student share {name}, which is trained: the targets would move with the student.",
+                fix="Give the teacher weights of its own: load it again, or copy.deepcopy it before adapters are added.",
+            )
+
+
+def _memory(parameter: nn.Parameter) -> tuple[str, int]:
+    """What two parameters share when they are the same numbers; a sharded one has no address."""
+    address = parameter.data_ptr() if type(parameter) is nn.Parameter else 0
+    return (str(parameter.device), address) if address else ("object", id(parameter))
