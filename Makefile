@@ -51,4 +51,4 @@ prove: .venv/.dev chromium
 	$(BIN)/python -m pytest -m "prove"
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

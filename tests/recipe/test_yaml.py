@@ -107,3 +107,31 @@ def test_parts_shared_by_an_anchor_can_be_changed_apart() -> None:
 @given(TREES)
 def test_what_is_written_is_read_back(tree: Any) -> None:
     assert load_yaml(to_yaml({"key": tree}), "r.yaml") == {"key": tree}
+
+
+def bomb(depth: int, item: str, list_of: str) -> str:
+    """A few lines of which each holds the line above nine times."""
+    lines = [f"a0: &a0 {item}"]
+    for level in range(1, depth):
+        inside = ", ".join([f"*a{level - 1}"] * 9)
+        lines.append(f"a{level}: &a{level} {list_of.format(inside)}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("depth", [7, 30, 400])
+@pytest.mark.parametrize(
+    ("item", "list_of"),
+    [("x", "[{}]"), ("{{k: v}}", "[{}]"), ("[x]", "{{k: [{}]}}"), ("{k: v}", "{{<<: [{}]}}")],
+    ids=["lists", "mappings in lists", "lists in mappings", "merges"],
+)
+def test_aliases_that_unfold_to_very_much_are_refused(depth: int, item: str, list_of: str) -> None:
+    with pytest.raises(RecipeError, match=r"aliases unfold to more than 100,000 values"):
+        load_yaml(bomb(depth, item, list_of), "r.yaml")
+
+
+def test_a_usual_number_of_aliases_is_read() -> None:
+    text = "base: &base {steps: 3, list: [1, 2]}\n" + "\n".join(f"s{i}: *base" for i in range(500))
+    value = load_yaml(text, "r.yaml")
+    assert len(value) == 501
+    assert value["s499"] == {"steps": 3, "list": [1, 2]}
+    assert value["s0"] is not value["s1"]

@@ -14,6 +14,7 @@ import yaml
 
 from potstill.errors import RecipeError, RecipeErrors
 
+MOST_VALUES = 100_000  # in one file, aliases written out
 _WHOLE = r"(?:0|[1-9][0-9_]*)"
 _INTEGER = rf"[-+]?{_WHOLE}|0x[0-9a-fA-F]+"
 _FLOAT = rf"[-+]?(?:{_WHOLE}(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
@@ -96,12 +97,25 @@ def load_value(text: str, source: str) -> Any:
     """The value that one piece of YAML holds, as on the right of an override."""
     try:
         loader = _Loader(text, source)
-        value = _unshared(loader.get_single_data())
+        node = loader.get_single_node()
+        if node is not None and _unfolded(node, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases unfold to more than {MOST_VALUES:,} values")
+        value = None if node is None else _unshared(loader.construct_document(node))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _unreadable(error, source) from error
     if loader.problems:
         raise RecipeErrors(loader.problems)
     return value
+
+
+def _unfolded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node holds once every alias in it is written out."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in sizes:
+        inner = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(node)] = 1 + sum(_unfolded(one, sizes) for one in inner)
+    return sizes[id(node)]
 
 
 def _unreadable(error: Exception, source: str) -> RecipeError:
