@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 
 import pytest
 
@@ -20,6 +21,9 @@ from potstill import divergences
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    # A shell starts background work with some signals ignored; the tests mean the usual ones.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in divergences.names():
         _with_shapes(importlib.import_module(f"potstill.divergences.{name}"))
 
