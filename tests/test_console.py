@@ -37,6 +37,34 @@ def test_a_bar_in_a_log_prints_a_few_whole_lines(monkeypatch, steps):
     assert not {"\r", "\x1b"} & set(stream.getvalue())
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_counts_the_work_of_this_process_alone(monkeypatch, terminal):
+    """Resumed at step 90 of 100, ten seconds a step: it said "10s left" for minutes."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal() if terminal else io.StringIO()
+    shown = Console(stream)
+    with shown.bar("distill", 100, 90) as bar:
+        for step in (91, 92, 93, 94):
+            now[0] += 10.0
+            bar.update(step)
+    text = stream.getvalue()
+    assert ("01:00" if terminal else "distill: 94 % · 1m 00s left") in text
+
+
+def test_work_that_was_all_done_before_has_no_time_left_to_tell(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Console(stream).bar("distill", 100, 90) as bar:
+        now[0] += 20.0
+        bar.update(90)
+    assert stream.getvalue() == "distill: 90 % · starting\n"
+
+
 @pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb")])
 def test_a_build_server_that_pretends_to_be_a_terminal_gets_no_moving_bar(monkeypatch, name, value):
     """CI and TERM=dumb are believed, not the stream."""

@@ -31,12 +31,13 @@ class TrainerLoss:
 
     Args:
         student: the model that the Trainer trains, as it is trained: adapters added, the rest frozen.
-        teacher: a model with the same tokenizer. It is frozen, and in eval mode when it is called.
+        teacher: a model with the same tokenizer, or with one that shares the first ids: say how many in the loss,
+            `DistillationLoss(vocabulary=…)`. It is frozen, and in eval mode when it is called.
         loss: what to minimise.
 
     Raises:
-        SignalError: teacher and student share a trained parameter; on a call without labels or before the
-            student ran.
+        SignalError: teacher and student share a trained parameter; on a call without labels, before the student
+            ran, or on rows with ids beyond the loss's vocabulary.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, loss: DistillationLoss) -> None:
@@ -77,12 +78,31 @@ class TrainerLoss:
         with torch.no_grad(), undisturbed(self._student), evaluating(self._teacher):
             # On "meta" are the parameters that hooks bring in; these move the inputs too.
             inputs = {n: x if device.type == "meta" else x.to(device) for n, x in self._inputs.items()}
-            target = self._teacher(**inputs, use_cache=False).logits
+            target = self._teacher(**self._readable(inputs), use_cache=False).logits
         out = self._loss.from_logits(outputs.logits, target.to(outputs.logits.device), labels=labels)
         if not torch.is_grad_enabled():
             return self._withheld(out)
         self._evaluated.zero_()
         return out.mean if num_items_in_batch is None else out.sum / num_items_in_batch
+
+    def _readable(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs with ids that the teacher has: padding of the student's own, which the mask hides, becomes 0.
+
+        Raises:
+            SignalError: a row holds an id beyond the loss's vocabulary.
+        """
+        vocabulary, ids, mask = self._loss.vocabulary, inputs["input_ids"], inputs.get("attention_mask")
+        if vocabulary is None:
+            return inputs
+        foreign = ids >= vocabulary
+        if mask is not None and mask.shape == ids.shape:
+            ids = torch.where(foreign & (mask == 0), 0, ids)
+        if (largest := int(ids.max())) >= vocabulary:
+            raise SignalError(
+                f"a row holds id {largest}, and the models share {vocabulary} ids.",
+                fix="Leave rows with other ids out; the attention mask must hide padding.",
+            )
+        return {**inputs, "input_ids": ids}
 
     def token_mean(self) -> float:
         """The loss per token (nats) of all evaluated since the last call or training step, over all processes."""

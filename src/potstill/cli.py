@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -90,13 +91,14 @@ def check(
 ) -> None:
     """Read everything, train nothing.
 
-    Prints every default with its source, the held-out split and three rendered rows, and proves on the
+    Prints every setting with its value and source, the held-out split and three rendered rows, and proves on the
     recipe's own models what a run relies on: gradients, masks, accumulation, saving. Exits 4 on failure.
     """
     from potstill.check import check as check_recipe
 
     report = check_recipe(recipe, overrides or (), proofs=not quick, console=Console(quiet=as_json))
-    _print(as_json, report.as_dict(), report.text())
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    _print(as_json, report.as_dict(), report.text(width))
     if not report.passed:
         raise typer.Exit(4)
 
@@ -151,6 +153,33 @@ def schema(
     from potstill.recipe.recipe import json_schema
 
     _print(as_json, json_schema())
+
+
+store = typer.Typer(no_args_is_help=True, help="List what runs keep on disk, and free what no run refers to.")
+app.add_typer(store, name="store")
+Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or a run in it.")]
+
+
+@store.command("ls")
+def store_ls(runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """List every artifact: what it is, its size, its age and the runs that refer to it."""
+    from potstill.runs import storage
+
+    usage = storage.listing(runs)
+    _print(as_json, storage.listing_dict(usage), storage.listing_text(usage))
+
+
+@store.command("gc")
+def store_gc(
+    runs: Runs = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it; without this it is only listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Free what no run folder refers to: delete a run's folder first, then this frees its artifacts."""
+    from potstill.runs import storage
+
+    freed = storage.free(runs, really=yes)
+    _print(as_json, freed.as_dict(), freed.text())
 
 
 def _print(as_json: bool, value: Any, text: str = "") -> None:

@@ -118,17 +118,17 @@ class Console:
         print(f"warning: {visible(text)}", file=self.stream, flush=True)
 
     @contextmanager
-    def bar(self, label: str, total: float) -> Iterator[Bar]:
-        """Show progress with the time left for work of `total` units."""
+    def bar(self, label: str, total: float, done: float = 0) -> Iterator[Bar]:
+        """Show progress with the time left for work of `total` units, of which an earlier process did `done`."""
         label = visible(label)
         if self.quiet:
             yield Bar()
         elif self.live:
-            yield from self._rich_bar(label, total)
+            yield from self._rich_bar(label, total, done)
         else:
-            yield _Lines(self, label, total)
+            yield _Lines(self, label, total, done)
 
-    def _rich_bar(self, label: str, total: float) -> Iterator[Bar]:
+    def _rich_bar(self, label: str, total: float, done: float) -> Iterator[Bar]:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -141,7 +141,7 @@ class Console:
             TextColumn("{task.fields[note]}"),
         ]
         with Progress(*columns, console=console) as progress:
-            yield _Live(progress, progress.add_task(label, total=total, note=""))
+            yield _Live(progress, progress.add_task(label, total=total, completed=int(done), note=""))
 
 
 class _Live(Bar):
@@ -153,8 +153,8 @@ class _Live(Bar):
 
 
 class _Lines(Bar):
-    def __init__(self, console: Console, label: str, total: float) -> None:
-        self._console, self._label, self._total = console, label, total
+    def __init__(self, console: Console, label: str, total: float, before: float) -> None:
+        self._console, self._label, self._total, self._before = console, label, total, before
         self._start = self._last = time.monotonic()
 
     def update(self, done: float, note: str = "") -> None:
@@ -164,7 +164,8 @@ class _Lines(Bar):
             return
         self._last = now
         spent = now - self._start
-        left = f"{clock(spent * (self._total - done) / done)} left" if done else "starting"
+        here = done - self._before
+        left = f"{clock(spent * (self._total - done) / here)} left" if here > 0 else "starting"
         when = f"in {clock(spent)}" if finished else left
         share = 100 * done / self._total if self._total else 100
         self._console.say(f"{self._label}: {share:.0f} % · {when}{' · ' + note if note else ''}")

@@ -34,8 +34,9 @@ class DistillationLoss:
         temperature: T > 0, for both sides.
         ce_weight: share in [0, 1] of hard-label cross-entropy at T = 1. With a share above 0 the
             divergence is multiplied by T^2 (T for total variation), to keep the balance.
-        vocabulary: ids that both models know; needed when the two output layers are padded to different
-            widths. Wider rows are cut before the softmax.
+        vocabulary: ids that both models know; needed when the two output layers differ in width, by padding or
+            by added tokens. Rows from there on are cut before both softmaxes, without a copy, so each model's
+            probabilities are those of the shared ids, renormalised. Inputs must hold shared ids alone.
         chunk_bytes: memory for a chunk's logits, student's and teacher's together.
         mode: "store" computes gradients in the forward pass; "recompute" does so in the backward pass, for
             heads whose gradient would not fit beside the activations; "eval" computes none.
@@ -91,7 +92,7 @@ class DistillationLoss:
                 fix="Lower ce_weight, or pass weights=.",
             )
         self.token_loss = TokenLoss(chosen, temperature, ce_weight, weigh=weigh)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
         self._mode = mode
 
@@ -131,7 +132,7 @@ class DistillationLoss:
             require_separate(student_head, teacher_head)
         head, target_head = heads.read(student_head), heads.read(teacher_head)
         vocabulary = self._shared(head.vocabulary, target_head.vocabulary)
-        head, target_head = (replace(each, vocabulary=vocabulary) for each in (head, target_head))
+        head, target_head = (each.cut(vocabulary) for each in (head, target_head))
         picked = _picked(weights, predicts)
         signal = Hidden(teacher_hidden[predicts].detach(), target_head)
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
@@ -161,7 +162,7 @@ class DistillationLoss:
             width = self._shared(student_logits.shape[-1], teacher.shape[-1])
             signal: Signal = Dense(teacher[predicts].detach()[:, :width])
         else:
-            width = self._shared(student_logits.shape[-1], self._vocabulary or student_logits.shape[-1])
+            width = self._shared(student_logits.shape[-1], self.vocabulary or student_logits.shape[-1])
             signal = teacher
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with self._gradients():
@@ -222,12 +223,12 @@ class DistillationLoss:
         return predicts, targets
 
     def _shared(self, student: int, teacher: int) -> int:
-        if self._vocabulary is not None:
-            if self._vocabulary > min(student, teacher):
+        if self.vocabulary is not None:
+            if self.vocabulary > min(student, teacher):
                 raise SignalError(
-                    f"vocabulary is {self._vocabulary}, the output layers have {student} and {teacher} rows."
+                    f"vocabulary is {self.vocabulary}, the output layers have {student} and {teacher} rows."
                 )
-            return self._vocabulary
+            return self.vocabulary
         if student != teacher:
             raise SignalError(
                 f"the student has {student} output rows, the teacher {teacher}.",

@@ -5,7 +5,7 @@ Legend: B rows, S positions, N scored positions of a batch, V vocabulary, H hidd
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -138,6 +138,10 @@ class Head:
                     fix="Count the ids that the head knows; resize the model's embeddings for added tokens.",
                 )
 
+    def cut(self, vocabulary: int) -> Head:
+        """The same head for its first `vocabulary` ids; no weight is copied."""
+        return replace(self, vocabulary=vocabulary)
+
     def shaped(self, raw: Tensor) -> Tensor:
         """softcap(scale * raw), for what the output layer gives."""
         logits = raw if self.scale == 1.0 else raw * self.scale
@@ -186,6 +190,7 @@ class Figure:
     floor_of: str = ""  # that answer: "the prompt copied"
     pairs: tuple[tuple[float, float], ...] = ()  # (numerator, denominator) of each prompt; not stored
     floors: tuple[float, ...] = ()  # the floor's numerators, beside `pairs`; not stored
+    shape: Callable[[Any], Any] | None = None  # applied to the ratio (exp for a perplexity); not stored
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -202,7 +207,8 @@ class Figure:
 
     def stored(self) -> dict[str, Any]:
         """Every field that a file keeps; `Figure(**stored)` is the figure again, without its prompts."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pairs", "floors")}
+        unstored = ("pairs", "floors", "shape")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unstored}
 
 
 class Sampler(Protocol):

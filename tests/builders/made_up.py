@@ -37,7 +37,8 @@ def summary() -> dict[str, Any]:
     """A complete summary.json."""
     return {
         "name": "quickstart",
-        "teacher": {"name": "made-up/Teacher-135M-Instruct", "params": 134_515_008, "bytes": 269_060_552},
+        "teacher": {"name": "made-up/Teacher-135M-Instruct", "params": 134_515_008, "bytes": 269_060_552,
+                    "licence": "apache-2.0"},
         "student": {
             "name": "made-up/student-20-layers",
             "params": 98_000_000,
@@ -81,6 +82,17 @@ def summary() -> dict[str, Any]:
             "agreement_top5": {"value": 1.0, "reason": "by definition"},
             "rouge_l": measured(0.411, 0.02),
         },
+        "differences": {
+            "control": {
+                "forward_kl": measured(-0.36, 0.05),
+                "reverse_kl": measured(-0.38, 0.06),
+                "agreement": measured(0.088, 0.012),
+                "agreement_top5": measured(0.051, 0.01),
+                "ppl": measured(-0.5, 0.6),
+                "rouge_l": None,
+                "rouge_l_reason": "the control student wrote no answers in this run",
+            }
+        },
         "behaviour": {
             "teacher": behaviour(0.97, 1.0, 0.02),
             "before": behaviour(0.08, 2.9, 0.71),
@@ -100,7 +112,8 @@ def summary() -> dict[str, Any]:
                   "peak_rss_bytes": 3_120_000_000},
         "recipe_hash": "9f2c4e" + "0" * 58,
         "data": {"train": {"rows": 4400, "sha256": "5e" * 32}, "heldout": {"rows": 200, "sha256": "a1" * 32}},
-        "made": {"at": "2026-01-31 09:30 UTC", "machine": "Linux, x86_64, 2 processors, 16.8 GB of memory"},
+        "made": {"at": "2026-01-31 09:30 UTC", "machine": "Linux, x86_64, 2 processors, 16.8 GB of memory",
+                 "precision": {"teacher and measurements": "bfloat16", "distill": "float32"}},
         "seed": 0,
         "versions": {"potstill": "0.1.0", "torch": "2.13.0", "transformers": "5.18.0", "python": "3.11.9"},
     }  # fmt: skip
@@ -190,7 +203,7 @@ def parts() -> dict[str, Any]:
             Default("distill.tokens_per_step", 8192, "auto: one minute on this CPU"),
             Default("data.heldout", "200 prompts", "auto: 10 % of the prompts, between 60 and 500"),
         ),
-        "command": "potstill run runs/quickstart",
+        "command": "potstill run recipe.yaml",
         "notes": (
             "The best of 11 validated checkpoints is shown, chosen on the held-out prompts themselves.",
         ),

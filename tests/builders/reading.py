@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from builders.chats import chat
@@ -11,9 +12,11 @@ from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.types import Example
 
+SWAPPED = {20: "w21", 21: "w20"}  # names of another tokenizer
 
-def reader(words: int = 128, template: str = TEMPLATE) -> Reader:
-    tokenizer = tiny_tokenizer(words, template)
+
+def reader(words: int = 128, template: str = TEMPLATE, names: Mapping[int, str] | None = None) -> Reader:
+    tokenizer = tiny_tokenizer(words, template, names)
     return reader_of(tokenizer, Templater(tokenizer))
 
 
@@ -22,6 +25,11 @@ def rows(count: int, per_prompt: int = 1, name: str = "r") -> list[Row]:
     return [
         Row(f"{name}{i}", chat(f"question {name} {i // per_prompt}", f"answer {i}")) for i in range(count)
     ]
+
+
+def encode(templater: Templater, *turns: str, system: str | None = None) -> list[Example]:
+    """The examples of a row of these turns."""
+    return templater.encode_row(Row("r", chat(*turns, system=system), source="a.jsonl:7"))
 
 
 def scored(example: Example) -> list[int]:

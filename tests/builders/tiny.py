@@ -6,6 +6,7 @@ every other id i is the word `wi`. So `w10` answered by `w20 w21` is [1, 10, 11,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ TEMPLATE = (
 )
 
 
-def tiny_tokenizer(words: int = 128, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A WordLevel tokenizer that splits at whitespace."""
-    names = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(4, words))]
-    names[HEADER] = "|"
-    core = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+def tiny_tokenizer(
+    words: int = 128, template: str | None = TEMPLATE, names: Mapping[int, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """A WordLevel tokenizer that splits at whitespace; `names` are other words for some ids, "" for none."""
+    usual = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(4, words))]
+    written = dict(enumerate(usual)) | {HEADER: "|"} | dict(names or {})
+    core = Tokenizer(WordLevel({name: i for i, name in written.items() if name}, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"

@@ -95,11 +95,13 @@ def test_rows_are_limited_by_the_shorter_of_the_two_contexts(tmp_path):
         row | {"response": " ".join(["w30"] * (40 if i % 4 == 0 else 2))}
         for i, row in enumerate(places.answered())
     ]
-    places.write(tmp_path, rows, student="{model: small}")
+    places.write(tmp_path, rows, student="{model: small}", data="{train: rows.jsonl, on_bad_row: skip}")
     done = potstill("check", "--quick", "r.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     items = {item["name"]: item["detail"] for item in json.loads(done.stdout)["items"]}
     assert items["longest row"].startswith("32 tokens")
-    longer = re.match(r"(\d+) of (\d+) rows are longer than 32", items["lengths"])
-    train = {row.id for row in places.read(tmp_path).data.train}
-    assert (int(longer[1]), int(longer[2])) == (sum(int(name[1:]) % 4 == 0 for name in train), len(train))
+    longer = re.match(
+        r"(\d+) of (\d+) rows \(\d+%\) are left out: \1 longer than max_length 32", items["lengths"]
+    )
+    names = {row.id for row in places.read(tmp_path).data.trained_on}
+    assert (int(longer[1]), int(longer[2])) == (sum(int(name[1:]) % 4 == 0 for name in names), len(names))

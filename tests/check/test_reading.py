@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from builders import places
 from builders.chats import write_lines
 from builders.jobs import answers, context
 from builders.tiny import EOS
-from potstill.check.reading import row_lengths, stop_tokens
+from potstill.check.reading import rows_left, stop_tokens
+from potstill.data.lost import Lost
 from potstill.types import Example
 
 
@@ -25,12 +30,33 @@ def test_answers_whose_end_is_not_scored_fail_and_the_first_is_named(tmp_path):
     assert item.detail.endswith("; 2 rows never score it, first a")
 
 
-def test_rows_of_which_none_fits_fail_and_some_that_do_not_are_counted(tmp_path):
-    setup = context(tmp_path, None).setup
-    assert row_lengths(setup, [], 0).passed is False
-    some, none = row_lengths(setup, [200, 250, 256], 6), row_lengths(setup, [256, 251], 6)
-    assert (some.passed, none.passed) == (True, False)
-    assert some.detail.startswith("1 of 3 rows are longer than 256; ")
+def left_out(count: int, of: int) -> Lost:
+    return Lost({"longer than max_length 256": count}, of, "of the rows, 100% fit 300 tokens")
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "on_bad_row", "passed"),
+    [
+        (0, 0, "skip", False),
+        (3, 3, "skip", False),
+        (2, 3, "skip", True),
+        (6, 100, "error", False),
+        (5, 100, "error", True),
+        (0, 3, "error", True),
+    ],
+)
+def test_rows_pass_that_a_run_would_take(tmp_path, count, of, on_bad_row, passed):
+    setup = replace(context(tmp_path, None).setup, on_bad_row=on_bad_row)
+    assert rows_left(setup, "", left_out(count, of)).passed is passed
+
+
+def test_the_share_of_the_rows_that_are_left_out_is_said(tmp_path):
+    item = rows_left(context(tmp_path, None).setup, "", left_out(6, 15))
+    assert item.detail.startswith(
+        "6 of 15 rows (40%) are left out: 6 longer than max_length 256; of the rows"
+    )
+    assert "data.max_length" in item.detail
+    assert "on_bad_row: skip" in item.detail
 
 
 def test_held_out_prompts_that_are_trained_on_fail(tmp_path):

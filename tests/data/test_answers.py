@@ -8,20 +8,21 @@ import pytest
 
 from builders import chats
 from builders.chats import bytes_tokenizer, chat
-from builders.reading import reader, scored
-from builders.tiny import BOS, EOS, HEADER
+from builders.reading import SWAPPED, reader, scored
+from builders.tiny import BOS, EOS, HEADER, UNK, tiny_tokenizer
 from potstill.data.answers import Written, by_prompt, encode_answers, with_weights
 from potstill.data.reader import Readers, reader_of
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
+from potstill.models.vocabulary import Overlap
 from potstill.types import Example
 
 ALIKE = Readers(reader(), reader())
 ROWS = [Row("a", chat("w10")), Row("b", chat("w12"))]
 
 
-@pytest.mark.parametrize("teacher", [reader(), reader(130), None])
+@pytest.mark.parametrize("teacher", [reader(), reader(130), reader(names={30: "w31", 31: "w30"}), None])
 def test_ids_or_text_become_the_same_example(teacher) -> None:
     answers = [Written("a", 0, (20, 21, EOS), "w20 w21", "stop")]
     (example,), left_out = encode_answers(Readers(teacher, reader()), answers, ROWS, max_length=9)
@@ -44,7 +45,7 @@ def test_an_answer_cut_off_gets_no_end_token() -> None:
         ("w20 w21", "length", [20, 21]),
     ],
 )
-@pytest.mark.parametrize("teacher", [reader(130), None])
+@pytest.mark.parametrize("teacher", [reader(names=SWAPPED), None])
 def test_a_character_cut_in_half_does_not_cross(teacher, text, finish, learnt) -> None:
     """The student of another tokenizer was once scored on the sign that stands for half a character."""
     (example,), left_out = encode_answers(
@@ -63,7 +64,7 @@ def test_a_character_cut_in_half_does_not_cross(teacher, text, finish, learnt) -
 )
 def test_what_cannot_be_cut_back_is_left_out_and_counted(text, finish, reason) -> None:
     answers = [Written("a", 0, (9,), text, finish), Written("b", 0, (20, EOS), "w20", "stop")]
-    examples, left_out = encode_answers(Readers(reader(130), reader()), answers, ROWS, max_length=9)
+    examples, left_out = encode_answers(Readers(reader(names=SWAPPED), reader()), answers, ROWS, max_length=9)
     assert ([example.id for example in examples], dict(left_out)) == (["b"], {reason: 1})
 
 
@@ -72,6 +73,38 @@ def test_ids_that_pass_unchanged_keep_their_half_character() -> None:
         ALIKE, [Written("a", 0, (20, 21), "w20 \ufffd", "length")], ROWS, max_length=9
     )
     assert scored(example) == [20, 21]
+
+
+def test_answers_in_ids_that_the_teacher_lacks_are_left_out_of_a_comparison(caplog) -> None:
+    """As text an answer can become ids of the student alone; a teacher that is given them knows no such id."""
+    answers = [
+        Written("a", 0, (9,), "w20 w130", "stop"),
+        Written("b", 0, (20, EOS), "w20", "stop"),
+    ]
+    alone = Readers(None, reader(160))
+    examples, left_out = encode_answers(alone, answers, ROWS, max_length=9, known_ids=128)
+    assert [example.id for example in examples] == ["b"]
+    assert left_out == {"holds ids that the teacher does not have": 1}
+    assert "1 of 2 examples (50%)" in caplog.text
+    assert "id 130 ('w130')" in caplog.text
+    examples, left_out = encode_answers(alone, answers, ROWS, max_length=9)
+    assert [example.id for example in examples] == ["a", "b"]
+    assert not left_out
+
+
+def test_a_word_that_the_student_cannot_write_is_left_out_between_any_two_tokenizers() -> None:
+    readers = Readers(reader(160, names=SWAPPED), reader())
+    answers = [Written("a", 0, (130, EOS), "w130", "stop"), Written("b", 0, (21, EOS), "w20", "stop")]
+    examples, left_out = encode_answers(readers, answers, ROWS, max_length=9)
+    assert [scored(example) for example in examples] == [[20, EOS]]
+    assert left_out == {"a word that the student's tokenizer does not have": 1}
+
+
+def test_a_start_or_end_token_that_stands_for_unknown_words_too_is_no_unknown_word() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.unk_token = "</s>"
+    assert reader_of(tokenizer, Templater(tokenizer)).unknown_id is None
+    assert reader().unknown_id == UNK
 
 
 def byte_reader(tail: str = ""):
@@ -100,7 +133,7 @@ def test_an_answer_crosses_with_one_block(teacher, student, text, learnt, shared
     left, right = byte_reader(teacher), byte_reader(student)
     readers = Readers(left, right)
     if not shared:
-        readers.__dict__["shared_vocabulary"] = False
+        readers.__dict__["overlap"] = Overlap(0, example="nothing is shared")
     ids = (*left.templater.text_ids(text), left.stop_ids[0])
     (example,), left_out = encode_answers(readers, [Written("a", 0, ids, text, "stop")], ROWS, max_length=99)
     assert right.decode(scored(example)) == learnt

@@ -8,7 +8,7 @@ import pytest
 
 from builders.chats import bytes_tokenizer, chat
 from builders.tiny import tiny_tokenizer
-from potstill.data.examples import encode, length_for
+from potstill.data.examples import encode, length_for, lost
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
@@ -32,11 +32,12 @@ def test_no_target_in_any_row_stops_with_the_cause() -> None:
 
 
 def test_a_long_answer_never_pushes_out_its_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    encoded = encode([row("1", 6, 30), row("2", 2, 2)], TINY, max_length=8)
     with caplog.at_level(logging.WARNING):
-        encoded = encode([row("1", 6, 30), row("2", 2, 2)], TINY, max_length=8)
+        lost([encoded], 8).refuse_many("skip")
     assert [example.id for example in encoded.examples] == ["2"]
     assert encoded.funnel["too_long"] == 1
-    assert "1 of 2 examples are longer than max_length 8" in caplog.text
+    assert "1 of 2 rows (50%) are left out: 1 longer than max_length 8" in caplog.text
     assert "100% fit 39" in caplog.text
 
 
@@ -63,8 +64,9 @@ def test_a_row_with_one_token_scores_nothing_and_is_counted(caplog: pytest.LogCa
     rows = [Row("a", text=""), Row("b", text="w10 w20")]
     with caplog.at_level(logging.WARNING):
         encoded = encode(rows, Templater(tokenizer), max_length=None)
+        lost([encoded], None).refuse_many("skip")
     assert (encoded.funnel["no_target"], encoded.funnel["examples"]) == (1, 1)
-    assert "no token to score" in caplog.text
+    assert "1 without a token to score" in caplog.text
     with pytest.raises(DataError, match="1 of 1 rows have no target: no row has a token to score"):
         encode(rows[:1], Templater(tokenizer), max_length=None)
 

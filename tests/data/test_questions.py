@@ -21,7 +21,7 @@ EXAMPLES = ALIKE.student.templater.encode_row(ROW)
 def test_a_row_of_data_asks_its_first_question() -> None:
     (question,) = questions(ALIKE, EXAMPLES, [ROW], 9, generated=False)
     assert question.prompt_ids == question.teacher_prompt_ids == (BOS, 10, HEADER)
-    assert (question.prompt, question.reference, question.reference_tokens) == ("w10", "w20 w21", 3)
+    assert (question.prompt, question.gold, question.tokens) == ("w10", "w20 w21", 3)
     assert (question.family, question.unseen) == ("sums", True)
 
 

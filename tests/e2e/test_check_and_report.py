@@ -10,6 +10,7 @@ from builders import places
 from builders.chats import write_lines
 from builders.cli import potstill
 from builders.tiny import save_tiny, tiny_tokenizer
+from potstill.report import summary as report_summary
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,8 @@ def test_a_report_of_an_unfinished_run_is_refused_and_trains_nothing(tmp_path):
     before = json.loads((tmp_path / "runs/r/run.json").read_text())
     done = potstill("report", "runs/r", cwd=tmp_path)
     assert done.returncode == 2
-    assert "the stage student is not finished" in done.stderr
+    assert "is not finished with the recipe in its folder" in done.stderr
+    assert "potstill run" in done.stderr
     assert not list((tmp_path / "runs/.store").glob("*train*"))
     assert json.loads((tmp_path / "runs/r/run.json").read_text())["status"] == before["status"]
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
@@ -175,7 +177,7 @@ def test_held_out_prompts_do_not_count_as_lost_to_training(tmp_path):
     places.write(
         tmp_path,
         places.prompts(30),
-        data="{train: rows.jsonl, heldout: held.jsonl, max_length: 64}",
+        data="{train: rows.jsonl, heldout: held.jsonl, max_length: 64, on_bad_row: skip}",
         stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]",
     )
     write_lines(tmp_path / "held.jsonl", *heldout)
@@ -192,18 +194,18 @@ def test_patience_without_validation_rows_is_reported(tmp_path):
     assert "patience and best_by have no effect" in done.stderr
 
 
-def test_a_rebuilt_report_keeps_day_and_machine_of_its_figures(tmp_path):
+def test_a_rebuilt_report_keeps_day_and_machine_of_its_figures(tmp_path, monkeypatch):
     places.write(
         tmp_path,
         places.prompts(80),
         stages="[{generate: {max_new_tokens: 2}}, {distill: {steps: 1}}, {evaluate: {}}]",
     )
-    assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
-    file = tmp_path / "runs/r/summary.json"
-    summary = json.loads(file.read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(report_summary, "machine", lambda: "another machine")
+        assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
+    summary = places.summary(tmp_path)
     assert summary["data"]["train"]["rows"] > 0
-    summary["made"] = {"at": "2020-02-02 02:02 UTC", "machine": "another"}
-    file.write_text(json.dumps(summary))
-    assert potstill("report", "runs/r", cwd=tmp_path).returncode == 0
-    assert json.loads(file.read_text()) == summary
-    assert "2020-02-02 02:02 UTC on another" in (tmp_path / "runs/r/report.html").read_text()
+    for command in (["report", "runs/r"], ["run", "r.yaml"]):
+        assert potstill(*command, cwd=tmp_path).returncode == 0
+        assert places.summary(tmp_path)["made"] == summary["made"]
+        assert "on another machine" in (tmp_path / "runs/r/report.html").read_text()

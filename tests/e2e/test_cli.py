@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from builders import places
 from builders.chats import write_lines
 from builders.cli import Done, potstill, process
 from builders.tiny import save_tiny
@@ -19,7 +20,7 @@ name: tiny
 seed: 3
 teacher: {model: teacher}
 student: {from_teacher: {keep_layers: 2}}
-data: {train: rows.jsonl}
+data: {train: rows.jsonl, heldout_fraction: 0.5}
 stages:
   - generate: {max_new_tokens: 12, batch_rows: 16}
   - distill: {tokens_per_step: 96, learning_rate: 0.01, epochs: 4}
@@ -59,7 +60,11 @@ def test_every_stage_runs_and_the_verdict_closes(finished, place):
 
 def test_the_summary_has_every_block_and_a_reason_for_every_null(finished, place):
     summary = json.loads((place / "runs/tiny/summary.json").read_text())
-    assert summary["after"]["forward_kl"]["n"] == 32
+    held = {row.id for row in places.read(place, "tiny.yaml").data.heldout}
+    lines = map(json.loads, (place / "runs/tiny/stages/generate/answers.jsonl").read_text().splitlines())
+    answered = [line["row_id"] for line in lines if line["row_id"] in held and line["text"].strip()]
+    assert summary["after"]["forward_kl"]["n"] == len(answered) > 28
+    assert len(held) == 32
     assert summary["before"]["forward_kl"]["low"] <= summary["before"]["forward_kl"]["value"]
     assert summary["teacher"]["params"] > summary["student"]["params"]
     assert summary["control"]["ppl"]["value"] > 1
@@ -109,8 +114,11 @@ def test_a_finished_run_is_taken_from_the_store(finished, place):
 def test_changing_one_stage_keeps_the_stages_before_it(finished, place):
     again = potstill("run", "tiny.yaml", "name=other", "distill.temperature=2.0", cwd=place)
     assert again.returncode == 0, again.stderr
-    reused = [line.split(":")[0] for line in again.stderr.splitlines() if "unchanged" in line]
-    assert reused == ["generate", "student", "control"]
+    reused = [line.partition(": unchanged")[0] for line in again.stderr.splitlines() if "unchanged" in line]
+    measured = [
+        f"evaluate: {what}, {role}" for role in ("before", "control") for what in ("likelihood", "answers")
+    ]
+    assert reused == ["generate", "student", "control", "evaluate: answers, teacher", *measured]
 
 
 def test_a_run_folder_continues_without_its_recipe(finished, place):

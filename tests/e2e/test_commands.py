@@ -26,7 +26,7 @@ def test_help_opens_without_torch_and_pydantic_and_lists_every_verb():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     commands = {line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()}
-    assert commands == {"run", *verbs(), "check", "report", "status", "init", "schema"}
+    assert commands == {"run", *verbs(), "check", "report", "status", "init", "schema", "store"}
 
 
 @pytest.mark.parametrize("verb", verbs())

@@ -40,6 +40,65 @@ def test_a_figure_keeps_its_description():
     assert Figure(**figure.stored()) == replace(figure, pairs=())
 
 
+def pair_of_models(n: int = 40, shift: float = 0.1) -> list[Figure]:
+    """Prompts differ by much more than the two models do on any of them."""
+    dice = np.random.default_rng(3)
+    lengths = dice.integers(5, 60, n).astype(float)
+    level = dice.gamma(1.0, 1.0, n)
+    return [
+        stats.ratio(
+            lengths * (level + more + dice.normal(0, 0.05, n)), lengths, figure=Figure("kl", better="down")
+        )
+        for more in (0.0, shift)
+    ]
+
+
+def test_a_paired_interval_is_clear_where_the_models_own_intervals_overlap():
+    one, other = pair_of_models()
+    assert one.low < other.low < one.high < other.high
+    paired = stats.difference(one, other)
+    assert paired.value == pytest.approx(one.value - other.value)
+    assert paired.low < paired.value < paired.high < 0
+    assert (paired.n, paired.better) == (40, "down")
+    mirrored = stats.difference(other, one)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-paired.high, -paired.low))
+
+
+def test_a_model_does_not_differ_from_itself():
+    one, _ = pair_of_models()
+    paired = stats.difference(one, one)
+    assert (paired.value, paired.low, paired.high) == (0, 0, 0)
+
+
+def test_a_difference_of_perplexities_is_in_their_unit():
+    one, other = (
+        stats.ratio(top, [2.0, 3.0, 4.0], transform=np.exp) for top in ([2.0, 4.0, 9.0], [1.0, 4.0, 6.0])
+    )
+    assert stats.difference(one, other).value == pytest.approx(one.value - other.value)
+
+
+def test_only_prompts_that_both_models_were_measured_on_are_compared():
+    one, other = stats.ratio([1.0, 2.0, 9.0], [1.0, 2.0, 0.0]), stats.ratio([1.0, 2.0, 3.0], [0.0, 2.0, 3.0])
+    paired = stats.difference(one, other)
+    assert (paired.value, paired.n) == (0.0, 1)
+    nobody = stats.difference(stats.ratio([1.0, 0.0], [1.0, 0.0]), stats.ratio([0.0, 1.0], [0.0, 1.0]))
+    assert (nobody.value, nobody.reason) == (None, "no prompt could be measured with both models")
+
+
+@pytest.mark.parametrize("other", [Figure("kl", 0.0, reason="by definition"), Figure("kl", reason="why not")])
+def test_a_figure_without_prompts_has_no_paired_difference(other):
+    one, _ = pair_of_models()
+    paired = stats.difference(one, other)
+    assert paired.value is None
+    assert paired.reason == ("not measured prompt by prompt" if other.value == 0 else "why not")
+
+
+def test_a_share_is_refused_where_other_prompts_were_measured():
+    """As many, but not the same ones."""
+    one, other = stats.ratio([1.0] * 30, [1.0] * 29 + [0.0]), stats.ratio([1.0] * 30, [0.0] + [1.0] * 29)
+    assert stats.retained(one, other).reason == "teacher and student were measured on different prompts"
+
+
 def test_perplexity_is_the_exponential_of_the_mean_with_its_interval():
     plain = stats.ratio([2.0, 4.0, 9.0], [2.0, 3.0, 4.0], seed=1)
     shaped = stats.ratio([2.0, 4.0, 9.0], [2.0, 3.0, 4.0], seed=1, transform=np.exp)

@@ -193,6 +193,15 @@ def test_padded_rows_of_the_head_are_never_drawn() -> None:
             assert max(max(row.ids) for row in found.values()) < VOCABULARY - 1
 
 
+def test_ids_without_a_token_are_never_written() -> None:
+    model = build("llama")
+    with raised(model, 40, 50.0):
+        assert any(40 in row.ids for row in write(model, prompts()).values())
+        for sampling in (GREEDY, Sampling(12), Sampling(12, top_k=3, top_p=0.5)):
+            found = write(model, prompts(), sampling, unused=(40, 41))
+            assert not {40, 41} & {index for row in found.values() for index in row.ids}
+
+
 def test_first_tokens_follow_the_models_distribution() -> None:
     model, prompt, count = build("llama"), [5, 6, 7], 4000
     found = write(model, [prompt], Sampling(1, temperature=2.0), samples=count, batch_rows=count)
@@ -244,13 +253,22 @@ def test_the_engine_writes_what_a_request_describes() -> None:
         seed=3,
         batch_rows=4,
         vocabulary=VOCABULARY - 8,
+        unused=(9,),
         samples=2,
         skip=skip,
         on_progress=seen.append,
     )
     written = {(row.index, row.sample): row for row in local.write(request)}
     assert written == write(
-        model, rows, Sampling(12), seed=3, batch_rows=4, vocabulary=VOCABULARY - 8, samples=2, skip=skip
+        model,
+        rows,
+        Sampling(12),
+        seed=3,
+        batch_rows=4,
+        vocabulary=VOCABULARY - 8,
+        unused=(9,),
+        samples=2,
+        skip=skip,
     )
     assert seen[-1].done == seen[-1].total == len(written)
 

@@ -22,7 +22,7 @@ def flat_logits(seed: int = 0) -> Tensor:
 
 
 def counts(logits: Tensor, sampling: Sampling, seed: int = 0) -> Tensor:
-    uniform = torch.from_numpy(uniforms(seed, 0, 0, DRAWS))
+    uniform = torch.from_numpy(uniforms(seed, (0,), 0, DRAWS))
     drawn = choose(logits.expand(DRAWS, -1), uniform, sampling)
     return torch.bincount(drawn, minlength=len(logits)).double()
 
@@ -135,14 +135,14 @@ def test_logits_that_are_not_finite_are_reported_row_by_row(temperature: float, 
 
 
 def test_each_prompt_and_sample_has_its_own_numbers() -> None:
-    rows = [uniforms(seed, index, sample, 8) for seed in (0, 1) for index in (0, 1) for sample in (0, 1)]
+    rows = [uniforms(seed, ids, sample, 8) for seed in (0, 1) for ids in ((0,), (1,)) for sample in (0, 1)]
     assert len({row.tobytes() for row in rows}) == len(rows)
     assert all(((row >= 0) & (row < 1)).all() for row in rows)
 
 
 def test_a_longer_limit_does_not_change_the_first_draws() -> None:
     for short, long in pairwise([4, 8, 33]):
-        assert np.array_equal(uniforms(3, 5, 7, short), uniforms(3, 5, 7, long)[:short])
+        assert np.array_equal(uniforms(3, (5,), 7, short), uniforms(3, (5,), 7, long)[:short])
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_two_vocabularies_of_32000_that_differ_are_refused():
     other = vocabulary.Vocabulary({i: f"a{i}" if i < 259 else f"b{i}" for i in range(32_000)}, one.special)
     assert one.size == other.size == 32_000
     with pytest.raises(VocabularyError, match="id 259 is 'a259' for the teacher and 'b259' for the student"):
-        vocabulary.require_same(one, other)
+        vocabulary.require_shared(one, other)
 
 
 def rows() -> list[Example]:

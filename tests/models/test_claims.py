@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
+from builders.tiny import save_tiny, save_tiny_gguf, tiny_model, tiny_tokenizer
 from potstill.errors import ModelError
 from potstill.models import claims, loading
 from potstill.students import model as model_student
@@ -43,10 +44,83 @@ def test_sizes_that_the_files_cannot_have_are_refused_before_anything_is_built(t
             step(source)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_size": 20_000}, {"intermediate_size": 1_900_000}, {"vocab_size": 1_900_000}, {"head_dim": 1_000_000}],
+    ids=str,
+)  # fmt: skip
+def test_a_config_of_a_far_larger_model_than_the_files_hold_is_refused_before_it_is_built(tmp_path, changes):
+    source = claiming(tmp_path / "m", **changes)
+    words = r"describes a model of [\d,]+ parameters, and its files hold 28,832 numbers"
+    for step in (loading.count_parameters, partial(loading.load_model, dtype=FP32)):
+        with pytest.raises(ModelError, match=words):
+            step(source)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_may_leave_out_what_a_config_repeats_or_packs(packed):
+    claims.require_fitting(2 * 10**9, 10**9, packed, "owner/name")
+    if packed:
+        claims.require_fitting(32 * 10**9, 10**9, packed, "owner/name")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"intermediate_size": -64}, {"hidden_size": -32}, {"num_hidden_layers": -1}, {"vocab_size": 0}, {"head_dim": 0},
+     {"num_attention_heads": "two"}, {"hidden_act": "no such"}, {"rope_parameters": 3}, {"layer_types": ["odd", "even"]}],
+    ids=str,
+)  # fmt: skip
+def test_a_config_that_no_model_can_be_built_from_is_refused(tmp_path, changes):
+    source = claiming(tmp_path / "m", **changes)
+    with pytest.raises(ModelError):
+        loading.load_model(source, dtype=FP32)
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.5, -3, float("nan")])
+@pytest.mark.parametrize("key", ["attention_dropout", "resid_pdrop", "dropout"])
+def test_a_share_that_is_none_is_refused(tmp_path, key, value):
+    """It would fail in the first step of training."""
+    with pytest.raises(ModelError, match=f"says {key}: {value}, which is no share"):
+        loading.load_config(claiming(tmp_path / "m", **{key: value}))
+
+
+@pytest.mark.parametrize("value", [3, float("-inf"), [3], {"a": 1}, "x"], ids=str)
+def test_architectures_that_are_no_names_are_refused(tmp_path, value):
+    with pytest.raises(ModelError):
+        loading.load_config(claiming(tmp_path / "m", architectures=value))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("block_count", "says num_hidden_layers: 33554434, and its files hold 21 tensors"),
+     ("embedding_length", "says hidden_size: 33554464"), ("feed_forward_length", "says intermediate_size: 33554496")],
+)  # fmt: skip
+def test_a_gguf_file_is_held_to_what_a_folder_is_held_to(tmp_path, monkeypatch, key, words):
+    """The fourth byte of a number is changed."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    file = save_tiny_gguf(tmp_path / "x.gguf")
+    data = bytearray(file.read_bytes())
+    data[data.index(f"llama.{key}".encode()) + len(f"llama.{key}") + 4 + 3] = 2
+    file.write_bytes(data)
+    source = loading.find_source(str(file))
+    for step in (loading.load_config, partial(loading.load_model, dtype=FP32)):
+        with pytest.raises(ModelError, match=words):
+            step(source)
+
+
 def test_sizes_of_a_model_whose_files_are_not_here_yet_have_bounds_too():
     with pytest.raises(ModelError, match="says num_layers: 1000000000"):
         claims.require_possible({"num_layers": 10**9}, None, "owner/name")
     claims.require_possible({"num_hidden_layers": 200, "max_position_embeddings": 10**7}, None, "owner/name")
+
+
+def test_a_token_for_unknown_words_that_is_unknown_itself_is_refused(tmp_path):
+    """The library would look it up without end."""
+    source = claiming(tmp_path / "m")
+    file = tmp_path / "m/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"unk_token": ""}))
+    with pytest.raises(ModelError, match="writes unknown words as '', which is none of its tokens"):
+        loading.load_tokenizer(source)
 
 
 @pytest.mark.parametrize("place", ["vocab", "added_tokens"])

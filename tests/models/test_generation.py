@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from builders import places
 from builders.cli import potstill
 from builders.tiny import save_tiny, tiny_model
+from potstill.errors import ModelError
 from potstill.models import generation
 from potstill.models.source import find_source
 
@@ -30,12 +31,44 @@ def test_the_ids_that_end_a_models_answers_are_read_from_its_settings(tmp_path, 
     assert generation.end_ids(find_source(str(tmp_path))) == ids
 
 
-@pytest.mark.parametrize("text", [None, "{", "[1]", '{"eos_token_id": 2, "max_new_tokens": 0}'])
-def test_a_model_without_readable_settings_adds_no_end(tmp_path, text):
+@pytest.mark.parametrize(
+    "text", [None, "{}", '{"eos_token_id": null}', '{"eos_token_id": [], "max_new_tokens": 0}']
+)
+def test_a_model_whose_settings_name_no_end_adds_none(tmp_path, text):
     save_tiny(tmp_path)
     file = tmp_path / "generation_config.json"
     file.unlink() if text is None else file.write_text(text)
     assert generation.end_ids(find_source(str(tmp_path))) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "cannot load the model"),
+        ("[1]", "not a JSON object"),
+        ('{"eos_token_id": 2.0}', "2.0 ends an answer, which is no id"),
+        ('{"eos_token_id": [2, "</s>"]}', "'</s>' ends an answer"),
+        ('{"eos_token_id": true}', "True ends an answer"),
+        ('{"eos_token_id": {"a": 2}}', "ends an answer"),
+        ('{"eos_token_id": -1}', "-1 ends an answer"),
+        ('{"eos_token_id": [2, 128]}', "128 ends an answer, which is no id of it"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_refused(tmp_path, text, complaint):
+    """Without them the model would write on behind its own end."""
+    save_tiny(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=complaint):
+        generation.end_ids(find_source(str(tmp_path)), 128)
+
+
+def test_an_end_without_a_word_is_shown_by_its_number(tmp_path):
+    """A vocabulary may be padded."""
+    places.write(tmp_path)
+    tiny_model(vocab=160).save_pretrained(tmp_path / "teacher")
+    settings(tmp_path / "teacher", eos_token_id=[2, 150])
+    done = potstill("check", "--quick", "r.yaml", cwd=tmp_path)
+    assert "answers end with </s>, the id 150" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -163,3 +164,41 @@ def test_stages_are_called_by_name_and_by_number_where_names_do_not_tell() -> No
 
 def test_a_whole_number_may_be_spelled_as_a_float() -> None:
     assert read({"distill": {"steps": 1e3}}) == read({"distill": {"steps": 1000}})
+
+
+@pytest.mark.parametrize(
+    ("stages", "top"),
+    [
+        ((), {"\ud800": 1}),
+        ((), {"data": {"train": "a", "\udc80ed": 1}}),
+        ((), {"data": {"train": "\ud800"}}),
+        ((), {"data": {"train": "a", "columns": {"\ud800": "prompt"}}}),
+        (({"distill": {"divergence": {"jsd": {"\ud800": 1}}}},), {}),
+        (("\ud800",), {}),
+    ],
+)
+def test_half_a_character_is_refused_wherever_it_stands(stages: tuple[Any, ...], top: dict[str, Any]) -> None:
+    """A shell hands over bytes that are no UTF-8 in this form."""
+    (message,) = problems(*stages, **top).values()
+    assert "holds half a character. Write it in UTF-8." in message
+
+
+HUGE = [10**400, -(10**400)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [*itertools.product(("steps", "epochs", "tokens_per_step", "learning_rate", "divergence.jsd.beta", "token_weights.position.half_life"), HUGE),
+     ("steps", 2**63), ("epochs", 1e308), ("tokens_per_step", 1e30)],
+)  # fmt: skip
+def test_a_number_beyond_measure_is_refused(path: str, value: Any) -> None:
+    """No float holds it, or no library."""
+    options = value
+    for key in reversed(path.split(".")):
+        options = {key: options}
+    assert list(problems({"distill": options})) == [f"stages.distill.{path}"]
+
+
+def test_a_row_of_any_length_that_fits_a_library_may_be_asked_for() -> None:
+    assert problems(data={"train": "a", "max_length": 2**63 - 1}) == {}
+    assert list(problems(data={"train": "a", "max_length": 2**63})) == ["data.max_length"]

@@ -86,6 +86,56 @@ def test_a_run_is_validated_about_six_times_and_saved_about_ten(steps: int) -> N
         assert every == 1 if steps <= times else abs(every - steps / times) <= 0.5
 
 
+def validated(rows: int, steps: int, verb: str = "distill", **options: Any) -> tuple[int, int, float]:
+    """Validations, rows of each, and their cost as a share of the training's: rows of 300 tokens, 100 scored.
+
+    Cost is counted in tokens, for the dearest teacher: its pass is all that counts. A stage without a teacher
+    trains with three passes of its student and validates with one.
+    """
+    sizes = {"train_tokens": 100 * rows, "row_tokens": 300 * rows}
+    kept = {
+        "validation_rows": min(200, max(16, rows // 20)),
+        "validation_tokens": 300 * min(200, max(16, rows // 20)),
+    }
+    defaults = resolved(Facts("cpu", **sizes, **kept), verb, steps=steps, tokens_per_step=256, **options)
+    chosen = {
+        key: defaults[key].value if key in defaults else options[key]
+        for key in ("validate_every", "validation_rows")
+    }
+    count = 1 + math.ceil(steps / chosen["validate_every"])
+    trained_on = 300 * steps * 256 / 100 * (1 if verb == "distill" else 3)
+    return count, chosen["validation_rows"], 300 * count * chosen["validation_rows"] / trained_on
+
+
+@given(st.integers(20, 10**5), st.integers(20, 10**5), st.sampled_from(["distill", "finetune", "control"]))
+def test_validations_cost_a_twentieth_of_the_training_at_most(rows: int, steps: int, verb: str) -> None:
+    """Four thousand rows and 56 steps: it was seven times 200 rows against 450 rows of training."""
+    count, few, cost = validated(rows, steps, verb)
+    assert cost <= 0.05
+    assert 2 <= count <= 7
+    assert few >= 1
+
+
+def test_few_rows_are_validated_less_often_and_many_as_often_as_is_of_use() -> None:
+    assert [validated(4000, steps)[:2] for steps in (56, 500, 20_000)] == [(2, 3), (4, 16), (7, 200)]
+
+
+def test_settings_of_validations_are_kept_and_the_other_one_follows() -> None:
+    assert validated(4000, 400, validation_rows=20)[:2] == (2, 20)
+    assert validated(4000, 400, validate_every=20)[:2] == (21, 2)
+    count, few, cost = validated(4000, 56, validate_every=8, validation_rows=200)
+    assert (count, few) == (8, 200)
+    assert cost > 10
+
+
+def test_a_cost_that_the_recipe_asks_for_is_said() -> None:
+    facts = Facts("cpu", train_tokens=10**5, row_tokens=10**5, validation_rows=100, validation_tokens=10**4)
+    said = resolved(facts, steps=100, tokens_per_step=100, validation_rows=100)["validate_every"].source
+    assert (
+        said == "2 validations in 100 steps, with the one before them; at most 200.0% of the training's cost"
+    )
+
+
 @pytest.mark.parametrize(
     ("facts", "precision"),
     [

@@ -96,7 +96,7 @@ def test_the_policy_of_the_page_blocks_scripts_and_addresses(browser: Browser, t
     stopped: list[str] = []
     page.on("console", lambda message: stopped.append(message.text))
     page.goto(path.as_uri())
-    assert page.title() == "quickstart · potstill report"
+    assert page.title() == "quickstart: made-up/student-20-layers · potstill report"
     for directive in ("script-src", "img-src", "style-src"):
         assert any("Content Security Policy" in text and directive in text for text in stopped), stopped
     page.close()

@@ -6,6 +6,7 @@ import os
 import stat
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -257,9 +258,42 @@ def test_interrupted_write_leaves_the_old_file_and_no_litter(
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
 
 
+def test_the_title_names_the_run_and_its_student() -> None:
+    page = Page(render(made_up.content()))
+    for name in ("title", "h1"):
+        assert page.all(name)[0].text.startswith("quickstart: made-up/student-20-layers")
+    assert "distilled from made-up/Teacher-135M-Instruct" in page.text
+
+
+def test_a_share_above_a_floor_names_the_floor() -> None:
+    def floor(summary: dict[str, Any]) -> None:
+        summary["retention"]["rouge_l"] |= {"floor": 0.227, "floor_of": "the prompt copied"}
+
+    def table(page: Page) -> Any:
+        return next(e for e in page.all("table") if "Retention" in e.children[0].text)
+
+    plain, above = table(Page(render(made_up.content()))), table(Page(render(made_up.content(floor))))
+    heads = [table.children[1].children[0].children[-1].text for table in (plain, above)]
+    assert heads == ["Student / teacher (95 %)", "Student / teacher above the floor (95 %)"]
+    assert "ROUGE-L, above the floor of 0.23 (the prompt copied)" in above.text
+
+
+def test_the_control_is_judged_figure_by_figure_in_words(full: Page) -> None:
+    table = next(e for e in full.all("table") if "Against the control" in e.children[0].text)
+    said = {row.children[0].text: row.children[1].text for row in table.children[2].children}
+    assert said == {
+        "KL(teacher‖student)": "clearly better", "KL(student‖teacher)": "clearly better",
+        "Perplexity": "not known to differ", "Top-1 agreement": "clearly better",
+        "Top-5 agreement": "clearly better", "ROUGE-L": "not compared",
+    }  # fmt: skip
+    nothing = Page(render(made_up.content(lambda summary: summary.pop("differences"))))
+    assert "Against the control" not in nothing.text
+
+
 def test_the_page_says_when_where_and_from_which_rows_it_was_made() -> None:
     text = Page(render(made_up.content())).text
-    for part in ("2026-01-31 09:30 UTC", "16.8 GB of memory", "5e" * 32, "potstill run runs/quickstart"):
+    for part in ("2026-01-31 09:30 UTC", "16.8 GB of memory", "5e" * 32, "potstill run recipe.yaml", "bfloat16",
+                 "apache-2.0", "not stated"):  # fmt: skip
         assert part in text
     older = Page(render(made_up.content(lambda summary: [summary.pop(key) for key in ("made", "data")])))
     assert "UTC" not in older.text

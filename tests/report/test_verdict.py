@@ -21,7 +21,9 @@ def test_complete_run_states_share_fall_and_factor() -> None:
     assert verdict(made_up.summary()) == (
         "Held-out KL(teacher‖student) fell from 3.00 to 0.45 nats per token (6.7×); the student kept 83 % "
         "(95 % interval 79 % to 87 %) of the teacher's ROUGE-L with 73 % of its parameters. "
-        "The control student reached 0.81 nats per token."
+        "The control student reached 0.81 nats per token. Prompt by prompt against the control, the distilled "
+        "student is clearly better in KL(teacher‖student), KL(student‖teacher), Top-1 agreement and Top-5 "
+        "agreement; not known to differ in Perplexity."
     )
 
 
@@ -91,7 +93,8 @@ def test_a_control_that_does_as_well_is_reported() -> None:
     summary["control"]["forward_kl"] = measured(0.44, 0.03)
     assert "at least as close" in cautions(summary)[0]
     summary["control"]["forward_kl"] = measured(0.46, 0.03)
-    assert "differ by less than" in cautions(summary)[0]
+    summary["differences"]["control"]["forward_kl"] = measured(-0.01, 0.02)
+    assert "not known to differ in their distance from the teacher" in cautions(summary)[0]
 
 
 def test_few_prompts_are_reported() -> None:
@@ -131,9 +134,46 @@ def test_better_answers_than_the_teachers_are_no_caution() -> None:
 def test_every_result_in_which_the_control_is_ahead_is_said() -> None:
     summary = made_up.summary()
     summary["control"] |= {"rouge_l": measured(0.39, 0.01), "ppl": measured(6.8, 0.4)}
+    summary["differences"]["control"] |= {"rouge_l": measured(-0.05, 0.01), "ppl": measured(0.1, 0.6)}
+    assert (
+        "Top-5 agreement; clearly worse in ROUGE-L (0.34 against 0.39); not known to differ in Perplexity "
+        "(6.90 against 6.80)."
+    ) in verdict(summary)
+
+
+def test_intervals_that_overlap_are_no_verdict_where_the_paired_one_is_clear() -> None:
+    """Two students on the same prompts share what makes a prompt hard."""
+    summary = made_up.summary()
+    summary["control"]["forward_kl"] = measured(0.5, 0.3)
+    summary["differences"]["control"]["forward_kl"] = measured(-0.05, 0.01)
+    assert cautions(summary) == []
+    assert "clearly better in KL(teacher‖student)" in verdict(summary)
+
+
+def test_a_control_without_a_distribution_to_compare_is_judged_by_its_text() -> None:
+    summary = made_up.summary()
+    for role in ("after", "control"):
+        summary[role] = {
+            "rouge_l": measured(0.3, 0.1),
+            "forward_kl": None,
+            "forward_kl_reason": "two vocabularies",
+        }
+    summary["differences"] = {"control": {"rouge_l": measured(-0.1, 0.05)}}
+    summary["behaviour"]["control"] = summary["behaviour"]["after"]
     text = verdict(summary)
-    assert "The control student reached 0.81 nats per token, and is ahead in " in text
-    assert "ahead in Perplexity (not clearly: 6.80 against 6.90) and in ROUGE-L (0.39 against 0.34)." in text
+    assert "the distilled student is clearly worse in ROUGE-L; not compared in Stops by itself" in text
+    assert "The control student reached" not in text
+
+
+@pytest.mark.parametrize(("role", "key"), [("before", "agreement"), ("teacher", "repetition")])
+@pytest.mark.parametrize("clear", [True, False])
+def test_setbacks_are_judged_on_the_same_prompts(role, key, clear) -> None:
+    summary = made_up.summary()
+    summary["after"]["agreement"] = measured(0.30, 0.02)  # 0.312 ± 0.02 before
+    summary["behaviour"]["after"]["repetition"] = measured(0.021, 0.01)  # 0.02 ± 0.01 of the teacher
+    change = -0.012 if key == "agreement" else 0.001
+    summary["differences"][role] = {key: measured(change, 0.5 * abs(change) if clear else 2 * abs(change))}
+    assert len(cautions(summary)) == clear
 
 
 @pytest.mark.parametrize(

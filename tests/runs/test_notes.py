@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from builders import places
+from builders.chats import write_lines
 from builders.cli import potstill
+from builders.tiny import TEMPLATE, save_tiny, tiny_tokenizer
 
 
 def notes(place) -> str:
@@ -37,3 +41,61 @@ def test_a_measured_speed_reaches_the_summary(tmp_path):
     speed = json.loads(done.stdout)["summary"]["generation_tokens_per_second"]
     assert set(speed) == {"teacher", "before"}
     assert min(speed.values()) > 0
+
+
+@pytest.mark.parametrize("where", ["rows", "heldout", "finetune"])
+def test_a_run_warns_of_columns_that_nobody_reads(tmp_path, where):
+    rows, topics = places.answered(), [row | {"topic": "w5"} for row in places.answered()]
+    held = [{"prompt": f"w{100 + i}", "response": "w90"} for i in range(5)]
+    if where == "heldout":
+        held[0]["topic"] = "w5"
+    places.write(
+        tmp_path,
+        topics if where == "rows" else rows,
+        data="{train: rows.jsonl, heldout: held.jsonl}",
+        stages="[{finetune: {data: [own.jsonl], steps: 2}}]",
+    )
+    write_lines(tmp_path / "held.jsonl", *held)
+    write_lines(tmp_path / "own.jsonl", *(topics if where == "finetune" else rows))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    count = 1 if where == "heldout" else 24
+    assert f"warning: columns that are not read: topic ({count} rows)." in done.stderr
+
+
+def test_a_run_warns_of_no_column_that_is_read_or_left_out(tmp_path):
+    rows = [row | {"topic": "w5", "importance": 1} for row in places.answered()]
+    places.write(tmp_path, rows, data="{train: rows.jsonl, weight: importance, columns: {topic: unused}}")
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not read" not in done.stderr
+
+
+ADDS = "{% if messages[0].role != 'system' %}w70 w71 {% endif %}" + TEMPLATE.removeprefix("{{ bos_token }}")
+
+
+@pytest.mark.parametrize(
+    ("with_system", "policy", "said"),
+    [
+        (24, "keep", None), (23, "keep", "the 1 of 24 rows without one: 'w70 w71'"),
+        (24, "merge", "the 24 of 24 rows"), (24, "drop", "the 24 of 24 rows"), (0, "keep", "the 24 of 24 rows"),
+    ],
+)  # fmt: skip
+def test_a_templates_own_system_prompt_is_noted_where_a_row_gets_it(tmp_path, with_system, policy, said):
+    system = [{"system": "w72"} if i < with_system else {} for i in range(24)]
+    rows = [row | added for row, added in zip(places.answered(), system, strict=True)]
+    places.write(tmp_path, rows, data=f"{{train: rows.jsonl, system: {policy}}}")
+    tiny_tokenizer(template=ADDS).save_pretrained(tmp_path / "teacher")
+    found = notes(tmp_path)
+    assert ("adds a system prompt of its own" in found) is (said is not None)
+    assert (said or "") in found
+
+
+def test_other_special_tokens_in_one_template_are_noted(tmp_path):
+    places.write(tmp_path, student="{model: student}")
+    save_tiny(tmp_path / "student")
+    assert "different ids" not in notes(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "</s>"
+    tokenizer.save_pretrained(tmp_path / "student")
+    assert "read a row as different ids by the same chat template" in notes(tmp_path)

@@ -104,3 +104,31 @@ def test_what_stands_in_the_way_of_a_run_is_named_with_a_way_out(tmp_path, name)
     assert done.returncode == 3, done.stderr
     assert f"runs/{path}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_status_of_a_finished_run_has_its_result_and_where_it_is(tmp_path):
+    stages = "[{distill: {steps: 1}}, {evaluate: {samples: 2, resamples: 100}}]"
+    places.write(tmp_path, stages=stages)
+    run = potstill("run", "r.yaml", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    done = potstill("status", "runs/r", cwd=tmp_path)
+    first, verdict, *outputs = done.stdout.splitlines()
+    assert first == "runs/r: finished"
+    assert verdict == run.stdout.splitlines()[0]
+    assert [line.split() for line in outputs] == [
+        ["summary", "runs/r/summary.json"], ["student", "runs/r/student"], ["report", "runs/r/report.html"],
+    ]  # fmt: skip
+    said = json.loads(potstill("status", "runs/r", "--json", cwd=tmp_path).stdout)
+    assert said["verdict"] == verdict
+    assert said["outputs"]["report"] == "runs/r/report.html"
+    (tmp_path / "runs/r/report.html").unlink()
+    assert "report.html" not in potstill("status", "runs/r", cwd=tmp_path).stdout
+
+
+def test_a_run_says_how_many_rows_are_for_what(tmp_path):
+    places.write(tmp_path, places.answered(100))
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert (
+        "rows: 51 train, 16 validation, 33 held out (33 of 100 rows (33%), split off by prompt)"
+        in done.stderr
+    )

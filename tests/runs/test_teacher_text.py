@@ -75,7 +75,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_for_both_models(tmp_path, asked,
     places.write(
         tmp_path,
         rows,
-        data="{train: rows.jsonl, max_length: 20}",
+        data="{train: rows.jsonl, max_length: 20, on_bad_row: skip}",
         stages="[{generate: {max_new_tokens: 6}}, {distill: {steps: 2}}]",
     )
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0

@@ -71,7 +71,8 @@ def test_held_out_rows_that_cannot_be_measured_are_refused_before_training(tmp_p
     places.write(
         tmp_path,
         places.answered() if fault == "no answer" else places.prompts(),
-        data="{train: rows.jsonl, heldout: held.jsonl, max_length: 30}",
+        data="{train: rows.jsonl, heldout: held.jsonl, max_length: 30%s}"
+        % ("" if fault == "no answer" else ", on_bad_row: skip"),
         stages=f"[{generate}{{distill: {{steps: 1}}}}, {{evaluate: {{metrics: [likelihood], resamples: 100}}}}]",
     )
     checked = potstill("check", "--quick", "r.yaml", "--json", cwd=tmp_path)

@@ -13,7 +13,8 @@ def test_finetuning_runs_without_a_row_to_choose_by(tmp_path):
     task = [{"prompt": f"w{20 + i} w9", "response": "w100"} for i in range(8)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task))
     stages = "[{distill: {steps: 1}}, {finetune: {data: task.jsonl, steps: 1}}]"
-    places.write(tmp_path, places.answered(60), data="{train: rows.jsonl, max_length: 40}", stages=stages)
+    data = "{train: rows.jsonl, max_length: 40, on_bad_row: skip}"
+    places.write(tmp_path, places.answered(60), data=data, stages=stages)
     chosen = places.read(tmp_path).data.of_stages["finetune"].validation
     for row in task:
         if any(row["prompt"] == one.prompt_text for one in chosen):

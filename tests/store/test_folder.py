@@ -50,14 +50,26 @@ def test_the_last_state_is_written_on_a_full_disk(
 ) -> None:
     """No new file can be written: the old one is written over, whether it was longer or shorter."""
     folder = RunDir(tmp_path)
-    folder.update({"status": "running", "training": "x" * size})
+    folder.update({"status": "running", "training": {"metrics": "x" * size}})
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(artifacts, "write_text", full)
-    folder.update_at_end({"status": "failed", "training": None, "error": {"message": "the disk is full."}})
-    assert folder.state() == {"status": "failed", "training": None, "error": {"message": "the disk is full."}}
+    error = {"message": "the disk is full.", "fix": "Free some.", "path": ""}
+    folder.update_at_end({"status": "failed", "training": None, "error": error})
+    assert folder.state() == {"status": "failed", "training": None, "error": error}
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["[]", "3", '{"base": null}', '{"base": 3}', '{"status": []}', '{"training": "x"}', '{"training": {"steps": "3"}}',
+     '{"training": {"metrics": ["m"], "steps": 3}}', '{"error": "x"}', '{"error": {"message": "m"}}', "[" * 10_000],
+)  # fmt: skip
+def test_a_state_of_other_kinds_of_values_is_refused(tmp_path: Path, state: str) -> None:
+    (tmp_path / "run.json").write_text(state)
+    with pytest.raises(ArtifactError, match=r"run\.json is not readable"):
+        RunDir(tmp_path).state()
 
 
 def test_a_link_replaces_an_older_one_and_stays_when_the_project_moves(tmp_path: Path) -> None:

@@ -58,5 +58,6 @@ def test_a_journal_without_its_damaged_lines_is_read(tmp_path: Path, caplog) -> 
 
 @pytest.mark.parametrize("line", ["[]", "3", "null", '"text"'])
 def test_a_line_that_is_no_object_is_left_out_of_a_journal(tmp_path: Path, line: str) -> None:
-    (tmp_path / "a.jsonl").write_text(f'{line}\n{{"n": 1}}\n')
+    (tmp_path / "a.jsonl").write_text(f"{line}\n")
+    append_line(tmp_path / "a.jsonl", {"n": 1})
     assert read_journal(tmp_path / "a.jsonl") == [{"n": 1}]

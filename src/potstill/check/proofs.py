@@ -55,7 +55,8 @@ def prove(recipe: Recipe, setup: Setup, rows: Sequence[Example], console: Consol
         for name in comparing:
             yield _tried(f"self-teacher of {name}", partial(_self_teacher, setup, teacher, few, losses[name]))
     if comparing:
-        yield _tried("teacher's loss", partial(_teachers_loss, setup, few))
+        rows_of_both = _known(setup, as_student) if setup.readers.partial else few
+        yield _tried("teacher's loss", partial(_teachers_loss, setup, rows_of_both))
     console.say("making the student")
     student = _student(setup, few)
     yield _tried("accumulation", partial(_accumulation, setup, student, as_student))
@@ -88,8 +89,13 @@ def _as_student(setup: Setup) -> Iterator[Example]:
         yield from [prompt_example(templater, row)] if row.text is None else templater.encode_row(row)
 
 
+def _known(setup: Setup, rows: Sequence[Example]) -> list[Example]:
+    """The rows without ids that the teacher lacks."""
+    return [row for row in rows if not setup.readers.foreign(row.input_ids)]
+
+
 def _batch(setup: Setup, rows: Sequence[Example]) -> Batch:
-    return collate(rows, pad_id=setup.readers.student.pad_id).to(setup.device)
+    return collate(rows, pad_id=setup.readers.padding).to(setup.device)
 
 
 def _finite_differences(loss: TokenLoss) -> tuple[bool, str]:
@@ -129,14 +135,19 @@ def _self_teacher(
 
 def _teachers_loss(setup: Setup, rows: Sequence[Example]) -> tuple[bool, str]:
     """A teacher that knows nothing is seen by its entropy; a wrong tokenizer by its loss."""
-    batch, size = _batch(setup, rows), setup.readers.student.vocabulary.size
-    result = check_teacher(setup.teacher.signal(batch.for_teacher), batch, yardstick(), size)
+    if not rows:
+        return True, "not measured; each of the first rows holds ids that the teacher does not have"
+    batch, size = _batch(setup, rows), setup.readers.shared_ids
+    signal = setup.teacher.signal(batch.for_teacher)
+    result = check_teacher(signal, batch, yardstick(), size, partial=setup.readers.partial)
     if result is None:
         return True, "not measured; this teacher gives no whole distribution"
     detail = (
         f"{result.loss:.2f} nats per token on the first rows, entropy {result.entropy:.2f}, "
         f"ln V {result.most:.2f}"
     )
+    if result.left_out is not None:
+        detail += f", mass on ids that the student lacks {result.left_out:.2%}"
     return not result.uniform, f"{detail}; {result.fault}" if result.fault else detail
 
 

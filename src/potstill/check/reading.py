@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 
+from potstill.check import ledger
 from potstill.check.report import CheckReport, Item, Rendered
+from potstill.check.settings import settings
 from potstill.data import split
-from potstill.data.examples import Encoded, describe_lengths, encode
-from potstill.data.prompts import prompt_ids, prompts
+from potstill.data.examples import Encoded, describe_lengths, encode, lost
+from potstill.data.lost import WAYS_OUT, Lost
+from potstill.data.prompts import both_ids, prompt_ids, prompts
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
@@ -19,6 +23,7 @@ from potstill.recipe.recipe import Recipe
 from potstill.recipe.stages import StageSpec, resolve_auto
 from potstill.runs.setup import Opened
 from potstill.stages._context import Setup
+from potstill.stages._rows import sizes
 from potstill.types import Example
 
 SHOWN = 3
@@ -32,30 +37,48 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
     recipe = opened.recipe
     writing = [stage for stage in recipe.stages if "text" in stage.needs]
     new_tokens = max((getattr(stage, "max_new_tokens", 0) for stage in writing), default=0)
+    samples = max((getattr(stage, "samples", 1) for stage in writing), default=1)
     notes = [*setup.notes, *(note for stage in recipe.stages for note in stage.notes())]
     if opened.method is not None:
         notes.append(f"method {opened.method}: {METHODS[opened.method].source}")
     if new_tokens:
         notes.append(ESTIMATE)
         examples = list(_prompt_examples(setup, new_tokens))
-        lengths: Sequence[int] = [len(example.input_ids) for example in examples]
+        of_recipe = _reckoned_sizes(setup, examples, new_tokens, samples)
+        kept = [rows_left(setup, "", _asked(setup, new_tokens))]
         rendered = _rendered_prompts(setup)
     else:
         encoded = _encoded(setup, setup.data.train)
-        examples, lengths = list(encoded.examples), encoded.lengths
-        rendered = [_marked(setup, example) for example in examples[:SHOWN]]
+        examples = list(encoded.examples)
+        if foreign := encoded.funnel.get("foreign_ids"):
+            of = len(encoded.lengths)
+            notes.append(f"{foreign} of {of} training rows hold ids of the student alone; they are left out.")
+        validation, *measured = _others(setup, measured=any(stage.measures for stage in recipe.stages))
+        of_recipe = sizes(encoded.examples, validation.examples)
+        kept = [rows_left(setup, "", lost([encoded, validation, *measured], setup.max_length))]
+        rows = {row.id: row for row in setup.data.train}
+        rendered = [_marked(setup, example, rows[example.row_id]) for example in examples[:SHOWN]]
+    of_stages = dict.fromkeys((stage.name for stage in recipe.stages), of_recipe)
+    for name, parts in setup.data.of_stages.items():
+        own = [_encoded(setup, rows, needed=False) for rows in (parts.train, parts.validation)]
+        of_stages[name] = sizes(own[0].examples, own[1].examples)
+        kept.append(rows_left(setup, f" of {name}", lost(own, setup.max_length)))
+    resolved, of_stages_defaults = _defaults(recipe.stages, setup, of_stages, new_tokens)
+    defaults = (*_of_inputs(recipe, setup), *of_stages_defaults)
     report = CheckReport(
         recipe=recipe.name,
         items=(
             *_items(recipe, setup),
             *_measurable(recipe, setup, new_tokens),
             stop_tokens(setup, examples),
-            row_lengths(setup, lengths, new_tokens),
+            *kept,
         ),
         stages=tuple(stage.name for stage in recipe.stages),
-        defaults=tuple(_defaults(recipe.stages, setup, examples, new_tokens)),
+        defaults=defaults,
+        settings=settings(recipe, resolved, defaults),
         rows=tuple(rendered),
         notes=tuple(notes),
+        ledger=ledger.counts(setup, asked=bool(new_tokens)),
     )
     return report, examples
 
@@ -65,17 +88,14 @@ def _items(recipe: Recipe, setup: Setup) -> list[Item]:
     seen = split.overlap(data.trained_on, data.heldout)
     dtype = getattr(setup.teacher, "dtype", None)
     precision = "" if dtype is None else f", {str(dtype).removeprefix('torch.')}"
-    shared = setup.readers.shared_vocabulary
-    size = f"{setup.readers.student.vocabulary.size} ids, shared"
     counts = ", ".join(f"{count} {name}" for name, count in data.funnel.items() if count)
-    parts = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.heldout)} held out"
     return [
         Item("teacher", True, _named(recipe.teacher) + precision),
         Item("student", True, "cut from the teacher" if setup.student.cut else _named(recipe.student)),
         Item("device", True, setup.device.type),
-        Item("vocabulary", True, size if shared else "not shared"),
+        Item("vocabulary", True, _vocabulary(setup)),
         Item("rows", True, f"{data.shape}; {counts}"),
-        Item("split", True, f"{parts} ({data.source})"),
+        Item("split", True, data.counts),
         Item(
             "overlap",
             seen.exact == 0,
@@ -86,17 +106,32 @@ def _items(recipe: Recipe, setup: Setup) -> list[Item]:
     ]
 
 
+def _vocabulary(setup: Setup) -> str:
+    """Which ids both models have, and which are left out where their distributions are compared."""
+    shared, size = setup.readers.overlap, setup.readers.student.vocabulary.size
+    if shared is None or not shared.compatible:
+        return "not shared"
+    if shared.whole:
+        return f"{size} ids, shared"
+    alone = {"teacher": shared.teacher_only, "student": shared.student_only}
+    parts = [f"{count} of the {side} alone" for side, count in alone.items() if count]
+    cut = "; both distributions are cut to the shared ids" if setup.compares else ""
+    return f"{shared.size} ids, shared; {', '.join(parts)}{cut}"
+
+
 def _named(spec: object) -> str:
     return str(getattr(spec, "model", None) or getattr(spec, "name", ""))
 
 
-def _encoded(setup: Setup, rows: Sequence[Row]) -> Encoded:
+def _encoded(setup: Setup, rows: Sequence[Row], needed: bool = True) -> Encoded:
     return encode(
         rows,
         setup.readers.student.templater,
         max_length=setup.max_length,
         on_bad_row=setup.on_bad_row,
+        needed=needed,
         teacher=setup.readers.other_templater,
+        known_ids=setup.known_ids,
     )
 
 
@@ -110,6 +145,7 @@ def _answerable(setup: Setup, rows: Sequence[Row], new_tokens: int) -> int:
         samples=1,
         max_length=setup.max_length,
         on_bad_row=setup.on_bad_row,
+        known_ids=setup.known_ids,
     )
     return len(kept)
 
@@ -153,8 +189,12 @@ def stop_tokens(setup: Setup, rows: Sequence[Example]) -> Item:
     reader = setup.readers.student
     if not reader.stop_ids:
         return Item("stop token", False, "the template ends no turn and the tokenizer has no end token")
-    name = reader.tokenizer.convert_ids_to_tokens
-    detail = f"answers end with {', '.join(name(list(reader.stop_ids)))}"
+
+    def name(ids: Sequence[int]) -> list[str]:  # a padded vocabulary has ids without a word
+        words = reader.tokenizer.convert_ids_to_tokens(list(ids))
+        return [word or f"the id {token}" for token, word in zip(ids, words, strict=True)]
+
+    detail = f"answers end with {', '.join(name(reader.stop_ids))}"
     if reader.pad_id in reader.stop_ids:
         detail += "; it is the padding token too, which is safe: masks come from lengths"
     examples = [row for row in rows if any(row.scored)]
@@ -163,7 +203,7 @@ def stop_tokens(setup: Setup, rows: Sequence[Example]) -> Item:
         detail += f"; {len(open_ended)} rows never score it, first {open_ended[0]}"
     elif examples:
         first = examples[0]
-        detail += f"; last tokens of {first.id}: {' '.join(name(list(first.input_ids[-5:])))}"
+        detail += f"; last tokens of {first.id}: {' '.join(name(first.input_ids[-5:]))}"
     return Item("stop token", not open_ended, detail)
 
 
@@ -171,36 +211,89 @@ def _ends(row: Example, stops: Sequence[int]) -> bool:
     return any(scored and token in stops for token, scored in zip(row.input_ids, row.scored, strict=True))
 
 
-def row_lengths(setup: Setup, lengths: Sequence[int], new_tokens: int) -> Item:
-    """Count the rows that max_length drops, and say which lengths would keep them."""
-    if not lengths:
-        return Item("lengths", False, "no row is left")
-    full = [length + new_tokens for length in lengths]
-    lost = sum(length > setup.max_length for length in full)
-    detail = f"{lost} of {len(full)} rows are longer than {setup.max_length}; {describe_lengths(full)}"
-    return Item("lengths", lost < len(full), detail)
+def _others(setup: Setup, *, measured: bool) -> Iterator[Encoded]:
+    """The rows that are not trained on, as far as a run reads them."""
+    yield _encoded(setup, setup.data.validation, needed=False)
+    if measured:
+        with suppress(DataError):  # `_measurable` names it
+            yield _encoded(setup, setup.data.heldout, needed=False)
+
+
+def _asked(setup: Setup, new_tokens: int) -> Lost:
+    """What is left out of the prompts to a teacher that writes `new_tokens`."""
+    lengths, refused = [], 0
+    for row in setup.data.everything:
+        try:
+            lengths.append(new_tokens + max(map(len, both_ids(setup.readers, row))))
+        except DataError:  # with `on_bad_row: error` it was raised before
+            refused += 1
+    too_long = sum(length > setup.max_length for length in lengths)
+    reasons = {f"longer than max_length {setup.max_length}": too_long, "refused by the template": refused}
+    return Lost(reasons, len(lengths) + refused, describe_lengths(lengths) if lengths else "")
+
+
+def rows_left(setup: Setup, of: str, left_out: Lost) -> Item:
+    """Whether a run takes the rows that max_length and the template leave, and which lengths would keep all."""
+    if left_out.count >= left_out.of:
+        return Item(f"lengths{of}", False, f"no row is left; {left_out.about}".rstrip("; "))
+    if left_out.many and setup.on_bad_row == "error":
+        return Item(f"lengths{of}", False, f"{left_out}. {WAYS_OUT}")
+    fits = f"all {left_out.of} rows fit {setup.max_length} tokens; {left_out.about}"
+    return Item(f"lengths{of}", True, str(left_out) if left_out.count else fits)
 
 
 def _defaults(
-    stages: Sequence[StageSpec], setup: Setup, examples: Sequence[Example], new_tokens: int
-) -> Iterator[Default]:
-    """What `auto` becomes; before the teacher has written, as if every answer had full length."""
-    tokens = len(setup.data.train) * new_tokens or sum(example.count for example in examples)
+    stages: Sequence[StageSpec], setup: Setup, of_stages: Mapping[str, Mapping[str, int]], new_tokens: int
+) -> tuple[list[StageSpec], list[Default]]:
+    """The stages without an `auto`, and what each became, by the sizes of the rows of each stage."""
     count = getattr(setup.student.plugin, "parameters", None)
     parameters = None if count is None else count(setup.student.context, **setup.student.options)
     resolved: dict[str, StageSpec] = {}
+    chosen: list[Default] = []
     for stage in stages:
         stage, shared = stage.completed(stages, resolved)
         trained = any(earlier.trains for earlier in resolved.values())
         facts = setup.facts(
             untrained=stage.from_untrained or not trained,
             parameters=parameters,
-            train_tokens=tokens or None,
             answer_tokens=new_tokens or None,
+            sizes=of_stages[stage.name],
         )
         stage, defaults = resolve_auto(stage, facts)
         resolved[stage.name] = stage
-        yield from (*shared, *defaults)
+        chosen += [*shared, *defaults]
+    return list(resolved.values()), chosen
+
+
+def _of_inputs(recipe: Recipe, setup: Setup) -> Iterator[Default]:
+    """What `auto` becomes in the recipe's inputs."""
+    dtype = getattr(setup.teacher, "dtype", None)
+    if getattr(recipe.teacher, "dtype", None) == "auto" and dtype is not None:
+        yield Default("teacher.dtype", str(dtype).removeprefix("torch."), f"for the {setup.device.type}")
+    if getattr(recipe.student, "model", None) and getattr(recipe.student, "dtype", None) == "auto":
+        yield Default("student.dtype", "float32", "a student is trained in it")
+    data = recipe.data
+    if data.format == "auto":
+        yield Default("data.format", setup.data.shape.partition(":")[0], "by the columns of the first rows")
+    if data.heldout is None and data.heldout_fraction == "auto":
+        share = len(setup.data.heldout) / len(setup.data.everything)
+        yield Default("data.heldout_fraction", share, "a tenth, 60 to 500 rows, and a third at most")
+    if data.max_length == "auto":
+        yield Default("data.max_length", setup.max_length, "as far as the models read, 4096 at most")
+
+
+def _reckoned_sizes(
+    setup: Setup, prompted: Sequence[Example], new_tokens: int, samples: int
+) -> dict[str, int]:
+    """The sizes of the rows before the teacher has written, as if every answer had full length."""
+    length = new_tokens + sum(len(example.input_ids) for example in prompted) // max(1, len(prompted))
+    validation, answers = len(setup.data.validation), len(prompted) * samples
+    return {
+        "train_tokens": answers * new_tokens,
+        "row_tokens": answers * length,
+        "validation_rows": validation,
+        "validation_tokens": validation * length,
+    }
 
 
 def _rendered_prompts(setup: Setup) -> list[Rendered]:
@@ -216,7 +309,13 @@ def _rendered_prompts(setup: Setup) -> list[Rendered]:
         except DataError:
             continue  # named or skipped where the rows were read
         shown += [
-            Rendered(row.id, side, f"{text}⟦the teacher's answer⟧")
+            Rendered(
+                row.id,
+                side,
+                f"{text}⟦the teacher's answer⟧",
+                tuple(ledger.accounts(setup, row, asked=True)),
+                ledger.unread(setup, row),
+            )
             for side, text in zip(sides, texts, strict=True)
         ]
         if len(shown) >= SHOWN * len(sides):
@@ -224,12 +323,16 @@ def _rendered_prompts(setup: Setup) -> list[Rendered]:
     return shown
 
 
-def _marked(setup: Setup, example: Example) -> Rendered:
+def _marked(setup: Setup, example: Example, row: Row) -> Rendered:
     """The example's own ids as text, runs of scored tokens in brackets."""
     decode = setup.readers.student.tokenizer.decode
-    text = ""
+    text, spans, place = "", [], 0
     for scored, run in groupby(zip(example.input_ids, example.scored, strict=True), key=itemgetter(1)):
         ids = [token for token, _ in run]
         words = decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         text += f"⟦{words}⟧" if scored else words
-    return Rendered(example.id, "train", text)
+        if scored:
+            spans.append((place, place + len(ids)))
+        place += len(ids)
+    parts = ledger.accounts(setup, row, asked=False)
+    return Rendered(example.id, "train", text, tuple(parts), ledger.unread(setup, row), place, tuple(spans))

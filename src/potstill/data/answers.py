@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from potstill.data import policies, split
-from potstill.data.prompts import prompt_ids
+from potstill.data.examples import describe_ids, foreign_ids, warn_of_foreign_ids
+from potstill.data.prompts import FOREIGN, prompt_ids
 from potstill.data.reader import Readers
+from potstill.data.row import weight_in
 from potstill.data.rows import Row
 from potstill.errors import DataError
 from potstill.types import Example
@@ -33,13 +33,20 @@ class Written:
 
 
 def encode_answers(
-    readers: Readers, answers: Sequence[Written], rows: Sequence[Row], *, max_length: int
+    readers: Readers,
+    answers: Sequence[Written],
+    rows: Sequence[Row],
+    *,
+    max_length: int,
+    known_ids: int | None = None,
 ) -> tuple[list[Example], Counter[str]]:
     """Turn the answers to these rows into examples in the student's ids, ended as the student ends a turn.
 
-    Ids pass from teacher to student only between equal vocabularies; else the text is tokenised again. An
-    answer that the teacher did not end gets no end token. Empty answers are left out, and answers that cannot
-    follow the student's prompt with one reasoning block. A character cut in half does not cross as text.
+    Ids pass from teacher to student only where they mean the same to both; else the text is tokenised again.
+    An answer that the teacher did not end gets no end token. Empty answers are left out, and answers that
+    cannot follow the student's prompt with one reasoning block. What is no whole text does not cross: half a
+    character, an id of the teacher alone that prints nothing, a word that the student's tokenizer does not
+    have. With `known_ids` an example that holds an id from there on is left out.
 
     Returns:
         the examples, and how many answers were left out, by reason.
@@ -51,6 +58,7 @@ def encode_answers(
     templater = readers.student.templater
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
+    strange: Counter[int] = Counter()
     answers = [answer for answer in answers if answer.row_id in by_id]
     for answer in answers:
         if not answer.text.strip():
@@ -71,6 +79,10 @@ def encode_answers(
             # The same words can be more tokens to the student than to the teacher.
             left_out["answer too long for the student"] += 1
             continue
+        if foreign := foreign_ids(example, known_ids):
+            left_out[FOREIGN] += 1
+            strange.update(foreign)
+            continue
         if answer.sample:
             example = replace(example, id=f"{example.id}#{answer.sample}", part_of=example.id)
         examples.append(example)
@@ -83,6 +95,7 @@ def encode_answers(
         )
     if empty := left_out["empty answer"]:
         log.warning("%d of %d answers are empty and left out", empty, len(answers))
+    warn_of_foreign_ids(left_out[FOREIGN], len(answers), describe_ids(templater, strange))
     return examples, left_out
 
 
@@ -90,7 +103,7 @@ def _student_ids(readers: Readers, answer: Written, row: Row) -> list[int]:
     """The answer's ids for the student, without an end token that only the teacher ends with.
 
     Raises:
-        DataError: the answer cannot follow the student's prompt, or holds half a character.
+        DataError: the answer cannot follow the student's prompt, or is no whole text to the student.
     """
     student, teacher = readers.student.templater, readers.teacher
     if teacher is None:
@@ -102,9 +115,15 @@ def _student_ids(readers: Readers, answer: Written, row: Row) -> list[int]:
         return ids
     theirs, ours = (side.prompt_text(row.prompt, row.tools) for side in (teacher.templater, student))
     text = policies.joined_block(theirs, ours, answer.text)
-    if readers.shared_vocabulary and text == answer.text:
+    foreign = readers.foreign(ids) if readers.comparable else []
+    if readers.comparable and not foreign and text == answer.text:
         return ids
-    return student.text_ids(_whole(replace(answer, text=text)))
+    if any(not teacher.decode([index]) for index in foreign):
+        raise DataError("a token of the teacher alone that prints nothing")
+    ids = student.text_ids(_whole(replace(answer, text=text)))
+    if readers.student.unknown_id in ids:
+        raise DataError("a word that the student's tokenizer does not have")
+    return ids
 
 
 def _whole(answer: Written) -> str:
@@ -159,12 +178,8 @@ def weights_of(rows: Sequence[Row], column: str) -> dict[str, float]:
     weights = {}
     for row in rows:
         value = row.extra.get(column)
-        weight = math.nan
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            # Tables of text (csv) hold numbers as words.
-            with suppress(ValueError, OverflowError):
-                weight = float(value)
-        if not 0 <= weight < math.inf:
+        weight = weight_in(value)
+        if weight is None:
             raise DataError(
                 f"the weight in the column {column!r} is {value!r}, not a number from 0 up.",
                 path=row.where,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ class Parts:
 
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
+    unread: Mapping[str, int] = field(default_factory=dict)  # columns that nobody reads, with their rows
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,23 @@ class Dataset:
     source: str  # where the held-out rows come from, in words
     of_stages: Mapping[str, Parts] = field(default_factory=dict)
     """Rows that a stage brings along, by the stage's name."""
+    unread: Mapping[str, int] = field(default_factory=dict)  # columns that nobody reads, with their rows
 
     @property
     def trained_on(self) -> tuple[Row, ...]:
         """Every row that any stage trains on or chooses by."""
         return sum((p.train + p.validation for p in self.of_stages.values()), self.train + self.validation)
+
+    @property
+    def not_read(self) -> Mapping[str, int]:
+        """The columns of all rows that nobody reads, with the number of rows that fill them."""
+        return sum((Counter(parts.unread) for parts in self.of_stages.values()), Counter(self.unread))
+
+    @property
+    def counts(self) -> str:
+        """How many rows there are for what, in words."""
+        parts = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.heldout)} held out"
+        return f"{parts} ({self.source})"
 
     @property
     def everything(self) -> tuple[Row, ...]:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from potstill.data import folders, tables
 from potstill.data.tables import reason
 from potstill.errors import DataError
+from potstill.models import hub
 
 _TYPE_NAMES: dict[type, str] = {
     type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text",
@@ -235,11 +236,13 @@ def _hub(name: str) -> Iterator[Record]:
     import datasets
 
     dataset_name, subset, split = (*name.split(":"), "", "")[:3]
+    unreachable = ""
     try:
-        dataset = datasets.load_dataset(dataset_name, subset or None, split=split or None)
+        with hub.within_reach() as unreachable:
+            dataset = datasets.load_dataset(dataset_name, subset or None, split=split or None)
     # datasets passes on whatever its network, file and script layers raise.
     except Exception as error:
-        why = reason(error)
+        why = f"the hub cannot be reached ({unreachable})" if unreachable else reason(error)
         if datasets.config.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set"
         raise DataError(

@@ -12,6 +12,8 @@ from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
 
+FOREIGN = "holds ids that the teacher does not have"
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -47,11 +49,13 @@ def prompts(
     samples: int,
     max_length: int,
     on_bad_row: Literal["error", "skip"] = "error",
+    known_ids: int | None = None,
 ) -> tuple[list[Prompt], Counter[str]]:
     """Turn rows into prompts that leave room for `new_tokens` in both models.
 
     Rows of `train_ids` get `samples` answers, the others one: two answers to a prompt are not two prompts,
-    so what is measured on has one. A teacher without a reader gets the student's ids.
+    so what is measured on has one. A teacher without a reader gets the student's ids. With `known_ids` a
+    prompt that has an id from there on for the student is left out: its answer could not be trained on.
 
     Returns:
         the prompts, and how many rows were left out, by reason.
@@ -65,30 +69,38 @@ def prompts(
     for row in rows:
         trained = row.id in train_ids
         try:
-            ids, student_ids = _both_ids(readers, row)
+            ids, student_ids = both_ids(readers, row)
         except DataError:
             if on_bad_row == "error" or row.text is not None:
                 raise
             reason = "prompt refused by the template"
         else:
-            if max(len(ids), len(student_ids)) <= room:
+            strange = known_ids is not None and max(student_ids) >= known_ids
+            if not strange and max(len(ids), len(student_ids)) <= room:
                 kept.append(Prompt(row.id, tuple(ids), samples if trained else 1))
                 continue
-            reason = "prompt too long"
+            reason = f"prompt {FOREIGN}" if strange else "prompt too long"
         left_out[reason if trained else f"measured {reason}"] += 1
     if rows and not kept:
-        reasons = Counter(reason.removeprefix("measured ") for reason in left_out.elements())
+        whole = reasons(left_out)
         raise DataError(
             f"none of the {len(rows)} prompts can be asked: "
-            + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            + ", ".join(f"{count} {reason}" for reason, count in whole.items())
             + f". max_length {max_length} leaves {room} tokens beside {new_tokens} new ones.",
             path="data.max_length",
-            fix="Raise max_length, or shorten the prompts.",
+            fix="Raise max_length, or shorten the prompts."
+            if whole["prompt too long"]
+            else "Name the teacher's template in data.template.file, or look at the rows.",
         )
     return kept, left_out
 
 
-def _both_ids(readers: Readers, row: Row) -> tuple[list[int], list[int]]:
+def reasons(left_out: Counter[str]) -> Counter[str]:
+    """Add up what was left out, whatever the rows are for."""
+    return Counter(reason.removeprefix("measured ") for reason in left_out.elements())
+
+
+def both_ids(readers: Readers, row: Row) -> tuple[list[int], list[int]]:
     """The prompt as the teacher and as the student reads it."""
     if readers.teacher is None or readers.read_alike:
         ids = prompt_ids(readers.student.templater, row)

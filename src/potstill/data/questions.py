@@ -18,17 +18,26 @@ _NO = ("", "0", "0.0", "false", "no")
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out prompt in both models' ids, with the reference answer from the data or the teacher."""
+    """A held-out prompt in both models' ids, with the answers that texts are compared with.
+
+    `gold` is the data's answer, "" where the row holds none; `written` the teacher's, "" where it wrote none.
+    """
 
     row_id: str
     prompt_ids: tuple[int, ...]
     teacher_prompt_ids: tuple[int, ...]
     prompt: str
-    reference: str
-    reference_tokens: int
+    gold: str
+    tokens: int  # of the answer that the models are scored on: the teacher's where it wrote one
+    written: str = ""
     last_turn: str = ""  # what the user said last
     family: str = ""
     unseen: bool = False
+
+    @property
+    def reference(self) -> str:
+        """What an answer is compared with first: the data's answer, else the teacher's."""
+        return self.gold or self.written
 
     @property
     def length(self) -> int:
@@ -56,12 +65,16 @@ def questions(
         if len(result) >= most:
             break
         turns = row.prompt if generated else row.asked
-        result[row.id] = _question(readers, example, replace(row, messages=turns))
+        question = _question(readers, example, replace(row, messages=turns))
+        if generated:
+            gold = "" if row.gold is None else readers.student.templater.answer_text(row.gold)
+            question = replace(question, gold=gold, written=question.gold)
+        result[row.id] = question
     return list(result.values())
 
 
 def _question(readers: Readers, example: Example, row: Row) -> Question:
-    """The example's first answer as the reference; `row` holds the prompt's turns alone."""
+    """The example's first answer as the data's; `row` holds the prompt's turns alone."""
     start = example.scored.index(True)
     rest = example.scored[start:]
     length = rest.index(False) if False in rest else len(rest)
@@ -73,8 +86,8 @@ def _question(readers: Readers, example: Example, row: Row) -> Question:
         prompt_ids=prompt,
         teacher_prompt_ids=teacher_prompt,
         prompt="\n".join(message["content"] for message in row.messages),
-        reference=readers.student.decode(example.input_ids[start : start + length]),
-        reference_tokens=length,
+        gold=readers.student.decode(example.input_ids[start : start + length]),
+        tokens=length,
         last_turn=row.messages[-1]["content"] if row.messages else "",
         family=str(row.extra.get("family") or ""),
         unseen=str(row.extra.get("unseen") or "").strip().casefold() not in _NO,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -45,9 +46,22 @@ class Row:
         return self.messages
 
     @property
+    def gold(self) -> Message | None:
+        """The final answer that the row brings along; None without one, or where it is marked not to be trained
+        on."""
+        last = self.messages[-1] if self.messages else {"role": ""}
+        wanted = last["role"] == "assistant" and last.get("trained", True) and last["content"].strip()
+        return last if wanted else None
+
+    @property
     def opening(self) -> Messages:
         """The turns before the assistant's first."""
         return tuple(itertools.takewhile(lambda message: message["role"] != "assistant", self.messages))
+
+    @property
+    def has_system(self) -> bool:
+        """Whether it brings a system prompt along."""
+        return any(message["role"] in SYSTEM for message in self.messages)
 
     @property
     def asked(self) -> Messages:
@@ -85,3 +99,12 @@ def role_problem(messages: Sequence[Message]) -> str:
     if ("assistant", "assistant") in itertools.pairwise(roles):
         return "two assistant turns stand in a row."
     return ""
+
+
+def weight_in(value: object) -> float | None:
+    """The weight that a column holds: a number from 0 up, also as text, which is how csv holds it; else None."""
+    weight = math.nan
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            weight = float(value)
+    return weight if 0 <= weight < math.inf else None

@@ -9,12 +9,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from potstill.data import habits, shapes
 from potstill.data.files import Record, read_files
 from potstill.data.row import Row as Row
+from potstill.data.row import weight_in
 from potstill.data.turns import BadRow
 from potstill.errors import DataError
 
@@ -34,12 +35,14 @@ class Rows:
 
     `funnel`: records read = blank + broken + empty + duplicate + kept. Of the kept ones, `repaired` had
     characters that cannot be written, `same_prompt` answer a prompt of an earlier row, `loop` repeat the
-    same words, and `refusal` begin by refusing. `shape` names the format and its columns.
+    same words, and `refusal` begin by refusing. `shape` names the format and its columns; `unread` counts
+    the rows that fill a column that nobody reads.
     """
 
     rows: tuple[Row, ...]
     funnel: Mapping[str, int]
     shape: str
+    unread: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_rows(
@@ -93,7 +96,7 @@ def read_rows(
     described = f"{shape}: {_describe(shape, values)}"
     if collector.unread:
         described += f"; not read: {', '.join(collector.unread)}"
-    return Rows(tuple(collector.rows), funnel, described)
+    return Rows(tuple(collector.rows), funnel, described, dict(collector.unread))
 
 
 class _Collector:
@@ -108,7 +111,7 @@ class _Collector:
         self._strict = strict
         self._named = used
         self._used = {*used, *_READ_LATER}
-        self.unread: dict[str, None] = {}  # columns that nobody reads, in the order of the rows
+        self.unread: Counter[str] = Counter()  # rows that fill a column that nobody reads, in their order
         self._first_of: dict[str, tuple[str, Record]] = {}  # id -> content, first row
         self._contents: set[str] = set()
         self._prompts: set[str] = set()
@@ -173,14 +176,14 @@ class _Collector:
         for name, meaning in shapes.unread(row, self._used).items():
             if meaning:
                 raise self._unread_error(row, name, meaning)
-            self.unread[name] = None
+            self.unread[name] += 1
 
     def _unread_error(self, row: Row, name: str, meaning: str) -> DataError:
         use = _USES.get(meaning)
         ways = [f"data.columns: {{{name}: {shapes.UNUSED}}} to leave it out"]
         if use in shapes.COLUMNS[self._shape]:
             ways.insert(0, f"data.columns: {{{name}: {use}}} to read it")
-        elif meaning == "a judgement":
+        elif meaning == "a judgement" and weight_in(row.extra[name]) is not None:
             ways.insert(0, f"data.weight: {name} to weigh rows by it")
         lost = ", ".join(one for one in self._named if one not in row.extra)
         return DataError(

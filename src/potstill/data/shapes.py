@@ -34,7 +34,7 @@ _MEANINGS = {
     "an answer": re.compile(
         r"(^|_)(answers?|responses?|completions?|outputs?|targets?|solutions?|references?|repl(y|ies)|"
         r"generat(ed|ed_text|ions?)|predictions?|ground_truth|gold|"
-        r"reasoning|thinking|rationale)$"
+        r"reasoning|thinking|rationale)$|^chosen$"
     ),
     "a context": re.compile(
         r"(^|_)(contexts?|passages?|documents?|inputs?|history|histories|evidences?|backgrounds?|system|tools)$"
@@ -44,6 +44,7 @@ _MEANINGS = {
         r"(^|_)(scores?|ratings?|rewards?|labels?|preferences?|judge?ments?|votes?|quality|weights?|masks?)$|"
         r"^(chosen|rejected|score|rating|is_correct|correct)(_|$)"
     ),
+    "a turn's place in a conversation": re.compile(r"^(role|speaker|replies)$|(^|_)parent(_id)?$"),
 }
 
 
@@ -115,7 +116,17 @@ def _asked(row: Mapping[str, Any], name: str) -> list[Message]:
             raise BadRow(f"the column {context!r} stands beside a list of messages.")
         messages[-1]["content"] += f"\n\n{_text(row, context)}"
     answer = _one(row, _ANSWERS)
-    return messages + (_turns(row, answer, "assistant") if answer else [])
+    return messages + (_answer(row, answer) if answer else [])
+
+
+def _answer(row: Mapping[str, Any], name: str) -> list[Message]:
+    turns = _turns(row, name, "assistant")
+    if turns[0]["role"] in (*SYSTEM, "user"):
+        raise BadRow(
+            f"the column {name!r} begins with a turn of the {turns[0]['role']}: a whole conversation is read from "
+            "the column 'messages', without a prompt beside it."
+        )
+    return turns
 
 
 def _question(row: Mapping[str, Any]) -> list[Message]:

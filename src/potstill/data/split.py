@@ -22,7 +22,7 @@ def split_heldout(
 ) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Split rows into (train, heldout). Rows with one prompt stay together; the order of rows has no effect.
 
-    Without `fraction`: 10 %, between 60 and 500 rows, never more than half.
+    Without `fraction`: 10 %, between 60 and 500 rows, and a third at most as far as prompts allow.
 
     Raises:
         DataError: all rows have the same prompt, so that nothing can be held out.
@@ -37,7 +37,7 @@ def split_heldout(
             fix="Name a file with other prompts in data.heldout.",
         )
     if fraction is None:
-        most = len(rows) // 2
+        most = max(1, len(rows) // 3)
         wanted = min(max(round(SHARE * len(rows)), FEWEST), MOST, most)
     else:
         most = len(rows) - 1
@@ -52,6 +52,8 @@ def split_heldout(
             break
         if len(held) + len(groups[prompt]) <= most:
             held.update(groups[prompt])
+    if not held:  # every prompt has more rows than that
+        held.update(groups[min(groups, key=lambda prompt: len(groups[prompt]))])
     train = tuple(row for index, row in enumerate(rows) if index not in held)
     return train, tuple(row for index, row in enumerate(rows) if index in held)
 

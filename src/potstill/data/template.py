@@ -10,18 +10,22 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeAlias
+from datetime import datetime
+from functools import cached_property
+from typing import Any
 
-from potstill.data import policies
-from potstill.data.ledger import ledger_of
-from potstill.data.policies import CLOSE, OPEN, Reasoning, System
+from potstill.data import policies, spans
+from potstill.data.chat_template import ChatTemplate
+from potstill.data.ledger import Account, Ledger, Part, ledger_of
+from potstill.data.policies import Reasoning, System
 from potstill.data.render import Renderer
 from potstill.data.row import Message, Row, role_problem
-from potstill.errors import DataError
+from potstill.errors import DataError, ModelError
 from potstill.types import Example, Origin
 
-Spans: TypeAlias = tuple[list[int], list[tuple[int, int]]]  # ids, and the half-open ranges that are scored
+_SAMPLE = "What is 2 + 2?\n  Ça fait 4: naïve, 123.45 €"
 
 
 class Templater:
@@ -33,6 +37,7 @@ class Templater:
         system: keep | merge (into the next user turn) | drop.
         reasoning: keep (wrapped in <think> before the answer) | strip | separate (its own field).
         end_ids: ids that end the model's answers beside the template's and the tokenizer's.
+        now: the date and time that the template prints, where it prints one; the present if not given.
     """
 
     def __init__(
@@ -44,33 +49,60 @@ class Templater:
         system: System = "keep",
         reasoning: Reasoning = "keep",
         end_ids: Sequence[int] = (),
+        now: datetime | None = None,
     ) -> None:
-        self._renderer = Renderer(tokenizer, template_text, template_kwargs or {})
+        self._chat = ChatTemplate(tokenizer, template_text, template_kwargs or {}, now)
+        self._renderer = Renderer(tokenizer, self._chat)
         self._system = system
         self._reasoning = reasoning
         self._end_ids = tuple(end_ids)
         self._printed: set[str] = set()  # structures of conversations that the template prints whole
+        self._texts: dict[str, tuple[str, str]] = {}  # what is rendered of a structure, and what is scored
 
     @property
     def has_template(self) -> bool:
         """Whether there is a template to render conversations with."""
         try:
-            return bool(self._renderer.template_text())
+            return bool(self._chat.source())
         except DataError:
             return False
+
+    def require_bounded(self, where: str) -> None:
+        """Refuse a template, named by `where`, that never ends; raises as `trial.require_bounded` does."""
+        if self.has_template:
+            self._chat.require_bounded(where)
+
+    @property
+    def dated(self) -> bool:
+        """Whether the template prints the date or the time."""
+        return self.has_template and self._chat.dated
 
     @property
     def default_system(self) -> str:
         """The system prompt that the template adds to conversations without one; "" for none."""
-        return self._renderer.default_system
+        return self._chat.default_system
 
     @property
     def fingerprint(self) -> str:
         """sha256 of template, variables and policies: what decides about ids, except for the tokenizer."""
-        template = self._renderer.template_text() if self.has_template else ""
-        with_tools = self._renderer.template_text(tools=True) if template else ""
-        parts = [template, with_tools, self._renderer.kwargs, self._system, self._reasoning]
+        template = self._chat.source() if self.has_template else ""
+        with_tools = self._chat.source(tools=True) if template else ""
+        parts = [template, with_tools, self._chat.kwargs, self._system, self._reasoning]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    @cached_property
+    def sample(self) -> tuple[str | Example, ...]:
+        """A few conversations as prompts and as examples: templates of one text differ where they print
+        special tokens that do. A conversation that cannot be read is left out.
+        """
+        system: Message = {"role": "system", "content": _SAMPLE}
+        asked: Message = {"role": "user", "content": _SAMPLE}
+        answer: Message = {"role": "assistant", "content": _SAMPLE}
+        read: list[str | Example] = []
+        for talk in (asked, answer), (system, asked, answer), (asked, answer, asked, answer):
+            with suppress(DataError, ModelError):
+                read += [self.prompt_text(talk[:-1]), *self.encode_row(Row("sample", talk))]
+        return tuple(read)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -91,7 +123,7 @@ class Templater:
             raise DataError("a prompt ends with the assistant's own turn.", fix="Remove the answer.")
         prepared = self._prepare(messages)
         self._require_printed(prepared, tools, prompt=True)
-        return self._renderer.text(prepared, tools, prompt=True)
+        return self._chat.text(prepared, tools, prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """Render a prompt as ids; raises as `prompt_text` does."""
@@ -99,6 +131,10 @@ class Templater:
         if not ids:
             raise DataError("the prompt is empty.", fix="Check the row and the chat template.")
         return ids
+
+    def token(self, index: int) -> str:
+        """How an id is written in the tokenizer's vocabulary."""
+        return str(self._renderer.tokenizer.convert_ids_to_tokens(index))
 
     def text_ids(self, text: str) -> list[int]:
         """Tokenise an answer, without special tokens."""
@@ -130,18 +166,14 @@ class Templater:
             if row.text is not None:
                 ids = self._renderer.document_ids(row.text)
                 return [_example(row.id, ids, [(1, len(ids))])]
-            problem = role_problem(row.messages)
-            if not problem and (last := row.messages[-1]["role"]) != "assistant":
-                problem = f"it needs an assistant turn at its end; its last turn is by the {last}."
-            if problem:
-                raise DataError(problem, fix="Repair the row, or generate the answers first.")
+            _require_answer(row.messages)
             messages = self._prepare(row.messages)
             self._require_printed(messages, row.tools)
             wanted = [m.get("trained", True) for m in row.messages if m["role"] == "assistant"]
-            marked = self._by_marks(messages, row.tools)
+            marked = spans.by_marks(self._renderer, messages, row.tools)
             if marked and (all(wanted) or len(marked[1]) == len(wanted)):
-                ids, spans = marked
-                return [_example(row.id, ids, list(itertools.compress(spans, wanted)))]
+                ids, answers = marked
+                return [_example(row.id, ids, list(itertools.compress(answers, wanted)))]
             turns = [
                 self._turn(messages, row.tools, turn)
                 for turn, message in enumerate(messages)
@@ -150,7 +182,7 @@ class Templater:
             whole = turns[-1][0]
             trained = list(itertools.compress(enumerate(turns, 1), wanted))
             if not trained or all(whole[: len(ids)] == ids for ids, _ in turns):
-                return [_example(row.id, whole, [span for _, (_, spans) in trained for span in spans])]
+                return [_example(row.id, whole, [span for _, (_, answers) in trained for span in answers])]
             return [
                 replace(_example(f"{row.id}#{number}", *turn), part_of=row.id) for number, turn in trained
             ]
@@ -158,13 +190,21 @@ class Templater:
     def _prepare(self, messages: Sequence[Message]) -> list[Message]:
         if self._system == "keep":
             for message in messages:
-                if problem := self._renderer.system_problems.get(message["role"]):
+                if problem := self._chat.system_problems.get(message["role"]):
                     raise DataError(
                         f"the chat template {problem}.",
                         fix="Use system: merge to put it into the first user turn, or system: drop.",
                     )
         messages = [self._bare(message) for message in messages]
         return policies.apply_reasoning(policies.apply_system(messages, self._system), self._reasoning)
+
+    def answer_text(self, message: Message) -> str:
+        """An answer's text with its reasoning where the policy keeps it, "" where the policy leaves nothing."""
+        try:
+            (answer,) = policies.apply_reasoning([message], self._reasoning)
+        except DataError:
+            return ""
+        return str(answer["content"]).strip()
 
     def _bare(self, message: Message) -> Message:
         """A turn without its mark of training, and an answer without the end token that the template adds."""
@@ -195,7 +235,7 @@ class Templater:
         if structure in self._printed:
             return
         try:
-            text = self._renderer.text(ledger.messages, ledger.tools, prompt=prompt)
+            text = self._chat.text(ledger.messages, ledger.tools, prompt=prompt)
         except DataError:
             return  # the row's own rendering says why
         missing = ledger.missing(text)
@@ -209,86 +249,50 @@ class Templater:
             )
         self._printed.add(structure)
 
-    def _by_marks(self, messages: Sequence[Message], tools: Sequence[Any]) -> Spans | None:
-        """Find the turns by the template's {% generation %} marks, each with its end token.
+    def accounts(self, row: Row, *, asked: bool = False) -> list[Account]:
+        """What becomes of each part of a row: as an example, or as a prompt where a model is `asked`.
 
-        None without marks, or where a model would see the turns differently one by one.
+        Raises:
+            DataError: the template refuses the conversation, or it has no answer and no model is `asked`.
         """
-        render = self._renderer
-        marked = render.marks(messages, tools)
-        thoughtful = any(m.get("tool_calls") and policies.split_reasoning(m)[0] for m in messages)
-        if marked is None or not render.ending.marked or thoughtful:
-            return None
-        ids, marks, said = marked
-        prompt_text = render.text(messages[:-1], tools, prompt=True)
-        prompt = render.ids(prompt_text)
-        if policies.block_of(prompt_text):
-            return None
-        if ids[: len(prompt)] != prompt or not _holds_answers(messages, said):
-            return None
-        ending = list(render.ending.ids)
-        spans = []
-        for start, end in marks:
-            stop = render.end_of_turn(ids[:end], start)
-            if stop is None and ids[end : end + len(ending)] == ending:
-                stop = end + len(ending)
-            spans.append((start, stop or end))
-        return ids[: spans[-1][1]], spans
+        if row.text is not None:
+            return [Account(Part.of(1, "a text", row.text), rendered=True, scored=not asked)]
+        ledger = ledger_of(row.messages, row.tools)
+        structure = json.dumps([asked, ledger.messages, ledger.tools], default=str)
+        if structure not in self._texts:
+            self._texts[structure] = self._texts_of(ledger, asked)
+        rendered, scored = self._texts[structure]
+        return [Account(part, word in rendered, word in scored) for word, part in ledger.parts.items()]
 
-    def _turn(self, messages: Sequence[Message], tools: Sequence[Any], turn: int) -> Spans:
-        """Encode one answer after the prompt of its turn, as at inference."""
-        render = self._renderer
+    def _texts_of(self, ledger: Ledger, asked: bool) -> tuple[str, str]:
+        """What is rendered of a conversation, and what of it is scored."""
+        messages, tools = ledger.messages, ledger.tools
+        if asked:
+            return self.prompt_text(Row("", tuple(messages)).prompt, tools), ""
+        _require_answer(messages)
+        prepared = self._prepare(messages)
+        ends = [end for end, message in enumerate(prepared, 1) if message["role"] == "assistant"]
+        turns = [spans.texts(self._renderer, prepared[:end], tools) for end in ends]
+        wanted = [m.get("trained", True) for m in messages if m["role"] == "assistant"]
+        whole = "".join(turns[-1])
+        one_row = all(whole.startswith("".join(turn).rstrip()) for turn in turns) or not any(wanted)
+        trained = list(itertools.compress(turns, wanted))
+        rendered = [whole] if one_row else ["".join(turn) for turn in trained]
+        return "\n".join(rendered), "\n".join(answer for _, answer in trained)
+
+    def _turn(self, messages: Sequence[Message], tools: Sequence[Any], turn: int) -> spans.Spans:
+        """Encode one answer after the prompt of its turn."""
         if messages[turn].get("tool_calls"):
             self._require_printed(messages[: turn + 1], tools)
-        prompt_text = render.text(messages[:turn], tools, prompt=True)
-        text = render.text(messages[: turn + 1], tools)
-        answer = text.removeprefix(prompt_text)
-        if answer == text or not _holds_answers(messages[turn : turn + 1], answer):
-            answer = _spliced(messages[turn], prompt_text) + render.ending.text
-        policies.require_one_block(prompt_text, answer)
-        if not render.ending.marked:
-            answer = answer.rstrip()
-        prompt = render.ids(prompt_text)
-        ids = render.ids(prompt_text + answer)
-        if ids[: len(prompt)] != prompt:
-            # A token would join prompt and answer; at inference a model never sees such a token.
-            ids = [*prompt, *render.ids(answer)]
-        if not render.ending.marked:
-            ids.append(render.ending.stop)
-        end = render.end_of_turn(ids, len(prompt))
-        if end is None:
-            raise DataError("the chat template does not end the answer.", fix="Name another template.")
-        return ids[:end], [(len(prompt), end)]
+        return spans.of_turn(self._renderer, messages[: turn + 1], tools)
 
 
-def _spliced(message: Message, prompt: str) -> str:
-    """Write the answer after a prompt, for templates that print answers differently from how models write."""
-    content = policies.wrap(message.get("reasoning_content", ""), message["content"])
-    if policies.block_of(prompt) == CLOSE:
-        policies.require_one_block(prompt, content)
-    if message.get("tool_calls"):
-        raise DataError(
-            "the chat template prints this tool call differently after its prompt, or without its reasoning.",
-            fix="Name another template in data.template.file.",
-        )
-    if not prompt.rstrip().endswith(OPEN):
-        return content
-    inside = content.lstrip().removeprefix(OPEN)
-    return inside.lstrip() if prompt[-1].isspace() else inside
-
-
-def _holds_answers(messages: Sequence[Message], text: str) -> bool:
-    """Whether the text holds every answer with its reasoning, one after the other."""
-    place = 0
-    for message in messages:
-        if message["role"] != "assistant":
-            continue
-        for part in map(str.strip, policies.split_reasoning(message)):
-            start = text.find(part, place)
-            if start < 0:
-                return False
-            place = start + len(part)
-    return True
+def _require_answer(messages: Sequence[Message]) -> None:
+    problem = role_problem(messages)
+    if not problem and (last := messages[-1]["role"]) != "assistant":
+        problem = f"it needs an assistant turn at its end; its last turn is by the {last}."
+    if problem:
+        raise DataError(problem, fix="Repair the row, or generate the answers first.")
 
 
 def _example(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from potstill.data.policies import CLOSE, OPEN
 from potstill.evaluate.subject import Subject
 from potstill.types import Figure
@@ -11,8 +13,8 @@ STOP_RATE = Figure(
     meaning="The share of answers that the model ended itself.",
 )  # fmt: skip
 LENGTH_RATIO = Figure(
-    "length_ratio", label="Length, teacher = 1", place="behaviour",
-    meaning="Tokens written over the tokens of the teacher's answers.",
+    "length_ratio", label="Length, scored answers = 1", place="behaviour",
+    meaning="Tokens written over the tokens of the answers that the models are scored on.",
 )  # fmt: skip
 REPETITION = Figure(
     "repetition", label="Repeated 4-grams", unit="share", better="down", place="behaviour",
@@ -29,12 +31,14 @@ FREE = True  # measured whenever another metric needs the answers too
 
 def measure(subject: Subject) -> tuple[Figure, ...]:
     """Four figures of the greedy answers."""
-    answers, references = subject.answers, [question.reference_tokens for question in subject.questions]
+    answers, lengths = subject.answers, [question.tokens for question in subject.questions]
+    whose = "teacher" if any(question.written for question in subject.questions) else "data"
+    length = replace(LENGTH_RATIO, label=f"Length, {whose} = 1")
     grams = [_four_grams(answer.text.split()) for answer in answers]
     repeated = [len(each) - len(set(each)) for each in grams]
     return (
         subject.ratio(STOP_RATE, [answer.stopped for answer in answers]),
-        subject.ratio(LENGTH_RATIO, [answer.tokens for answer in answers], references),
+        subject.ratio(length, [answer.tokens for answer in answers], lengths),
         subject.ratio(REPETITION, repeated, [len(each) for each in grams]),
         subject.ratio(UNFINISHED_REASONING, [a.text.rfind(OPEN) > a.text.rfind(CLOSE) for a in answers]),
     )

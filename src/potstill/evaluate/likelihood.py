@@ -21,13 +21,21 @@ PPL = Figure(
     meaning="exp of the mean negative log-likelihood of the held-out answers, per token.",
 )  # fmt: skip
 FIGURES = (FORWARD_KL, REVERSE_KL, PPL)
+# Given only where one model has ids that the other lacks.
+LEFT_OUT = Figure(
+    "left_out", label="Mass on ids of its own", unit="share",
+    meaning="The probability that the model gives to ids which the other model does not have; "
+    "what is measured on the shared ids leaves it out.",
+)  # fmt: skip
 NEEDS = frozenset({"scores"})
 
 
 def measure(subject: Subject) -> tuple[Figure, ...]:
-    """Both KLs at T = 1 on the shared vocabulary, and perplexity."""
-    return (
+    """Both KLs at T = 1 on the shared vocabulary, perplexity there, and the mass outside where there is any."""
+    figures = (
         subject.token_mean(FORWARD_KL, teacher=0.0),
         subject.token_mean(REVERSE_KL, teacher=0.0),
         subject.token_mean(PPL, "cross_entropy", transform=np.exp),
     )
+    measured = subject.scores is not None and LEFT_OUT.key in subject.scores.sums
+    return (*figures, subject.token_mean(LEFT_OUT)) if measured else figures

@@ -2,6 +2,8 @@
 
 KL both ways at T = 1, cross-entropy on the answer's tokens, top-1 agreement, and how often the
 teacher's first choice is among the student's five. One pass; logits live a chunk at a time.
+Where one model has ids that the other lacks, all of it is on the shared ids, and the mass that each
+model gives to the rest is measured beside it.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from potstill.data.batch import collate
 from potstill.data.plan import by_length
+from potstill.evaluate.teacher import left_out
 from potstill.models import anatomy
 from potstill.models.beside import evaluating
-from potstill.models.projection import plain_logits, wide
+from potstill.models.projection import mass_beyond, plain_logits, wide
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, chunk_rows
 from potstill.objectives.token import Divergence
 from potstill.signals.support import Support, tempered
@@ -24,6 +27,7 @@ from potstill.signals.teacher import Teacher
 from potstill.types import Example
 
 NAMES = ("forward_kl", "reverse_kl", "cross_entropy", "teacher_cross_entropy", "agreement", "agreement_top5")
+LEFT_OUT = ("left_out", "teacher_left_out")  # each model's mass on ids that the other lacks
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class Scores:
     sums: dict[str, tuple[float, ...]]
 
     def of_teacher(self) -> Scores:
-        """The teacher's own cross-entropy on the same tokens."""
-        return replace(self, sums={"cross_entropy": self.sums["teacher_cross_entropy"]})
+        """The teacher's own cross-entropy on the same tokens, and its mass on ids that the student lacks."""
+        sums = {"cross_entropy": self.sums["teacher_cross_entropy"]}
+        if "left_out" in self.sums:
+            sums["left_out"] = self.sums["teacher_left_out"]
+        return replace(self, sums=sums)
 
 
 @torch.no_grad()
@@ -50,6 +57,7 @@ def score(
     examples: Sequence[Example],
     *,
     vocabulary: int,
+    own_ids: int | None = None,
     pad_id: int,
     forward_kl: Divergence,
     reverse_kl: Divergence,
@@ -62,12 +70,13 @@ def score(
     Args:
         teacher: gives dense signals; None where its distribution cannot be compared, and then only the
             student's cross-entropy is measured.
-        vocabulary: ids that both models share; padded rows of either head are cut before the softmax.
+        vocabulary: ids that both models share; other rows of either head are cut before the softmax.
+        own_ids: ids of the student, where one model has more than both share: then the mass on them is measured.
         batch_tokens: padded tokens of one forward pass.
     """
     form = anatomy.head_form(student)
     device = next(student.parameters()).device
-    names = NAMES if teacher is not None else ("cross_entropy",)
+    names = ("cross_entropy",) if teacher is None else NAMES if own_ids is None else NAMES + LEFT_OUT
     row_ids = list(dict.fromkeys(example.row_id for example in examples))
     place = {row_id: index for index, row_id in enumerate(row_ids)}
     totals = torch.zeros(len(row_ids), len(names) + 1, dtype=torch.float64)  # the last column counts tokens
@@ -77,9 +86,8 @@ def score(
             batch = collate([examples[row] for row in rows], pad_id=pad_id).to(device)
             hidden = anatomy.states_of(student, batch)[batch.predicts]
             head = anatomy.head_of(student, vocabulary, form)
-            chunks = (
-                None if teacher is None else teacher.signal(batch.for_teacher).chunks(forward_kl, "bucket")
-            )
+            signal = None if teacher is None else teacher.signal(batch.for_teacher)
+            chunks = None if signal is None else signal.chunks(forward_kl, "bucket")
             places = torch.tensor([place[examples[row].row_id] for row in rows])
             owner = places[batch.predicts.nonzero()[:, 0].cpu()]
             step = chunk_rows(vocabulary, wide(hidden.dtype), chunk_bytes) // 2
@@ -92,6 +100,13 @@ def score(
                 else:
                     sides = chunks(part, logits).beside(logits, slice(0, len(logits)), 1.0)
                     columns = _compared(sides, target, forward_kl, reverse_kl)
+                    if signal is not None and own_ids is not None:
+                        zero = torch.zeros_like(columns[0])
+                        beyond = (
+                            mass_beyond(head.cut(own_ids), hidden[part], vocabulary),
+                            left_out(signal, vocabulary, part),
+                        )
+                        columns += tuple(zero if mass is None else mass for mass in beyond)
                 values = torch.stack(
                     [column.double() for column in (*columns, torch.ones_like(columns[0]))], -1
                 )

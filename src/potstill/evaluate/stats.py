@@ -35,6 +35,7 @@ def ratio(
     """
     top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     used = bottom > 0
+    pairs = tuple(zip(np.where(used, top, 0.0).tolist(), bottom.tolist(), strict=True))
     top, bottom = top[used], bottom[used]
     n = len(top)
     if n == 0:
@@ -47,8 +48,37 @@ def ratio(
     if not np.isfinite([value, *draws]).all():
         return replace(figure, n=n, reason=f"not a finite number ({value}, up to {draws.max()} resampled)")
     low, high = _ends(draws)
-    pairs = tuple(zip(top.tolist(), bottom.tolist(), strict=True))
-    return replace(figure, value=value, low=low, high=high, n=n, pairs=pairs)
+    return replace(figure, value=value, low=low, high=high, n=n, pairs=pairs, shape=transform)
+
+
+def difference(one: Figure, other: Figure, *, resamples: int = 2000, seed: int = 0) -> Figure:
+    """one - other of the same figure of two models, with a paired 95 % interval: both on the same prompts, drawn
+    together.
+
+    Returns:
+        the difference over the prompts that both were measured on, or why there is none.
+    """
+    about = replace(one, value=None, low=None, high=None, n=None, pairs=(), floors=(), shape=None, floor=None)
+    if one.value is None or other.value is None:
+        return replace(about, reason=one.reason if one.value is None else other.reason)
+    if not one.pairs or len(one.pairs) != len(other.pairs):
+        return replace(about, reason="not measured prompt by prompt")
+    ours, theirs = np.asarray(one.pairs), np.asarray(other.pairs)
+    both = (ours[:, 1] > 0) & (theirs[:, 1] > 0)
+    n = int(both.sum())
+    if n == 0:
+        return replace(about, n=0, reason="no prompt could be measured with both models")
+    picks, shape = _picks(n, resamples, seed), one.shape or (lambda values: values)
+
+    def of(pairs: np.ndarray) -> tuple[float, np.ndarray]:
+        pairs = pairs[both]
+        drawn = pairs[picks].sum(1)
+        top, bottom = pairs.sum(0)
+        return float(shape(top / bottom)), shape(drawn[:, 0] / drawn[:, 1])
+
+    (our_value, our_draws), (their_value, their_draws) = of(ours), of(theirs)
+    low, high = _ends(our_draws - their_draws)
+    return replace(about, value=our_value - their_value, low=low, high=high, n=n, reason="")
 
 
 def retained(teacher: Figure, student: Figure, *, resamples: int = 2000, seed: int = 0) -> Figure:
@@ -72,6 +102,10 @@ def retained(teacher: Figure, student: Figure, *, resamples: int = 2000, seed: i
         return replace(share, reason="teacher and student were measured on different prompts")
     theirs, ours = np.asarray(teacher.pairs), np.asarray(student.pairs)
     floors = np.asarray(teacher.floors or [0.0] * len(theirs))
+    both = (theirs[:, 1] > 0) & (ours[:, 1] > 0)
+    if not np.array_equal(both, (theirs[:, 1] > 0) | (ours[:, 1] > 0)):
+        return replace(share, reason="teacher and student were measured on different prompts")
+    theirs, ours, floors = theirs[both], ours[both], floors[both]
     theirs[:, 0] -= floors
     ours[:, 0] -= floors
     picks = _picks(len(theirs), resamples, seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import TokenLoss
@@ -15,15 +16,20 @@ from potstill.signals.signal import Signal
 from potstill.types import Batch
 
 UNIFORM = 0.99  # share of ln V from which a mean entropy says that the teacher knows nothing
+LEFT_OUT = 0.01  # mass on ids that the student lacks, from which it is worth a warning
 
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """Means over scored tokens, in nats; `most` is ln V, what a uniform guess has of both."""
+    """Means over scored tokens, in nats; `most` is ln V, what a uniform guess has of both.
+
+    `left_out` is the teacher's mass on ids that the student lacks, None where it has them all.
+    """
 
     entropy: float
     loss: float
     most: float
+    left_out: float | None = None
 
     @property
     def uniform(self) -> bool:
@@ -45,14 +51,25 @@ class TeacherCheck:
             )
         return ""
 
+    @property
+    def cut(self) -> str:
+        """What the cut to shared ids leaves out, where it is more than a little."""
+        if self.left_out is None or self.left_out <= LEFT_OUT:
+            return ""
+        return (
+            f"the teacher gives {self.left_out:.1%} of its probability on the first rows to ids that the student "
+            "does not have; it is left out, and the rest is renormalised"
+        )
+
 
 @torch.no_grad()
 def check_teacher(
-    signal: Signal, batch: Batch, divergence: TokenLoss, vocabulary: int
+    signal: Signal, batch: Batch, divergence: TokenLoss, vocabulary: int, *, partial: bool = False
 ) -> TeacherCheck | None:
-    """Measure the teacher's entropy and its cross-entropy on the batch's targets.
+    """Measure the teacher's entropy and its cross-entropy on the batch's targets, among `vocabulary` ids.
 
-    `divergence` is any dense one. None where the signal holds no whole distribution: nothing was measured.
+    `divergence` is any dense one. `partial` says that other ids of the teacher are no padding, and their mass is
+    measured too. None where the signal holds no whole distribution: nothing was measured.
     """
     if not batch.count or signal.kind != "dense":
         return None
@@ -62,4 +79,11 @@ def check_teacher(
     rows = divergence.rowwise(signal, batch.targets, metrics=True)
     metrics = logits_loss(teacher.logits, rows).metrics
     entropy, loss = (float(metrics[name]) / batch.count for name in ("teacher_entropy", "cross_entropy"))
-    return TeacherCheck(entropy, loss, math.log(vocabulary))
+    beyond = left_out(signal, vocabulary, slice(0, batch.count)) if partial else None
+    return TeacherCheck(entropy, loss, math.log(vocabulary), None if beyond is None else float(beyond.mean()))
+
+
+def left_out(signal: Signal, vocabulary: int, rows: slice) -> Tensor | None:
+    """The teacher's probability [c] on ids from `vocabulary` on; None where it has no such ids, or does not say."""
+    measure = getattr(signal, "mass_beyond", None)
+    return None if measure is None else measure(vocabulary, rows)

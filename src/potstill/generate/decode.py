@@ -67,6 +67,7 @@ class Decoder:
     pad_id: int
     batch_rows: int  # most rows in flight
     vocabulary: int | None
+    unused: tuple[int, ...] = ()  # ids below it that are no token
     batch: InFlight | None = None
     tokens: int = 0
 
@@ -136,7 +137,11 @@ class Decoder:
                 f"{type(self.model).__name__} keeps no key-value cache.",
                 fix="Use a model that supports use_cache.",
             )
-        return output.logits[:, -1, : self.vocabulary], output.past_key_values
+        logits = output.logits[:, -1, : self.vocabulary]
+        if self.unused:
+            none = torch.tensor(self.unused, device=logits.device)
+            logits = logits.index_fill(1, none, -torch.inf)
+        return logits, output.past_key_values
 
     def _write(self, batch: InFlight, logits: Tensor) -> tuple[InFlight | None, list[Completion]]:
         """Give each row its next id and drop the rows that it finishes."""

@@ -29,6 +29,7 @@ def write(request: Request) -> Iterator[Completion]:
         seed=request.seed,
         batch_rows=request.batch_rows,
         vocabulary=request.vocabulary,
+        unused=request.unused,
         samples=request.samples,
         skip=request.skip,
         on_progress=request.on_progress,
@@ -46,6 +47,7 @@ def generate(
     seed: int,
     batch_rows: int,
     vocabulary: int | None = None,
+    unused: Collection[int] = (),
     samples: int = 1,
     skip: Collection[tuple[int, int]] = (),
     on_progress: Callable[[GenerationProgress], None] | None = None,
@@ -53,8 +55,9 @@ def generate(
 ) -> Iterator[Completion]:
     """Complete each prompt `samples` times; `request.Request` describes the arguments.
 
-    Completions are yielded as they finish, in no particular order. The head's padded rows beyond
-    `vocabulary` are never drawn. `should_stop` is asked before every forward pass. Whenever a completion
+    Completions are yielded as they finish, in no particular order. Equal prompts have equal draws: samples of
+    one are written by `samples`. The head's padded rows beyond `vocabulary` are never drawn, nor are the
+    `unused` ones below. `should_stop` is asked before every forward pass. Whenever a completion
     is yielded, each module of the model is in the mode (training or evaluation) in which it was given.
 
     Raises:
@@ -67,12 +70,15 @@ def generate(
     # Longest prompts first: neighbours need little padding, and memory peaks near the start.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     queue = deque(
-        Pending(index, sample, prompts[index], uniforms(seed, index, sample, sampling.max_new_tokens))
+        Pending(
+            index, sample, prompts[index], uniforms(seed, prompts[index], sample, sampling.max_new_tokens)
+        )
         for index in order
         for sample in range(samples)
         if (index, sample) not in skip
     )
-    decoder = Decoder(model, queue, sampling, frozenset(stop_ids), pad_id, batch_rows, vocabulary)
+    ids = (frozenset(stop_ids), pad_id)
+    decoder = Decoder(model, queue, sampling, *ids, batch_rows, vocabulary, tuple(unused))
     return _run(decoder, on_progress, should_stop)
 
 

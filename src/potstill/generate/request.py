@@ -38,9 +38,10 @@ class Request:
         prompts: token ids.
         stop_ids: ids that end a completion.
         pad_id: id that fills up shorter prompts.
-        seed: draws depend on seed, prompt and sample alone.
+        seed: draws depend on seed, the prompt's ids and sample alone.
         batch_rows: most completions in flight at once.
         vocabulary: number of ids that may be written; None for all rows of the head.
+        unused: ids below it that are no token, and are never written.
         skip: (prompt, sample) pairs that exist already; the draws of the others stay as they are.
         on_progress: called after every step.
         should_stop: asked before every step; once true, unfinished rows are dropped.
@@ -54,6 +55,7 @@ class Request:
     seed: int
     batch_rows: int
     vocabulary: int | None = None
+    unused: Collection[int] = ()
     samples: int = 1
     skip: Collection[tuple[int, int]] = ()
     on_progress: Callable[[GenerationProgress], None] | None = None

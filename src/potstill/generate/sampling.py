@@ -6,7 +6,9 @@ change a row's text.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +52,10 @@ class Sampling:
         _require(self.top_k >= 0, "top_k", self.top_k, "Use 0 to keep all ids, or a positive number.")
 
 
-def uniforms(seed: int, index: int, sample: int, count: int) -> np.ndarray:
-    """Draw `count` numbers in [0, 1) for sample `sample` of prompt `index`, float32."""
-    return np.random.default_rng([seed, index, sample]).random(count, dtype=np.float32)
+def uniforms(seed: int, prompt: Sequence[int], sample: int, count: int) -> np.ndarray:
+    """Draw `count` numbers in [0, 1) for sample `sample` of a prompt, float32; other prompts have no effect."""
+    number = int.from_bytes(hashlib.sha256(str(list(prompt)).encode()).digest()[:16], "big")
+    return np.random.default_rng([seed, number, sample]).random(count, dtype=np.float32)
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

@@ -18,8 +18,10 @@ PACKAGES = {
 MODULES = {"optimum-quanto": "optimum", "amd-quark": "quark", "flute-kernel": "flute"}
 LAYERS = re.compile(r"(num|n)_(\w+_)?layers?")
 SIZES = re.compile(r"(num|n)_\w+|\w+_(size|dim)")
+SHARES = re.compile(r"(\w+_)?(dropout|pdrop)")
 LARGEST_SIZE = 2_000_000  # what no config needs where its files hold no such dimension
 MOST_LAYERS = 10_000  # where the files are not here yet
+MOST_PACKED, MOST_REPEATED, SMALL = 64, 2, 1_000_000
 
 
 def require_possible(
@@ -37,7 +39,14 @@ def require_possible(
     most_layers = MOST_LAYERS if tensors is None else len(tensors)
     largest = max((size for shape in (tensors or {}).values() for size in shape), default=0)
     largest = max(largest, LARGEST_SIZE)
-    for key, value in _integers(config):
+    for key, value in _numbers(config):
+        if SHARES.fullmatch(key) and not 0 <= value <= 1:
+            raise ModelError(
+                f"the config of {who} says {key}: {value}, which is no share.",
+                fix="Write a number from 0 to 1.",
+            )
+        if not isinstance(value, int):
+            continue
         most = most_layers if LAYERS.fullmatch(key) else largest if SIZES.fullmatch(key) else value
         if value > most:
             stored = "" if tensors is None else f", and its files hold {len(tensors)} tensors"
@@ -47,12 +56,31 @@ def require_possible(
             )
 
 
-def _integers(value: Any) -> Iterator[tuple[str, int]]:
+def _numbers(value: Any) -> Iterator[tuple[str, float]]:
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            yield from _integers(inner)
-        elif isinstance(inner, int) and not isinstance(inner, bool):
+            yield from _numbers(inner)
+        elif isinstance(inner, int | float) and not isinstance(inner, bool):
             yield key, inner
+
+
+def require_fitting(parameters: int, numbers: int, packed: bool, who: str) -> None:
+    """Refuse a config whose model is far larger than its files; building it would take all memory.
+
+    Args:
+        parameters: what the model of the config has.
+        numbers: what the files hold.
+        packed: whether one stored number may stand for several.
+
+    Raises:
+        ModelError: says both.
+    """
+    if parameters > numbers * (MOST_PACKED if packed else MOST_REPEATED) + SMALL:
+        raise ModelError(
+            f"the config of {who} describes a model of {parameters:,} parameters, and its files hold {numbers:,} "
+            "numbers.",
+            fix="The config does not belong to these files; download the model again.",
+        )
 
 
 def require_dense(tokenizer: Mapping[str, Any], who: str) -> None:
@@ -69,6 +97,20 @@ def require_dense(tokenizer: Mapping[str, Any], who: str) -> None:
         raise ModelError(
             f"the tokenizer of {who} gives a token the id {largest}, and it has {len(ids)} tokens.",
             fix="Use the tokenizer that belongs to these weights.",
+        )
+
+
+def require_own_unknown(tokenizer: Any, who: str) -> None:
+    """Refuse a token for unknown words that is unknown itself: libraries look it up without end.
+
+    Raises:
+        ModelError: names the token.
+    """
+    unknown = tokenizer.unk_token
+    if unknown is not None and str(unknown) not in tokenizer.get_vocab():
+        raise ModelError(
+            f"the tokenizer of {who} writes unknown words as {str(unknown)!r}, which is none of its tokens.",
+            fix="Correct unk_token in its tokenizer_config.json.",
         )
 
 

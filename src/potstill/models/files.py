@@ -13,7 +13,7 @@ from potstill.errors import ModelError
 from potstill.models.border import border
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
+CONFIG, ADAPTER, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What a config, a tokenizer, a chat template and a model's own code may stand in.
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken", "*.bpe", "*.vocab", "*/*.jinja")

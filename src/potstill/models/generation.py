@@ -6,27 +6,33 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from potstill.models.loading import quiet
+from potstill.errors import ModelError
+from potstill.models import files
+from potstill.models.border import quiet
+from potstill.models.loading import read_settings
 from potstill.models.source import Source
 
 log = logging.getLogger("potstill")
 
 
-def end_ids(source: Source) -> tuple[int, ...]:
-    """Ids that end the model's answers by its generation_config.json; none without that file.
+def end_ids(source: Source, size: int | None = None) -> tuple[int, ...]:
+    """Ids that end the model's answers by its generation_config.json; none without that file. `size` counts the
+    ids that the model can write.
 
     A config's own end token is not asked: libraries fill it in where nobody wrote one.
-    """
-    from transformers import GenerationConfig
 
-    if source.kind == "gguf":
-        return ()
-    try:
-        with quiet():
-            settings = GenerationConfig.from_pretrained(source.location, revision=source.revision or "main")
-    except (OSError, ValueError, TypeError):
-        return ()
-    return _ids(settings.eos_token_id)
+    Raises:
+        ModelError: the file cannot be read, or names something that is no id.
+    """
+    value = read_settings(source, files.GENERATION).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for one in ids:
+        if type(one) is not int or one < 0 or (size is not None and one >= size):
+            raise ModelError(
+                f"{files.GENERATION} of {source.location} says that {one!r} ends an answer, which is no id of it.",
+                fix="Correct its eos_token_id: a whole number from 0 up, or a list of them.",
+            )
+    return tuple(ids)
 
 
 def settings_for(model: Any, stop_ids: Iterable[int], pad_id: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ from potstill.errors import ModelError
 from potstill.models.anatomy import parameter_count
 
 FIX = "Name the model's safetensors instead."
+
+
+def tensors(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor by its name."""
+    return _tensors(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # reading a large vocabulary takes a second
+def _tensors(file: Path, changed: int) -> dict[str, tuple[int, ...]]:
+    from gguf import GGUFReader
+
+    return {tensor.name: tuple(int(size) for size in tensor.shape) for tensor in GGUFReader(file).tensors}
 
 
 def require_all_read(file: Path, model: Any) -> None:

@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
-import shutil
-import tempfile
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +21,13 @@ from typing import Any
 import torch
 
 from potstill.errors import OUT_OF_SCOPE, ModelError
-from potstill.models import claims, files, gguf
+from potstill.models import claims, files, gguf, hub
 from potstill.models.anatomy import output_layer, parameter_count
-from potstill.models.border import border, quiet
+from potstill.models.border import border
 from potstill.models.source import Source as Source
 from potstill.models.source import find_source as find_source
 from potstill.models.vocabulary import read_vocabulary, require_width
+from potstill.store import unpacking
 from potstill.store.artifacts import file_hash, move_into_place, write_json
 
 log = logging.getLogger("potstill")
@@ -78,10 +77,23 @@ def load_config(source: Source) -> Any:
     with _reading(source):
         _compare_claims(source)
         config = AutoConfig.from_pretrained(**_arguments(source))
-    claims.require_readable_numbers(config, source.location)
-    if problem := claims.out_of_scope(config, source.trust_remote_code):
+        if source.kind == "gguf":
+            claims.require_possible(config.to_dict(), _stored(source), source.location)
+        claims.require_readable_numbers(config, source.location)
+        problem = claims.out_of_scope(config, source.trust_remote_code)
+    if problem:
         raise ModelError(f"{source.location} {problem}, not a decoder-only text model.", fix=OUT_OF_SCOPE)
     return config
+
+
+def read_settings(source: Source, name: str) -> dict[str, Any]:
+    """A settings file of the model as it stands, {} where there is none.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    with _reading(source):
+        return _settings(source, name)
 
 
 def _compare_claims(source: Source) -> None:
@@ -97,10 +109,8 @@ def _compare_claims(source: Source) -> None:
             f"the config of {source.location} reads its weights from another file ({named}).",
             fix=f"Name the file {files.SINGLE}, and remove transformers_weights from {files.CONFIG}.",
         )
-    stored = None
-    if source.kind == "folder" and (_file(source, files.SINGLE) or _file(source, files.INDEX)):
-        stored = files.tensors(source.path)
-    claims.require_possible(config, stored, source.location)
+    if source.kind != "gguf":  # its config is made by a library
+        claims.require_possible(config, _stored(source), source.location)
 
 
 def _settings(source: Source, name: str) -> dict[str, Any]:
@@ -133,14 +143,37 @@ def context_length(config: Any) -> int | None:
     return None if length is None else int(length)
 
 
+def width(config: Any) -> int | None:
+    """How many ids a model can write, None where its config does not say."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return None if size is None else int(size)
+
+
 def count_parameters(source: Source) -> int:
-    """Count a model's parameters without reading its weights, tied ones once."""
+    """Count a model's parameters without reading its weights, tied ones once.
+
+    Raises:
+        ModelError: no model can be built from the config, or one far larger than the files.
+    """
     from transformers import AutoModelForCausalLM
 
     config = load_config(source)
-    with quiet(), torch.device("meta"):
+    with _reading(source), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
-    return parameter_count(model)
+    count = parameter_count(model)
+    if (stored := _stored(source)) is not None:
+        numbers, packed = sum(map(math.prod, stored.values())), claims.quantization(config) is not None
+        claims.require_fitting(count, numbers, packed, source.location)
+    return count
+
+
+def _stored(source: Source) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the stored tensors, None where they are not here yet."""
+    if source.kind == "gguf":
+        return gguf.tensors(source.path)
+    if source.kind == "folder" and (_file(source, files.SINGLE) or _file(source, files.INDEX)):
+        return files.tensors(source.path)
+    return None
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -156,7 +189,10 @@ def load_tokenizer(source: Source) -> Any:
         _compare_claims(source)
         _settings(source, files.TOKENIZER_CONFIG)
         claims.require_dense(_settings(source, files.TOKENIZER), source.location)
-        return AutoTokenizer.from_pretrained(**_arguments(source))
+        tokenizer = AutoTokenizer.from_pretrained(**_arguments(source))
+        claims.require_own_unknown(tokenizer, source.location)
+        read_vocabulary(tokenizer)  # asks for all that is asked later
+        return tokenizer
 
 
 def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
@@ -165,7 +201,10 @@ def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str
     Raises:
         ModelError: the weights are missing or pickled, or lack a tensor that the config asks for.
     """
-    load_config(source)
+    if _stored(source) is None:
+        load_config(source)
+    else:
+        count_parameters(source)
     source = _unpacked(source)
     if source.kind == "folder":
         files.weight_files(source.path)
@@ -232,18 +271,36 @@ def _arguments(source: Source) -> dict[str, Any]:
 @contextmanager
 def _reading(source: Source, what: str = "model") -> Iterator[None]:
     """Report what cannot be read of a model, whatever the reason."""
-    fix = "Check the folder."
     if source.kind == "hub":
-        fix = (
-            "Check the name and the revision, and that this machine may reach the hub; "
-            "potstill never replaces one model by another."
-        )
-    with border(f"cannot load the {what} {source.location}", fix):
+        with _reading_from_hub(source, what):
+            yield
+        return
+    with border(f"cannot load the {what} {source.location}", "Check the folder."):
         if source.kind == "folder":
             files.require_regular(source.path)
-        elif source.kind == "gguf":
+        else:
             files.require_content(source.path)
         yield
+
+
+@contextmanager
+def _reading_from_hub(source: Source, what: str) -> Iterator[None]:
+    action = f"cannot load the {what} {source.location}"
+    fix = (
+        "Check the name and the revision, and that this machine may reach the hub; "
+        "potstill never replaces one model by another."
+    )
+    with hub.within_reach() as why:
+        try:
+            with border(action, fix):
+                yield
+        except ModelError as error:
+            if not why or error.__cause__ is None:  # what potstill itself refuses has no cause
+                raise
+            raise ModelError(
+                f"{action}: the hub cannot be reached ({why}), and the cache does not hold all of it.",
+                fix="Connect this machine to the network, or name a local folder.",
+            ) from error
 
 
 def _unpacked(source: Source) -> Source:
@@ -253,23 +310,20 @@ def _unpacked(source: Source) -> Source:
     if source.kind != "gguf":
         return source
     digest = file_hash(source.path)
-    cache = os.environ.get("POTSTILL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "potstill")
-    target = Path(cache).expanduser() / "gguf" / f"{digest[:32]}-{transformers.__version__}-{UNPACKED}"
+    target = unpacking.gguf_folder() / f"{digest[:32]}-{transformers.__version__}-{UNPACKED}"
     marker = target / "complete.json"
     if not marker.is_file():
         log.info("unpacking %s once", source.path.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-        try:
-            _unpack(source, temporary)
-            write_json(temporary / marker.name, {"sha256": digest, "file": source.path.name})
-            move_into_place(temporary, target)
-        except OSError:
-            # Another process may have been faster; its copy is as good.
-            if not marker.is_file():
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with unpacking.begun() as temporary:
+            try:
+                _unpack(source, temporary)
+                write_json(temporary / marker.name, {"sha256": digest, "file": source.path.name})
+                (temporary / unpacking.LOCK).unlink()
+                move_into_place(temporary, target)
+            except OSError:
+                # Another process may have been faster; its copy is as good.
+                if not marker.is_file():
+                    raise
     return Source("folder", str(target))
 
 

@@ -104,6 +104,14 @@ def plain_logits(head: Head, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def mass_beyond(head: Head, hidden: Tensor, vocabulary: int) -> Tensor | None:
+    """The probability [N] that a head gives to its ids from `vocabulary` on, at T = 1; None without such ids."""
+    if head.vocabulary <= vocabulary:
+        return None
+    return plain_logits(head, hidden).softmax(-1)[:, vocabulary:].sum(-1)
+
+
+@torch.no_grad()
 def module_logits(head: Head, hidden: Tensor) -> Tensor:
     """The same through a head of unknown form."""
     assert head.module is not None

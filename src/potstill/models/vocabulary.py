@@ -1,7 +1,7 @@
-"""Identity of vocabularies: two models share one when their id-to-token maps agree.
+"""What two vocabularies share: the ids that both models have, where their id-to-token maps agree.
 
 The size in a config does not tell: output layers are padded to different widths, and different tokenizers
-can have equal sizes.
+can have equal sizes. One vocabulary may go on behind the other: added tokens, or reserved ones.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ class Vocabulary:
     def size(self) -> int:
         return max(self.tokens, default=-1) + 1
 
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Ids below `size` that the map leaves out: a head has rows for them."""
+        return tuple(index for index in range(self.size) if index not in self.tokens)
+
 
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
     """Read the vocabulary of a transformers tokenizer, added tokens included."""
@@ -32,27 +37,78 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     return Vocabulary(tokens, special)
 
 
-def first_conflict(teacher: Vocabulary, student: Vocabulary) -> str | None:
-    """Describe the first id with two meanings; None when the vocabularies are the same."""
-    for index in sorted(teacher.tokens.keys() | student.tokens.keys()):
+@dataclass(frozen=True)
+class Overlap:
+    """What two vocabularies share: an id below `size` means the same to both, or is unused on both sides.
+
+    Ids from `size` on belong to one side alone. `example` describes the first conflict, `conflicts` counts them.
+    """
+
+    size: int
+    teacher_only: int = 0
+    student_only: int = 0
+    conflicts: str = ""
+    example: str = ""
+
+    @property
+    def compatible(self) -> bool:
+        """Whether the ids below `size` can be compared: no id and no token has two meanings."""
+        return not self.example
+
+    @property
+    def whole(self) -> bool:
+        """Whether both vocabularies are the same."""
+        return self.compatible and not self.teacher_only and not self.student_only
+
+
+def overlap(teacher: Vocabulary, student: Vocabulary) -> Overlap:
+    """Compare two vocabularies, id by id and token by token."""
+    shared = teacher.tokens.keys() & student.tokens.keys()
+    size = max(shared, default=-1) + 1
+    ids_of_student = {token: index for index, token in student.tokens.items()}
+    other_token = sorted(index for index in shared if teacher.tokens[index] != student.tokens[index])
+    other_id = sorted(
+        index for index, token in teacher.tokens.items() if ids_of_student.get(token, index) != index
+    )
+    # A head is cut at its end only, so an id in the middle that one side lacks stands in the way.
+    alone = teacher.tokens.keys() ^ student.tokens.keys()
+    between = sorted(index for index in alone if index < size)
+    teacher_only = len(teacher.tokens.keys() - shared)
+    student_only = len(student.tokens.keys() - shared)
+    counts = {
+        "ids with another token": len(other_token),
+        "tokens with another id": len(other_id),
+        "ids of one side alone among the shared ones": len(between),
+    }
+    example = ""
+    if first := [*other_token, *between][:1]:
+        (index,) = first
         left, right = teacher.tokens.get(index), student.tokens.get(index)
-        if left != right:
-            return f"id {index} is {left!r} for the teacher and {right!r} for the student"
-    return None
+        example = f"id {index} is {left!r} for the teacher and {right!r} for the student"
+    elif other_id:
+        token = teacher.tokens[other_id[0]]
+        example = f"{token!r} is id {other_id[0]} for the teacher and {ids_of_student[token]} for the student"
+    elif not shared:
+        example = "they have no id in common"
+    conflicts = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
+    return Overlap(size, teacher_only, student_only, conflicts, example)
 
 
-def require_same(teacher: Vocabulary, student: Vocabulary) -> None:
-    """Require that an id means the same to both models.
+def require_shared(teacher: Vocabulary, student: Vocabulary) -> Overlap:
+    """Require that every id which both models have means the same to both; ids of one alone may follow.
 
     Raises:
-        VocabularyError: the maps differ; names the first such id.
+        VocabularyError: an id or a token has two meanings; counts them and names the first.
     """
-    if conflict := first_conflict(teacher, student):
+    result = overlap(teacher, student)
+    if not result.compatible:
+        counts = f"; {result.conflicts}" if result.conflicts else ""
         raise VocabularyError(
-            f"teacher and student do not share a vocabulary: {conflict}"
+            f"teacher and student do not share a vocabulary: {result.example}{counts}"
             f" (sizes {teacher.size} and {student.size}).",
             fix="Train on the teacher's text instead (stages: generate, finetune), which needs no shared ids.",
         )
+    return result
 
 
 def special_differences(teacher: Vocabulary, student: Vocabulary) -> tuple[str, ...]:

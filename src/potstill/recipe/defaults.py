@@ -17,6 +17,9 @@ class Facts:
     parameters: int | None = None  # the student's
     rows: int | None = None  # training prompts
     train_tokens: int | None = None  # scored tokens in an epoch
+    row_tokens: int | None = None  # all tokens of the rows in an epoch
+    validation_rows: int | None = None  # rows that are kept to choose the best weights by
+    validation_tokens: int | None = None  # all tokens of these
     answer_tokens: int | None = None  # most tokens that an earlier stage may write
     context: int = 2048  # tokens
 

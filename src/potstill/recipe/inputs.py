@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from potstill.recipe import plugins
 from potstill.recipe.specs import (
+    LARGEST,
     Auto,
     Choice,
     Conflict,
@@ -162,7 +163,7 @@ class DataSpec(Spec):
     heldout: Files | None = None
     """Rows to measure on; without it they are split off by prompt before anything is generated."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] | Auto = "auto"
-    """Share of prompts to split off; auto is 10 %, between 60 and 500 rows."""
+    """Share of prompts to split off; auto is 10 %, between 60 and 500 rows, and a third at most."""
     format: Format = "auto"
     """How a row is written."""
     columns: dict[str, Text] = Field(default_factory=dict)
@@ -177,7 +178,7 @@ class DataSpec(Spec):
     """System prompts: keep them, merge them into the first user turn, or drop them."""
     reasoning: Literal["keep", "strip", "separate"] = "keep"
     """Reasoning before an answer."""
-    max_length: Annotated[int, Field(ge=2), BeforeValidator(whole)] | Auto = "auto"
+    max_length: Annotated[int, Field(ge=2, le=LARGEST), BeforeValidator(whole)] | Auto = "auto"
     """Most tokens in a row, prompt and answer together."""
     limit: Count | None = None
     """Use only so many rows of `train`; what is split off to choose and measure by comes out of them."""

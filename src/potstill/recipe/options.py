@@ -6,7 +6,7 @@ Written by hand instead of a pydantic model: `DistillationLoss` checks options t
 from __future__ import annotations
 
 import ast
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +82,9 @@ def one_key(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max  # a whole number may be too large for a float
 
 
 def _is_schedule(value: object) -> bool:

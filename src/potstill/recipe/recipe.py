@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 else:
     Stage = any_stage()
 
+_HALF = re.compile("[\ud800-\udfff]")  # one half of a surrogate pair, which UTF-8 cannot hold
 FolderName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -108,10 +109,28 @@ def name_of(path: Path) -> str:
 
 def parse_recipe(raw: Mapping[str, Any]) -> Recipe:
     """Check a recipe as YAML gives it. Raises RecipeErrors with every problem."""
+    if broken := [text for text in _texts(raw) if _HALF.search(text)]:
+        raise RecipeErrors(
+            [RecipeError(f"{text!r} holds half a character.", fix="Write it in UTF-8.") for text in broken]
+        )
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeErrors(describe(error, raw, Recipe)) from None
+
+
+def _texts(raw: Any) -> list[str]:
+    """Every text in a recipe, its keys too."""
+    texts, left = list[str](), [raw]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, Mapping):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            left += value
+    return texts
 
 
 def expand(recipe: Recipe) -> Recipe:

@@ -57,9 +57,10 @@ def _listed(value: object) -> object:
 
 Auto: TypeAlias = Literal["auto"]
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
-Int: TypeAlias = Annotated[int, Field(ge=0), BeforeValidator(whole)]
-Count: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(whole)]
-Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(whole)]
+LARGEST = 2**63 - 1  # of whole numbers; libraries hold them in 64 bits
+Int: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(whole)]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(whole)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(whole)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Files: TypeAlias = Annotated[

@@ -13,7 +13,20 @@ from potstill.recipe.specs import Auto, Conflict, Count, Positive
 from potstill.recipe.stages import StageSpec
 
 # A training that ran out of memory goes on with other micro-batches and more checkpoints.
-_PLACE_AND_PACE = {"micro_batch_tokens", "checkpoint_every", "activation_checkpointing", "epochs", "steps"}
+_PLACE_AND_PACE = {
+    "micro_batch_tokens",
+    "checkpoint_every",
+    "activation_checkpointing",
+    "epochs",
+    "steps",
+} | {
+    "validation_rows"  # the rows themselves are
+}
+# Cost is counted in tokens through both models. A token that is trained on costs three passes of the student
+# and one of the teacher, a validated one a pass of each: as much at most, and a third of it without a teacher.
+COST_SHARE = 0.05
+VALIDATIONS = 6
+LEAST_ROWS, MOST_ROWS = 16, 200  # a longer pause between validations is better than fewer rows
 _AUTO_IS_NONE = BeforeValidator(
     lambda value: None if value == "auto" else value, json_schema_input_type=Positive | Auto | None
 )
@@ -27,7 +40,7 @@ class Training(StageSpec):
 
     verb: str = "train"
     name: str = "train"
-    epochs: Annotated[Positive | None, _AUTO_IS_NONE] = None
+    epochs: Annotated[Annotated[float, Field(gt=0, le=1_000_000)] | None, _AUTO_IS_NONE] = None
     """Passes over the data. With neither epochs nor steps: by the size of the data."""
     steps: Count | None = None
     """Optimizer steps."""
@@ -50,7 +63,10 @@ class Training(StageSpec):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the forward pass; master weights stay float32."""
     validate_every: Count | Auto = "auto"
-    """Steps between two validations on rows that are not trained on."""
+    """Steps between two validations on rows that are not trained on; there is one before the first step and
+    one behind the last too."""
+    validation_rows: Count | Auto = "auto"
+    """Most rows of a validation; auto keeps all validations together below 5 % of the training's cost."""
     best_by: str = "loss"
     """Which validation figure decides what the best weights are: the stage's own loss, or another."""
     patience: Count | None = None
@@ -91,10 +107,43 @@ class Training(StageSpec):
             "tokens_per_step": per_step,
             "micro_batch_tokens": (16384 if facts.accelerated else 384, why),
             "precision": _precision(facts),
-            "validate_every": _every(steps, 6, "validations"),
             "checkpoint_every": _every(steps, 10, "checkpoints"),
+            **self._validations(steps, width, facts),
         }
         return chosen | {key: value for key, value in values.items() if getattr(self, key) == "auto"}
+
+    def _validations(self, steps: int | None, width: int, facts: Facts) -> dict[str, Automatic]:
+        """How often and on how many rows to validate, so that it costs a small share of the training."""
+        available, usual = facts.validation_rows, _every(steps, VALIDATIONS, "validations")
+        if not (steps and available and facts.train_tokens and facts.row_tokens and facts.validation_tokens):
+            every_row = MOST_ROWS, "all that are kept for it; the sizes of the rows are not known"
+            return {"validate_every": usual, "validation_rows": every_row}
+        passes = 1 if "distribution" in self.needs else 3
+        trained_on = facts.row_tokens * steps * width / facts.train_tokens
+        budget = passes * COST_SHARE * trained_on * available / facts.validation_tokens  # in rows
+
+        def affordable(every: int) -> int:
+            return max(1, min(available, int(budget / (1 + math.ceil(steps / every)))))
+
+        if self.validate_every != "auto":
+            every = self.validate_every
+        else:
+            wanted = min(LEAST_ROWS, available)
+            if self.validation_rows != "auto":
+                wanted = min(self.validation_rows, available)
+            paces = [math.ceil(steps / times) for times in range(VALIDATIONS, 0, -1)]
+            every = next((pace for pace in paces if affordable(pace) >= wanted), steps)
+        rows, count = affordable(every), 1 + math.ceil(steps / every)
+        if self.validation_rows != "auto":
+            rows = min(self.validation_rows, available)
+        why = f"at most {COST_SHARE * rows * count / budget:.1%} of the training's cost"
+        return {
+            "validate_every": (
+                every,
+                f"{count} validations in {steps} steps, with the one before them; {why}",
+            ),
+            "validation_rows": (rows, f"of {available} that are kept for it, {count} times; {why}"),
+        }
 
     def default_learning_rate(self, facts: Facts) -> Automatic:
         """What `learning_rate: auto` becomes."""

@@ -1,62 +1,124 @@
-"""From a run's artifacts to `summary.json` and the page."""
+"""From a run's artifacts to its record, and from the record to `summary.json` and the page."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from potstill.data import split
 from potstill.errors import ArtifactError
-from potstill.report import page
+from potstill.recipe.recipe import Recipe, dump_yaml
+from potstill.report import page, record
 from potstill.report.content import Content
 from potstill.report.curves import Curve
-from potstill.report.summary import Outcome, summarise
+from potstill.report.record import Record
+from potstill.report.summary import Outcome, Summary, summarise
 from potstill.report.verdict import verdict
 from potstill.store import artifacts
 from potstill.store.artifacts import Artifact
 from potstill.store.folder import RECIPE, RunDir
 from potstill.store.lines import read_lines
 
+SUMMARY, PAGE = "summary.json", "report.html"
 KEPT = ("rows", "examples", "split", "reasoning")  # counts of `data.examples.Encoded` that are no loss
 
 
-def publish(folder: RunDir, outcome: Outcome) -> tuple[Mapping[str, Any], str, dict[str, Path]]:
-    """Write summary.json, and report.html once something was evaluated.
+def publish(folder: RunDir, outcome: Outcome) -> tuple[Summary, str, dict[str, Path]]:
+    """Write summary.json and the run's record, and report.html once something was evaluated.
 
-    A part of a run that was finished before leaves both as they are: they say more.
+    A part of a run that was finished before leaves them as they are: they say more.
 
     Returns:
         the summary, the verdict and what was written, by name.
     """
-    state, summary = outcome.state, summarise(outcome)
-    page_file, summary_file = folder.path / "report.html", folder.path / "summary.json"
-    outputs = {"summary": summary_file}
-    partial = state.evaluation is None and page_file.is_file()
-    before = _written(summary_file)
-    earlier = _earlier(folder, summary_file) if partial else {}
-    if before.get("artifacts") == summary["artifacts"] and "made" in before:
-        summary["made"] = before["made"]  # the figures are of that day and that machine
-    if summary["artifacts"].items() <= earlier.get("artifacts", {}).items():
-        summary = earlier
-        outputs["report"] = page_file
+    state, now = outcome.state, summarise(outcome)
+    summary: Summary = now
+    before = record.read_or_warn(folder)
+    if before is not None and _holds(before, summary) and state.evaluation is None:
+        _require_unchanged(folder, before)
+        summary, outputs = before.summary, {"summary": folder.path / SUMMARY, "report": folder.path / PAGE}
     else:
-        artifacts.write_json(summary_file, summary)
-        folder.update({"summary_sha256": artifacts.file_hash(summary_file)})
-        if state.evaluation is None:
-            page_file.unlink(missing_ok=True)  # it belongs to another recipe
+        earlier = _written(folder.path / SUMMARY) if before is None else before.summary
+        if earlier.get("artifacts") == now["artifacts"]:
+            # The figures are of that day, that machine and those packages.
+            summary = now | {
+                name: earlier[name] for name in ("made", "versions") if isinstance(earlier.get(name), dict)
+            }
+        recipe = (folder.path / RECIPE).read_text(encoding="utf-8")
+        shown = None if state.evaluation is None else content(outcome, summary)
+        complete = all(stage.name in state.artifacts for stage in outcome.recipe.stages)
+        record.write(folder, Record(summary, recipe, complete, shown))
+        written = record.read(folder)
+        assert written is not None
+        outputs = _show(folder, written)
     if state.student is not None:
         outputs["student"] = folder.path / "student"
-    if state.evaluation is None:
-        return summary, "finished: " + ", ".join(state.artifacts), outputs
-    outputs["report"] = page.write(content(folder, outcome, summary), page_file)
-    return summary, verdict(summary), outputs
+    said = verdict(summary) if state.evaluation is not None else "finished: " + ", ".join(state.artifacts)
+    return summary, said, outputs
 
 
-def content(folder: RunDir, outcome: Outcome, summary: Mapping[str, Any]) -> Content:
+def republish(folder: RunDir) -> tuple[Summary, str, dict[str, Path]]:
+    """`publish` from the run's record alone.
+
+    Raises:
+        ArtifactError: there is none of the recipe in the folder, or it is damaged.
+    """
+    made = record.read(folder)
+    if (
+        made is None
+        or not made.complete
+        or made.recipe != (folder.path / RECIPE).read_text("utf-8", "replace")
+    ):
+        raise ArtifactError(
+            f"the run in {folder.path} is not finished with the recipe in its folder.",
+            fix="Go on with potstill run and the run's folder.",
+        )
+    # A folder may have been copied or renamed since.
+    summary = {**made.summary, "name": folder.path.resolve().name}
+    shown = None if made.content is None else replace(made.content, summary=summary)
+    said = "finished" if shown is None else verdict(summary)
+    return summary, said, _show(folder, replace(made, summary=summary, content=shown))
+
+
+def _show(folder: RunDir, made: Record) -> dict[str, Path]:
+    """Write the summary and the page of a record; without an evaluation a page belongs to another recipe."""
+    outputs = {"summary": folder.path / SUMMARY}
+    artifacts.write_json(outputs["summary"], made.summary)
+    if made.content is not None:
+        outputs["report"] = page.write(made.content, folder.path / PAGE)
+    elif (folder.path / PAGE).is_file():
+        (folder.path / PAGE).unlink()
+    return outputs
+
+
+def _holds(before: Record, summary: Summary) -> bool:
+    """Whether an evaluated run left the artifacts of this summary too."""
+    return (
+        before.content is not None
+        and summary["artifacts"].items() <= before.summary.get("artifacts", {}).items()
+    )
+
+
+def _require_unchanged(folder: RunDir, before: Record) -> None:
+    """Compare the files of a run that stays as it is with its record; what is missing is written again.
+
+    Raises:
+        ArtifactError: the summary is not as the run wrote it.
+    """
+    file = folder.path / SUMMARY
+    if not file.is_file() or not (folder.path / PAGE).is_file():
+        _show(folder, before)
+    if _written(file) != before.summary:
+        fix = f"potstill report {shlex.quote(str(folder.path))} writes it again."
+        raise ArtifactError(f"{file} is not as it was written.", fix=fix)
+
+
+def content(outcome: Outcome, summary: Summary) -> Content:
     """What the page shows of a run that was evaluated."""
     data, stages = outcome.data, outcome.state.artifacts
     lengths = {
@@ -68,7 +130,8 @@ def content(folder: RunDir, outcome: Outcome, summary: Mapping[str, Any]) -> Con
         summary,
         curves=curves(stages),
         samples=samples(outcome.state.evaluation),
-        recipe=(folder.path / RECIPE).read_text(encoding="utf-8"),
+        # Where runs are kept is the reader's own business, and may name a user.
+        recipe=dump_yaml(outcome.recipe.model_copy(update={"runs": Recipe.model_fields["runs"].default})),
         overlap=split.overlap(data.trained_on, data.heldout) if data.heldout else None,
         trained_prompts=len(data.trained_on),
         funnel=funnel(outcome),
@@ -78,14 +141,25 @@ def content(folder: RunDir, outcome: Outcome, summary: Mapping[str, Any]) -> Con
             for name, artifact in stages.items()
         },
         defaults=outcome.state.defaults,
-        command=f"potstill run {shlex.quote(str(folder.path))}",
+        command="potstill run recipe.yaml",
         notes=(
             f"Rows: {data.shape}. Held out: {data.source}. {len(data.validation)} training rows only choose "
             "the best weights; no held-out row does.",
-            "Intervals resample prompts, not tokens. Answers for ROUGE-L are greedy; its references are the "
-            "answers in the held-out data.",
+            *origins(outcome.state),
+            *outcome.notes,
         ),
     )
+
+
+def origins(state: Any) -> Iterator[str]:
+    """Whose answers the models were scored on, and whose their own texts were compared with."""
+    facts = state.evaluation.facts
+    scored = "in the held-out data" if state.answers is None else "that the teacher wrote to held-out prompts"
+    yield f"Intervals resample prompts, not tokens. Token by token, models are scored on the answers {scored}."
+    kinds = {"in the data (gold)": facts["gold"], "of the teacher": facts["written"]}
+    references = " and, apart from these, ".join(f"{n} answers {kind}" for kind, n in kinds.items() if n)
+    if references:
+        yield f"Answers in text are greedy; they are compared with {references}."
 
 
 def curves(stages: Mapping[str, Artifact]) -> list[Curve]:
@@ -102,7 +176,9 @@ def curves(stages: Mapping[str, Artifact]) -> list[Curve]:
         )
         result.append(Curve(name, "training", training, resumes=resumes))
         if validation:
-            result.append(Curve(name, "validation", validation, dots=True))
+            rows = artifact.facts.get("validation_rows")
+            label = "validation" if rows is None else f"validation ({rows} rows)"
+            result.append(Curve(name, label, validation, dots=True))
     return result
 
 
@@ -113,21 +189,6 @@ def samples(evaluation: Artifact) -> list[dict[str, Any]]:
         by_family.setdefault(line["family"], []).append(line)
     turns = itertools.zip_longest(*by_family.values())
     return [line for turn in turns for line in turn if line is not None]
-
-
-def _earlier(folder: RunDir, summary_file: Path) -> dict[str, Any]:
-    """The summary of an earlier run in this folder, {} where there is none.
-
-    Raises:
-        ArtifactError: it is not as that run wrote it.
-    """
-    if not summary_file.is_file():
-        return {}
-    written = folder.state().get("summary_sha256")
-    if written is not None and artifacts.file_hash(summary_file) != written:
-        fix = f"potstill report {shlex.quote(str(folder.path))} writes it again."
-        raise ArtifactError(f"{summary_file} is not as it was written: its hash differs.", fix=fix)
-    return _written(summary_file)
 
 
 def _written(summary_file: Path) -> dict[str, Any]:

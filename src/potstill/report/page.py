@@ -20,9 +20,10 @@ MOST_BYTES = 1_000_000
 MOST_SAMPLES = 8
 _LIMITS = (6_000, 2_000, 600, 200)  # characters of an answer, lowered until the page fits MOST_BYTES
 _VIEWS = (
-    tables.results, tables.highlights, tables.distances, tables.by_stage, tables.retention, tables.curves,
+    tables.results, tables.highlights, tables.distances, tables.by_stage, tables.against_control,
+    tables.retention, tables.curves,
     tables.training, tables.overlap, tables.funnel, tables.lengths, tables.behaviour, tables.costs,
-    tables.speed, tables.defaults, tables.data, tables.versions,
+    tables.speed, tables.defaults, tables.data, tables.precision, tables.versions,
 )  # fmt: skip
 
 
@@ -86,14 +87,14 @@ def _values(content: Content) -> dict[str, object]:
     """What the template prints: `content`, and each of the _VIEWS under its name."""
     css, summary = _source("report.css"), content.summary
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    unknown = {"name": "unnamed", "params": None, "bytes": None, "source": ""}
+    unknown = {"name": "unnamed", "params": None, "bytes": None, "source": "", "licence": None}
     teacher, student = (unknown | (summary.get(side) or {}) for side in ("teacher", "student"))
     return {
         "css": Markup(css),
         "policy": f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",
         "content": content,
-        "title": summary.get("name") or f"{student['name']} from {teacher['name']}",
+        "title": ": ".join(part for part in (summary.get("name"), student["name"]) if part),
         "models": [(role, teacher if role == "teacher" else student) for role in content.roles],
         "made": summary.get("made") or {},
         "recipe_hash": summary.get("recipe_hash") or "",

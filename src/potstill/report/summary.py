@@ -7,9 +7,10 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from potstill.data.dataset import Dataset
@@ -41,6 +42,8 @@ class Outcome:
     state: Any  # the State behind the last stage
     examples: Mapping[str, Any]  # of each split: its examples, and how many rows were left out by reason
     metrics: Mapping[str, Sequence[Figure]]  # the figures of each metric that a recipe can name
+    notes: Sequence[str] = ()  # what the run said of its inputs
+    licences: Mapping[str, str] = field(default_factory=dict)  # of teacher and student, where they say it
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
@@ -49,13 +52,19 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     if state.evaluation is not None:
         evaluation = json.loads((state.evaluation.path / "evaluation.json").read_text(encoding="utf-8"))
     measured = {role: _figures(table) for role, table in evaluation.get("models", {}).items()}
-    every = _every_figure(measured, outcome.metrics)
+    unmeasured = {k: v for k, v in outcome.metrics.items() if k not in evaluation.get("metrics", ())}
+    every = _every_figure(measured, unmeasured)
     student = {} if state.student is None else state.student.facts
     return {
         "name": outcome.recipe.name,
-        "teacher": {"name": outcome.teacher.name, **_teacher_size(state)},
+        "teacher": {
+            "name": outcome.teacher.name,
+            **_licence(outcome, "teacher"),
+            **_teacher_size(state),
+        },
         "student": {
-            "name": outcome.recipe.name,
+            "name": _student_name(outcome),
+            **_licence(outcome, "student"),
             "params": student.get("params"),
             "bytes": student.get("bytes"),
             "source": _student_source(state.untrained),
@@ -70,6 +79,10 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
             key: _kept(share, *(measured.get(role, {}).get(key) for role in ("teacher", "after", "control")))
             for key, share in _figures(evaluation.get("retention", {})).items()
         },
+        "differences": {
+            role: _block(_figures(table), *RESULTS, "behaviour")
+            for role, table in evaluation.get("differences", {}).items()
+        },
         **{place: {role: _block(table, place) for role, table in measured.items()} for place in OTHERS},
         **_speed(measured),
         "train": _train([state.artifacts[name].facts for name in state.trained]),
@@ -77,7 +90,11 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "recipe_hash": outcome.recipe.hash(),
         "artifacts": {name: artifact.key for name, artifact in state.artifacts.items()},
         "data": {split: _rows(rows) for split, rows in _splits(outcome.data).items()},
-        "made": {"at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "machine": machine()},
+        "made": {
+            "at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            "machine": machine(),
+            "precision": _precision(outcome),
+        },
         "seed": outcome.recipe.seed,
         "versions": versions(),
     }
@@ -126,11 +143,53 @@ def machine() -> str:
     import psutil
     import torch
 
-    parts = [platform.system(), platform.machine(), f"{os.cpu_count()} processors"]
+    features = ", ".join(_features()) or "no vector units that PyTorch uses"
+    parts = [platform.system(), platform.machine(), f"{os.cpu_count()} processors ({features})"]
+    threads = torch.get_num_threads()
+    parts.append(f"{threads} thread{'s' * (threads > 1)}")
     parts.append(size(psutil.virtual_memory().total) + " of memory")
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join(parts)
+
+
+def _features() -> list[str]:
+    """What of the processor decides speed and rounding: its vector units, and those for half precision."""
+    import torch
+
+    level = torch.backends.cpu.get_cpu_capability()
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        flags = set()
+    half = [name for name in ("avx512_bf16", "avx512_fp16", "amx_bf16", "bf16") if name in flags]
+    return [*([] if level == "DEFAULT" else [level]), *half]
+
+
+def _precision(outcome: Outcome) -> dict[str, str]:
+    """The number formats that the teacher, the measurements and each training computed in."""
+    dtype = getattr(outcome.teacher, "dtype", None)
+    formats = {} if dtype is None else {"teacher and measurements": str(dtype).removeprefix("torch.")}
+    stages = outcome.state.resolved.items()
+    return formats | {name: stage.precision for name, stage in stages if stage.trains}
+
+
+def _licence(outcome: Outcome, side: str) -> dict[str, Any]:
+    if stated := outcome.licences.get(side):
+        return {"licence": stated}
+    return {"licence": None, "licence_reason": "not stated"}
+
+
+def _student_name(outcome: Outcome) -> str:
+    """The student by what it is made of, since the run's name says nothing of it."""
+    plugin, options = outcome.recipe.student.plugin
+    untrained = outcome.state.untrained
+    if model := options.get("model"):
+        return str(model).rstrip("/").rpartition("/")[2] or str(model)
+    if untrained is not None and "kept_layers" in untrained.facts:
+        facts = untrained.facts
+        return f"{outcome.teacher.name} cut to {len(facts['kept_layers'])} of {facts['of']} layers"
+    return plugin.rpartition(":")[2]
 
 
 def _splits(data: Dataset) -> dict[str, Sequence[Row]]:
@@ -153,7 +212,7 @@ def _figures(stored: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _every_figure(measured: Mapping[str, Table], metrics: Mapping[str, Sequence[Figure]]) -> Table:
-    """Without values: what was measured of any model, and what a recipe can ask for, with a reason."""
+    """Without values: what was measured of any model, and what the recipe could have asked for, with a reason."""
     every = {
         key: Figure(key, **about(figure)) for table in measured.values() for key, figure in table.items()
     }
@@ -245,4 +304,5 @@ def _train(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tokens, seconds = sum(f["tokens"] for f in facts), sum(f["train_seconds"] for f in facts)
     steps, peak = sum(f["steps"] for f in facts), max(f["peak_rss_bytes"] for f in facts)
     values = (steps, tokens, tokens / max(seconds, 1e-9), seconds, peak)
-    return {**dict(zip(TRAIN, values, strict=True)), "best_step": facts[-1]["best_step"]}
+    last = {key: facts[-1].get(key) for key in ("best_step", "validation_rows")}
+    return {**dict(zip(TRAIN, values, strict=True)), **last}

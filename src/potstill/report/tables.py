@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from potstill.data.split import GRAM, NEAR
+from potstill.report import verdict
 from potstill.report.bars import Bins, bars, histogram, intervals, shares
 from potstill.report.content import ROLES, Content
 from potstill.report.curves import UNIT, Curve, line_chart
@@ -27,6 +28,8 @@ TRAINING: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("Time", duration),
     "peak_rss_bytes": ("Peak memory", size),
 }
+RETENTION = "Retention: what share of the teacher's score arrived"
+FLOOR = "A floor is what an answer that knows nothing reaches; both scores count only above it."
 Row = Sequence[str]
 
 
@@ -105,6 +108,25 @@ def by_stage(content: Content) -> Table:
     return Table("Stage by stage", ("Stage", "Metric", "Before it", "After it"), rows, note)
 
 
+def against_control(content: Content) -> Table | None:
+    """The distilled student and its control, judged figure by figure on the same prompts."""
+    summary, rows = content.summary, []
+    for key, paired in ((summary.get("differences") or {}).get("control") or {}).items():
+        if key.endswith("_reason"):
+            continue
+        sides = [verdict.of_role(summary, role, key) for role in ("after", "control")]
+        value = read(summary, {key: paired}, key) if paired else Figure(key, reason="not compared")
+        judgement = verdict.AGAINST[verdict.judged(summary, "control", key)]
+        rows.append((sides[0].label, judgement, shown(value), *map(shown, sides)))
+    if not rows:
+        return None
+    head = ("Metric", "The distilled student is", "Difference", "Distilled student", "Control student")
+    note = (
+        "Paired 95 % intervals: both students on the same prompts, drawn together. Shares differ in points."
+    )
+    return Table("Against the control, prompt by prompt", head, rows, note)
+
+
 def retention(content: Content) -> Table:
     """How much of each score arrived."""
     rows = []
@@ -114,9 +136,14 @@ def retention(content: Content) -> Table:
         if ratio.value is not None:
             low, high = map(percent, row["ci95"])
             share = f"{percent(ratio.value)} ({low} to {high})"
-        rows.append((ratio.label, *map(shown, scores), share or f"refused: {ratio.reason}"))
-    head = ("Metric", "Teacher", "Distilled student", "Control student", "Student / teacher (95 %)")
-    return Table("Retention: what share of the teacher's score arrived", head, rows)
+        floor = ""
+        if row.get("floor") is not None:
+            floor = f", above the floor of {number(row['floor'])} ({row['floor_of']})"
+        rows.append((ratio.label + floor, *map(shown, scores), share or f"refused: {ratio.reason}"))
+    floors = any("floor" in row[0] for row in rows)
+    above, note = (" above the floor", FLOOR) if floors else ("", "")
+    head = ("Metric", "Teacher", "Distilled student", "Control student", f"Student / teacher{above} (95 %)")
+    return Table(RETENTION, head, rows, note)
 
 
 def behaviour(content: Content) -> Table:
@@ -248,6 +275,12 @@ def defaults(content: Content) -> Table:
     """Every setting the recipe left open."""
     rows = [(default.path, default.shown, default.source) for default in content.defaults]
     return Table("Settings the recipe left open", ("Setting", "Value", "Source"), rows)
+
+
+def precision(content: Content) -> Table:
+    """The number formats that the run computed in."""
+    rows = list(((content.summary.get("made") or {}).get("precision") or {}).items())
+    return Table("Number formats", ("Computed", "In"), rows)
 
 
 def versions(content: Content) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from potstill.evaluate.likelihood import FORWARD_KL, PPL
 from potstill.report.numbers import distinct, number, pair, percent
@@ -11,6 +11,12 @@ from potstill.types import Figure
 
 FEW_PROMPTS = 60  # below this many, percentile intervals cover visibly less than they claim
 KL = f"held-out {FORWARD_KL.label}"
+AGAINST = {
+    "better": "clearly better",
+    "worse": "clearly worse",
+    "even": "not known to differ",
+    "": "not compared",
+}
 
 
 def verdict(summary: Summary) -> str:
@@ -30,8 +36,22 @@ def cautions(summary: Summary) -> list[str]:
     return [text for text in texts if text]
 
 
-def _apart(one: Figure, other: Figure) -> bool | None:
-    """Whether the intervals do not overlap; None where one of them was not measured."""
+def judged(summary: Summary, role: str, key: str) -> str:
+    """What the paired interval says of the distilled student against another model: "better", "worse", "even";
+    "" where there is none."""
+    paired = read(summary, (summary.get("differences") or {}).get(role), key)
+    if paired.value is None or paired.interval is None or not paired.better:
+        return ""
+    low, high = paired.interval
+    if low <= 0 <= high:
+        return "even"
+    return "better" if (paired.value > 0) == (paired.better == "up") else "worse"
+
+
+def _differ(summary: Summary, role: str, one: Figure, other: Figure) -> bool | None:
+    """Whether two models clearly differ: by their paired interval, else by their own ones; None without any."""
+    if paired := judged(summary, role, one.key):
+        return paired != "even"
     a, b = one.interval, other.interval
     return None if a is None or b is None else a[1] < b[0] or b[1] < a[0]
 
@@ -75,8 +95,10 @@ def _divergence(summary: Summary) -> str:
         why = f"before training it is unknown ({before.reason})"
         return f"{KL} is {number(after.value)} nats per token; {why}"
     span = "from {} to {} nats per token".format(*distinct(before.value, after.value))
-    if _apart(before, after) is False:
-        return f"{KL} did not clearly move: {span}, and the 95 % intervals overlap"
+    if _differ(summary, "before", after, before) is False:
+        paired = judged(summary, "before", FORWARD_KL.key)
+        why = "the 95 % interval of the difference holds 0" if paired else "the 95 % intervals overlap"
+        return f"{KL} did not clearly move: {span}, and {why}"
     if after.value >= before.value:
         return f"{KL} did not fall: {span}"
     if after.value <= 0:
@@ -92,23 +114,47 @@ def _divergence(summary: Summary) -> str:
 
 
 def _control(summary: Summary) -> str:
+    """The control's distance, and every figure judged prompt by prompt."""
     control, after = _of(summary, "control").value, _of(summary, "after").value
-    if control is None or after is None:
-        return ""
-    ahead = " and in ".join(_ahead(summary))
-    ahead = ahead and f", and is ahead in {ahead}"
-    return f" The control student reached {distinct(control, after)[0]} nats per token{ahead}."
+    text = ""
+    if control is not None and after is not None:
+        text = f" The control student reached {distinct(control, after)[0]} nats per token."
+    groups = against_control(summary)
+    said = [
+        f"{words} in {_listed(groups[judgement])}"
+        for judgement, words in AGAINST.items()
+        if groups[judgement]
+    ]
+    if not said:
+        return text
+    return f"{text} Prompt by prompt against the control, the distilled student is {'; '.join(said)}."
 
 
-def _ahead(summary: Summary) -> Iterator[str]:
-    """Other results in which the control is better than the distilled student."""
-    for key in described(summary, *RESULTS):
-        control, after = (read(summary, summary.get(role), key) for role in ("control", "after"))
-        if key == FORWARD_KL.key or control.value is None or after.value is None or not after.better:
+def against_control(summary: Summary) -> dict[str, list[str]]:
+    """The figures that both students have, by what their paired interval says; with both values where the control
+    is ahead."""
+    groups: dict[str, list[str]] = {judgement: [] for judgement in AGAINST}
+    if not summary.get("control"):
+        return groups
+    for key in described(summary, *RESULTS, "behaviour"):
+        control, after = (of_role(summary, role, key) for role in ("control", "after"))
+        if control.value is None or after.value is None or not after.better:
             continue
-        if control.value != after.value and (control.value > after.value) == (after.better == "up"):
-            clear = "" if _apart(control, after) else "not clearly: "
-            yield f"{after.label} ({clear}{pair(control)[0]} against {pair(after)[0]})"
+        ahead = control.value != after.value and (control.value > after.value) == (after.better == "up")
+        values = f" ({pair(after)[0]} against {pair(control)[0]})" if ahead else ""
+        groups[judged(summary, "control", key)].append(after.label + values)
+    return groups
+
+
+def of_role(summary: Summary, role: str, key: str) -> Figure:
+    """A model's figure, whichever block of the summary it is in."""
+    if described(summary).get(key, {}).get("place") == "behaviour":
+        return read(summary, (summary.get("behaviour") or {}).get(role), key)
+    return read(summary, summary.get(role), key)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _weak_teacher(summary: Summary) -> str:
@@ -135,17 +181,18 @@ def _no_gain(summary: Summary) -> str:
         return ""
     if control.value <= after.value:
         return "The control student is at least as close to the teacher as the distilled one."
-    if _apart(control, after) is False:
-        return "Distilled and control student differ by less than their 95 % intervals."
+    if _differ(summary, "control", after, control) is False:
+        return "Distilled and control student are not known to differ in their distance from the teacher."
     return ""
 
 
 def _setbacks(summary: Summary) -> Iterator[str]:
     for key in described(summary, *RESULTS):
         before, after = (read(summary, summary.get(role), key) for role in ("before", "after"))
-        if before.value is None or after.value is None or not _apart(before, after) or not before.better:
+        if before.value is None or after.value is None or not before.better:
             continue
-        if (after.value > before.value) != (before.better == "up"):
+        worse = (after.value > before.value) != (before.better == "up")
+        if worse and _differ(summary, "before", after, before):
             was, now = pair(before)[0], pair(after)[0]
             yield f"{before.label} got worse in training: {was} before, {now} after."
 
@@ -155,8 +202,9 @@ def _behaviour(summary: Summary) -> Iterator[str]:
     blocks = summary.get("behaviour") or {}
     for key in described(summary, "behaviour"):
         teacher, student = (read(summary, blocks.get(role), key) for role in ("teacher", "after"))
-        if teacher.value is None or student.value is None or not _apart(teacher, student):
+        if teacher.value is None or student.value is None or not student.better:
             continue
-        if student.better and (student.value > teacher.value) != (student.better == "up"):
+        worse = (student.value > teacher.value) != (student.better == "up")
+        if worse and _differ(summary, "teacher", student, teacher):
             theirs, ours = pair(teacher)[0], pair(student)[0]
             yield f"{student.label}: {ours}, clearly worse than the teacher's {theirs}."

@@ -15,6 +15,7 @@ def go(context: Context, folder: RunDir, until: str | None = None) -> State:
     stages = upto(context.stages, until)
     folder.keep_links("stages", [stage.name for stage in stages])
     state = State()
+    _rows.require_rows(stages, context)
     for stage in stages:
         folder.update({"stage": stage.name})
         if stage.trains and any(later.measures for later in stages):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +18,22 @@ from potstill.recipe.recipe import Recipe, resolve_path
 def read_data(spec: DataSpec, base: Path) -> Dataset:
     """Read and split the rows: held out by prompt before anything is generated, then a few for validation."""
     rows = read_files(spec, spec.train, base)
+    unread = Counter(rows.unread)
     if spec.heldout is not None:
         train = rows.rows
-        heldout = read_files(spec.model_copy(update={"limit": None}), spec.heldout, base).rows
-        heldout = _apart(train, heldout)
+        measured = read_files(spec.model_copy(update={"limit": None}), spec.heldout, base)
+        unread.update(measured.unread)
+        heldout = _apart(train, measured.rows)
         source = f"{len(heldout)} rows from {', '.join(spec.heldout)}"
     else:
         fraction = None if spec.heldout_fraction == "auto" else float(spec.heldout_fraction)
         train, heldout = split.split_heldout(rows.rows, fraction=fraction, seed=spec.seed)
-        source = f"{len(heldout)} of {len(rows.rows)} rows, split off by prompt"
+        share = len(heldout) / len(rows.rows)
+        source = f"{len(heldout)} of {len(rows.rows)} rows ({share:.0%}), split off by prompt"
     parts = with_validation(train, spec.seed)
-    return Dataset(parts.train, parts.validation, tuple(heldout), rows.shape, rows.funnel, source)
+    return Dataset(
+        parts.train, parts.validation, tuple(heldout), rows.shape, rows.funnel, source, unread=unread
+    )
 
 
 def _apart(train: Sequence[Row], heldout: Sequence[Row]) -> tuple[Row, ...]:
@@ -55,14 +61,15 @@ def rows_of_stages(recipe: Recipe, base: Path, heldout: Sequence[Row], notes: li
         spec = stage.rows(recipe.data)
         if spec is None:
             continue
-        rows = read_files(spec, spec.train, base).rows
+        read = read_files(spec, spec.train, base)
+        rows = read.rows
         kept = drop_heldout(rows, heldout)
         if len(kept) < len(rows):
             notes.append(
                 f"{len(rows) - len(kept)} of {len(rows)} rows of {stage.name} have held-out prompts; "
                 "they are left out."
             )
-        parts[stage.name] = with_validation(kept, spec.seed)
+        parts[stage.name] = replace(with_validation(kept, spec.seed), unread=read.unread)
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +18,9 @@ from potstill.report import gather
 from potstill.report.summary import Outcome
 from potstill.runs import pipeline, setup, status
 from potstill.stages import _rows
-from potstill.stages._context import Context, State
+from potstill.stages._context import Context, Setup, State
 from potstill.stages._metrics import figures_of_ours
-from potstill.store.artifacts import Store, write_text
+from potstill.store.artifacts import Store, real, write_text
 from potstill.store.folder import RECIPE, RunDir
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -65,12 +65,7 @@ def run(
     Raises:
         PotstillError: with the exit code of `potstill.errors`; `Interrupted` when a signal arrived.
     """
-    return _run(recipe, overrides, until, console or Console(), builds=True)
-
-
-def _run(
-    recipe: str | Path, overrides: Sequence[str], until: str | None, console: Console, *, builds: bool
-) -> RunResult:
+    console = console or Console()
     opened = setup.open_recipe(recipe, overrides)
     folder = RunDir(Path(opened.recipe.runs) / opened.recipe.name)
     if until is not None and until not in [stage.verb for stage in opened.recipe.stages]:
@@ -78,36 +73,66 @@ def _run(
             f"the recipe has no {until} stage.", path="stages", fix=f"Add `- {until}` to its stages."
         )
     folder.create()
+    store = Store(folder.store_root(), run=folder.path)
     with folder.owned(), _signals() as received:
+        if real(store.root).parent != real(folder.path).parent:
+            console.say(f"note: {folder.path} is {real(folder.path)}; its artifacts are in {store.root}.")
         before = folder.state()
         if before.get("status") == "running":
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
         parts = setup.set_up(opened)
         write_text(folder.path / RECIPE, dump_yaml(opened.recipe))
-        if builds:
-            identity = {"base": str(opened.base), "recipe_hash": opened.recipe.hash()}
-            folder.update(identity | {"status": "running", "error": None})
+        identity = {
+            "base": str(opened.base),
+            "recipe_hash": opened.recipe.hash(),
+            "date": None if parts.date is None else parts.date.isoformat(),
+            "place": str(real(folder.path)),
+            "store": str(real(store.root)),
+        }
+        folder.update(identity | {"status": "running", "error": None})
         context = Context(
             setup=parts,
-            store=Store(folder.path.parent / ".store"),
+            store=store,
             console=console,
             seed=opened.recipe.seed,
             stages=opened.recipe.stages,
             stop_signal=lambda: received.number,
-            builds=builds,
             announce=folder.update,
         )
-        with _last_word(folder) if builds else nullcontext():
+        with _last_word(folder), store.in_use():
             for note in parts.notes:
                 console.say(f"note: {note}")
+            console.say(f"rows: {parts.data.counts}")
+            if unread := parts.data.not_read:
+                console.warn(
+                    f"columns that are not read: {', '.join(f'{name} ({n} rows)' for name, n in unread.items())}. "
+                    "data.columns gives them a use, or `unused` where they are to stay out."
+                )
             context.stop_if_signalled()
             state = pipeline.go(context, folder, until)
             outcome = Outcome(
-                opened.recipe, parts.data, parts.teacher, state, _examples(state, context), figures_of_ours()
+                opened.recipe,
+                parts.data,
+                parts.teacher,
+                state,
+                _examples(state, context),
+                figures_of_ours(),
+                parts.notes,
+                _licences(parts),
             )
             published = gather.publish(folder, outcome)
-            folder.update({"status": "finished"})
-            return RunResult(folder.path, *published)
+            summary, verdict, outputs = published
+            folder.update({"status": "finished", "verdict": verdict})
+            return RunResult(folder.path, summary, verdict, outputs)
+
+
+def _licences(parts: Setup) -> dict[str, str]:
+    """What teacher and student say of their licences; a cut is its teacher's."""
+    teacher, student = getattr(parts.teacher, "licence", ""), parts.student
+    if student.cut:
+        return {"teacher": teacher, "student": teacher}
+    own = getattr(student.plugin, "licence", None)
+    return {"teacher": teacher, "student": own(student.context, **student.options) if own else ""}
 
 
 def _examples(state: State, context: Context) -> dict[str, _rows.Examples]:
@@ -119,15 +144,17 @@ def _examples(state: State, context: Context) -> dict[str, _rows.Examples]:
 
 
 def rebuild_report(run_folder: Path) -> RunResult:
-    """Write a run's report and summary again; nothing is trained or measured for it.
+    """Write a run's report and summary again from what it recorded; no model, row or artifact is read for it.
 
     Raises:
         RecipeError: the folder holds no run.
-        ArtifactError: names the first stage that is not finished.
+        ArtifactError: the run is not finished, its record is damaged, or another process works in the folder.
     """
     if not (run_folder / RECIPE).is_file():
         raise RecipeError(f"{run_folder} holds no run.", fix="Name a folder below runs/.")
-    return _run(run_folder, (), None, Console(quiet=True), builds=False)
+    folder = RunDir(run_folder)
+    with folder.owned():
+        return RunResult(folder.path, *gather.republish(folder))
 
 
 @contextmanager

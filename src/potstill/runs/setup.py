@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from potstill.data.answers import weights_of
 from potstill.data.dataset import Dataset
 from potstill.data.reader import Reader, Readers, reader_of
+from potstill.data.row import SYSTEM
 from potstill.data.template import Templater
 from potstill.errors import RecipeError
 from potstill.models import vocabulary
@@ -73,11 +75,12 @@ def set_up(opened: Opened) -> Setup:
     """
     recipe, base = opened.recipe, opened.base
     _require_plugins(recipe)
+    date = RunDir(Path(recipe.runs) / recipe.name).date()
     device = best_device()
     template = _template_text(recipe.data, base)
 
     def reader(tokenizer: Any, end_ids: Sequence[int] = (), template: str | None = template) -> Reader:
-        return reader_of(tokenizer, _templater(tokenizer, template, recipe.data, end_ids))
+        return reader_of(tokenizer, _templater(tokenizer, template, recipe.data, end_ids, date))
 
     name, options = recipe.teacher.plugin
     teacher: Teacher = plugins.load("teachers", name, options).build(
@@ -86,12 +89,18 @@ def set_up(opened: Opened) -> Setup:
     _require_provided(recipe, teacher)
     student, student_reader, own_length = _student(recipe, base, device, teacher, template, reader)
     readers = Readers(teacher.reads, student_reader)
-    if teacher.reads is not None and any("distribution" in stage.needs for stage in recipe.stages):
-        vocabulary.require_same(teacher.reads.vocabulary, student_reader.vocabulary)
+    compares = any("distribution" in stage.needs for stage in recipe.stages)
+    if teacher.reads is not None and compares:
+        vocabulary.require_shared(teacher.reads.vocabulary, student_reader.vocabulary)
     lengths = (getattr(teacher, "context_length", None), own_length)
     context_length = min((length for length in lengths if length is not None), default=LONGEST)
     limit = recipe.data.max_length
     notes = list(_reading_notes(readers, recipe.data, context_length))
+    if any(reader.templater.dated for reader in (teacher.reads, student_reader) if reader is not None):
+        notes.append(
+            f"a chat template prints the date or the time; this run prints {date:%Y-%m-%d %H:%M} in every row, "
+            "also when it goes on on another day."
+        )
     if student.template is not None and template is None:
         notes.insert(0, "the student has no chat template; it learns the teacher's.")
     data = read_data(recipe.data, base)
@@ -99,7 +108,11 @@ def set_up(opened: Opened) -> Setup:
     if recipe.data.weight is not None:
         weights_of(data.trained_on, recipe.data.weight)
     _require_possible(student)
-    notes += _overlap_notes(data)
+    notes += [
+        *_system_notes(readers, recipe.data, data),
+        *_overlap_notes(data),
+        *_gold_notes(recipe, data),
+    ]
     return Setup(
         device=device,
         base=base,
@@ -112,7 +125,9 @@ def set_up(opened: Opened) -> Setup:
         max_length=min(context_length, LONGEST if limit == "auto" else limit),
         context_length=context_length,
         notes=tuple(notes),
+        date=date,
         data_seed=recipe.data.seed,
+        compares=compares,
     )
 
 
@@ -191,19 +206,59 @@ def _reading_notes(readers: Readers, spec: DataSpec, context_length: int) -> lis
             notes.append(
                 "the chat templates of teacher and student differ; each reads a row through its own."
             )
-    systems = {"the": student.templater.default_system}
-    if teacher is not None and teacher.templater.default_system != systems["the"]:
-        systems["the teacher's"] = teacher.templater.default_system
-    notes += [
-        f"{owner} chat template adds a system prompt of its own to rows without one: {added!r}."
-        for owner, added in systems.items()
-        if added
-    ]
+        elif readers.shared_vocabulary and not readers.read_alike:
+            notes.append(
+                "teacher and student read a row as different ids by the same chat template; each is given its own."
+            )
     if spec.max_length != "auto" and spec.max_length > context_length:
         notes.append(
             f"data.max_length is {spec.max_length}, the models read {context_length} tokens; that is the limit."
         )
     return notes
+
+
+def _system_notes(readers: Readers, spec: DataSpec, data: Dataset) -> list[str]:
+    """Which system prompts templates add of their own, and to how many rows."""
+    rows = [row for row in (*data.trained_on, *data.heldout) if row.text is None]
+    # A prompt that is merged into the user's turn, or dropped, is none to the template.
+    kept = SYSTEM if spec.system == "keep" else ()
+    without = sum(all(message["role"] not in kept for message in row.messages) for row in rows)
+    if not without:
+        return []
+    systems = {"the": readers.student.templater.default_system}
+    if readers.teacher is not None and readers.teacher.templater.default_system != systems["the"]:
+        systems["the teacher's"] = readers.teacher.templater.default_system
+    return [
+        f"{owner} chat template adds a system prompt of its own to the {without} of {len(rows)} rows "
+        f"without one: {added!r}."
+        for owner, added in systems.items()
+        if added
+    ]
+
+
+def _gold_notes(recipe: Recipe, data: Dataset) -> Iterator[str]:
+    """What becomes of answers that rows bring along where a stage lets the teacher write others."""
+    writers = [index for index, stage in enumerate(recipe.stages) if "text" in stage.needs]
+    if not writers:
+        return
+    stage = recipe.stages[writers[0]].name
+    own = sum((parts.train + parts.validation for parts in data.of_stages.values()), ())
+    trained = {(row.prompt_text, str(row.gold)) for row in own}
+    rows = data.train + data.validation
+    if any(s.trains and s.name not in data.of_stages for s in recipe.stages[: writers[0]]):
+        rows = ()
+    unused = sum(bool(row.gold) and (row.prompt_text, str(row.gold)) not in trained for row in rows)
+    if unused:
+        yield (
+            f"{unused} of {len(rows)} training rows hold an answer that no stage trains on: after {stage} the "
+            f"teacher's answers are trained on. Leave {stage} out to train on those of the rows."
+        )
+    measured = sum(bool(row.gold) for row in data.heldout)
+    if measured and any(s.measures for s in recipe.stages[writers[0] :]):
+        yield (
+            f"{measured} of {len(data.heldout)} held-out rows hold an answer: texts are compared with it (vs "
+            "gold) and with the teacher's (vs teacher); token by token, models are scored on the teacher's."
+        )
 
 
 def _overlap_notes(data: Dataset) -> list[str]:
@@ -222,19 +277,27 @@ def _template_text(spec: DataSpec, base: Path) -> str | None:
         return None
     path = resolve_path(base, spec.template.file)
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device has no end
+            raise OSError("it is not a regular file")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(
             f"cannot read {path}: {error}.", path="data.template.file", fix="Check the path."
         ) from error
 
 
-def _templater(tokenizer: Any, template: str | None, spec: DataSpec, end_ids: Sequence[int]) -> Templater:
-    return Templater(
+def _templater(
+    tokenizer: Any, template: str | None, spec: DataSpec, end_ids: Sequence[int], now: datetime
+) -> Templater:
+    templater = Templater(
         tokenizer,
         template_text=template,
         template_kwargs=dict(spec.template.kwargs) if spec.template else None,
         system=spec.system,
         reasoning=spec.reasoning,
         end_ids=end_ids,
+        now=now,
     )
+    file = None if spec.template is None else spec.template.file
+    templater.require_bounded(file or str(tokenizer.name_or_path))
+    return templater

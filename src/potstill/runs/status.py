@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Status:
     """`state`: finished, running, interrupted, failed, or died (its process ended without saying so).
 
     `error` is why a failed run failed: code, message, path, value, fix, retryable and exit_code, as the run
-    itself prints them with --json; None in every other state.
+    itself prints them with --json; None in every other state. `verdict` and `outputs` are a finished run's.
     """
 
     run: str
@@ -35,9 +35,11 @@ class Status:
     peak_rss_bytes: int | None
     hint: str
     error: dict[str, Any] | None
+    verdict: str = ""
+    outputs: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
-        """One line for people, and what to do next."""
+        """One line for people, and what came of the run or what to do next."""
         parts = [f"{self.run}: {self.state}"]
         if self.stage and self.state != "finished":
             parts.append(f"stage {self.stage}")
@@ -47,7 +49,8 @@ class Status:
             parts.append(f"loss {self.loss:.3f}")
         if self.seconds_left is not None and self.state == "running":
             parts.append(f"{clock(self.seconds_left)} left in this stage")
-        return " · ".join(parts) + (f"\n{self.hint}" if self.hint else "")
+        results = [self.verdict, *(f"{label:8} {path}" for label, path in self.outputs.items())]
+        return "\n".join([" · ".join(parts), *filter(None, (self.hint, *results))])
 
 
 def read_status(run_folder: Path) -> Status:
@@ -83,7 +86,16 @@ def read_status(run_folder: Path) -> Status:
         peak_rss_bytes=None if last is None else last.get("peak_rss_bytes"),
         hint=_hint(status, run_folder, last) if error is None else _reason(error),
         error=error,
+        **(_results(run_folder, state) if status == "finished" else {}),
     )
+
+
+def _results(run_folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """What a finished run found and left, as it said itself."""
+    files = {"summary": "summary.json", "student": "student", "report": "report.html"}
+    places = {label: run_folder / name for label, name in files.items()}
+    outputs = {label: str(place) for label, place in places.items() if place.exists()}
+    return {"verdict": str(state.get("verdict", "")), "outputs": outputs}
 
 
 def last_step(metrics: str | None) -> dict[str, Any] | None:

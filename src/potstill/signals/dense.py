@@ -15,7 +15,7 @@ from potstill.signals.support import Support, Tail, tempered
 
 @dataclass(frozen=True)
 class Dense:
-    """Logits of the whole vocabulary, before temperature."""
+    """Logits of the whole vocabulary, before temperature. A student with fewer ids is given the first of them."""
 
     kind: ClassVar[str] = "dense"
     estimated: ClassVar[bool] = False
@@ -38,6 +38,12 @@ class Dense:
                 fix="Cut the student's to the ids that both know.",
             )
         return Dense(self.logits[rows, :width].to(student_logits.dtype))
+
+    def mass_beyond(self, vocabulary: int, rows: slice) -> Tensor | None:
+        """The probability [c] of ids from `vocabulary` on, at T = 1: what a cut leaves out. None without such ids."""
+        if self.logits.shape[1] <= vocabulary:
+            return None
+        return tempered(self.logits[rows], 1.0)[:, vocabulary:].exp().sum(-1)
 
     def beside(
         self, student_logits: Tensor, rows: slice, temperature: float, tail: Tail = "bucket"

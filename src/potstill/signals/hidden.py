@@ -10,7 +10,7 @@ from torch import Tensor
 
 from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
-from potstill.models.projection import Projection, module_logits
+from potstill.models.projection import Projection, mass_beyond, module_logits
 from potstill.signals.dense import Dense
 from potstill.signals.signal import Chunks
 from potstill.signals.support import Tail
@@ -19,7 +19,10 @@ from potstill.types import Head
 
 @dataclass(frozen=True)
 class Hidden:
-    """Final hidden states and their head. To a divergence it is dense; logits exist for a chunk at a time."""
+    """Final hidden states and their head. To a divergence it is dense; logits exist for a chunk at a time.
+
+    For a student with fewer ids the head is cut to the first of them, which both models share.
+    """
 
     kind: ClassVar[str] = "dense"
     estimated: ClassVar[bool] = False
@@ -35,28 +38,33 @@ class Hidden:
         divergence.require_support(self.kind)
         return _Chunks(self)
 
+    def mass_beyond(self, vocabulary: int, rows: slice) -> Tensor | None:
+        """The probability [c] of ids from `vocabulary` on, at T = 1: what a cut leaves out. None without such ids."""
+        return mass_beyond(self.head, self.hidden[rows], vocabulary)
+
 
 class _Chunks:
     """Logits of one chunk after the other, in one buffer: the next chunk overwrites them."""
 
     def __init__(self, signal: Hidden) -> None:
         self._signal = signal
-        known = signal.head.module is None
-        self._projection = Projection(signal.head, signal.hidden.dtype) if known else None
+        self._projection: Projection | None = None
         self._buffer: Tensor | None = None
 
     def __call__(self, rows: slice, student_logits: Tensor) -> Dense:
         head, hidden = self._signal.head, self._signal.hidden[rows]
         width = student_logits.shape[1]
-        if head.vocabulary != width:
+        if head.vocabulary < width:
             raise SignalError(
                 f"the teacher's vocabulary has {head.vocabulary} ids, the student's {width}.",
-                fix="Give both heads the shared vocabulary's size.",
+                fix="Cut the student's to the ids that both know.",
             )
-        if self._projection is None:
+        head = head.cut(width)
+        if head.module is not None:
             return Dense(module_logits(head, hidden).to(student_logits.dtype))
-        if self._buffer is None:
+        if self._projection is None or self._buffer is None or self._buffer.shape[1] != width:
             device = student_logits.device
+            self._projection = Projection(head, hidden.dtype)
             self._buffer = torch.empty(hidden.shape[0], width, dtype=self._projection.dtype, device=device)
         logits = self._projection.logits(hidden, self._buffer[: hidden.shape[0]])
         return Dense(logits.to(student_logits.dtype))

@@ -47,8 +47,8 @@ def used_first(ids: Tensor, values: Tensor, used: Tensor) -> tuple[Tensor, Tenso
     return ids, values
 
 
-def require_within(ids: Tensor, vocabulary: int) -> None:
-    """Refuse ids that the student's vocabulary does not have.
+def require_within(ids: Tensor, vocabulary: int, who: str = "student") -> None:
+    """Refuse ids that a vocabulary does not have.
 
     Raises:
         SignalError: names the largest.
@@ -56,8 +56,9 @@ def require_within(ids: Tensor, vocabulary: int) -> None:
     largest = int(ids.max()) if ids.numel() else -1
     if largest >= vocabulary:
         raise SignalError(
-            f"the targets hold id {largest}, the student's vocabulary has {vocabulary} ids.",
-            fix="They were stored for another tokenizer, or before its padding was cut.",
+            f"the targets hold id {largest}, the {who}'s vocabulary has {vocabulary} ids.",
+            fix="They were stored for another tokenizer, or before its padding was cut. Where the teacher has more ids "
+            "than both share, top-k targets say how many: TopK(vocabulary=…).",
         )
 
 

@@ -22,6 +22,9 @@ class TopK:
 
     `lse` maps a temperature T to logsumexp over the whole vocabulary of log p / T, which
     re-tempers the stored values exactly; at T = 1 it is 0 and need not be stored.
+
+    `vocabulary` counts the teacher's ids where they are more than the student's: stored ids that the student
+    lacks are left out, and the rest is renormalised. Ids that were not stored stay in the bucket.
     """
 
     kind: ClassVar[str] = "topk"
@@ -30,6 +33,7 @@ class TopK:
     ids: Tensor  # [N, k] int64
     lp: Tensor  # [N, k]
     lse: Mapping[float, Tensor] = field(default_factory=dict)  # T -> [N]
+    vocabulary: int | None = None
 
     @property
     def rows(self) -> int:
@@ -60,11 +64,46 @@ class TopK:
         return replace(self, ids=ids, lp=lp)
 
     def _chunk(self, rows: slice, student_logits: Tensor) -> TopK:
-        stored.require_within(self.ids[rows], student_logits.shape[1])
-        return self._cut(rows)
+        width = student_logits.shape[1]
+        if self.vocabulary is None or self.vocabulary <= width:
+            stored.require_within(self.ids[rows], width)
+            return self._cut(rows)
+        stored.require_within(self.ids[rows], self.vocabulary, "teacher")
+        return self._cut(rows)._shared(width, rows.start)
 
     def _cut(self, rows: slice) -> TopK:
-        return TopK(self.ids[rows], self.lp[rows], {t: values[rows] for t, values in self.lse.items()})
+        lse = {t: values[rows] for t, values in self.lse.items()}
+        return replace(self, ids=self.ids[rows], lp=self.lp[rows], lse=lse)
+
+    def _shared(self, width: int, start: int) -> TopK:
+        """The ids below `width`, and every probability divided by 1 minus the mass of those above.
+
+        With log m the log of what is left at T = 1, log p becomes log p - log m, and a log-sum-exp at T loses
+        the same ids and becomes log(exp(lse) - sum of exp(log p / T)) - log m / T.
+
+        Raises:
+            SignalError: a position has no such id; counts positions from `start`.
+        """
+        outside, lp = self.ids >= width, self.lp.double()
+        kept = (self.ids >= 0) & ~outside
+        if (lost := ~kept.any(-1)).any():
+            raise SignalError(
+                f"position {start + stored.first(lost)} of the targets holds ids of the teacher alone.",
+                fix="Leave the position out, or store more ids.",
+            )
+
+        def left(values: Tensor) -> Tensor:
+            """Log of 1 minus the mass outside [N]."""
+            return torch.log1p(-torch.where(outside, values.exp(), 0.0).sum(-1))
+
+        log_left = left(lp)
+        lse = {}
+        for t, total in self.lse.items():
+            wide = total.double()
+            lse[t] = (wide + left(lp / t - wide.unsqueeze(-1)) - log_left / t).to(total.dtype)
+        ids, shared = stored.used_first(self.ids, (lp - log_left.unsqueeze(-1)).to(self.lp.dtype), kept)
+        most = int(kept.sum(-1).max())
+        return replace(self, ids=ids[:, :most], lp=shared[:, :most], lse=lse)
 
     def beside(
         self, student_logits: Tensor, rows: slice, temperature: float, tail: Tail = "bucket"

@@ -23,7 +23,6 @@ def produce(context: Context, kind: str, name: str, inputs: Mapping[str, Any], b
     A damaged one is named, moved aside and built again.
 
     Raises:
-        ArtifactError: it is not in the store, or damaged, and the context builds nothing.
         Interrupted: a signal arrived before it was begun.
     """
     key = key_of(kind, inputs)
@@ -33,12 +32,6 @@ def produce(context: Context, kind: str, name: str, inputs: Mapping[str, Any], b
         if artifact is not None:
             context.console.say(f"{name}: unchanged, taken from {artifact.path}")
             return replace(artifact, reused=True)
-        if not context.builds and damage is not None:
-            raise damage
-        if not context.builds:
-            raise ArtifactError(
-                f"the stage {name} is not finished.", fix="Go on with potstill run and the run's folder."
-            )
         context.stop_if_signalled()
         with context.store.alone(kind, key) as free:
             # Another run may have finished it between the look and the lock.

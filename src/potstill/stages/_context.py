@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -52,17 +53,25 @@ class Setup:
     max_length: int
     context_length: int
     notes: tuple[str, ...] = ()
+    date: datetime | None = None  # what templates print that print the date, from the run's first start
     data_seed: int = 0  # of splits, answers and resampled prompts; `Context.seed` trains
+    compares: bool = False  # a stage compares distributions, so the teacher is given the student's ids
+
+    @property
+    def known_ids(self) -> int | None:
+        """Ids that rows may hold where both models read them; None where any may stand."""
+        return self.readers.shared_ids if self.compares else None
 
     def facts(
         self,
         *,
         untrained: bool,
         parameters: int | None = None,
-        train_tokens: int | None = None,
         answer_tokens: int | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> Facts:
-        """What `auto` values may depend on; `untrained` says that no stage has trained the student yet."""
+        """What `auto` values may depend on; `untrained` says that no stage has trained the student yet, and
+        `sizes` what is known of its rows."""
         kind = self.device.type
         return Facts(
             device=kind if kind in ("cuda", "mps") else "cpu",  # type: ignore[arg-type]
@@ -70,9 +79,9 @@ class Setup:
             fp16=kind == "cuda",
             student_kind="cut" if self.student.cut and untrained else "full",
             parameters=parameters,
-            train_tokens=train_tokens,
             answer_tokens=answer_tokens,
             context=self.context_length,
+            **(sizes or {}),
         )
 
 
@@ -110,8 +119,8 @@ class Context:
     """Where stages work.
 
     `stages` are those of the run as the recipe writes them. `stop_signal` returns the number of a received
-    signal, 0 before one came. Without `builds` every artifact must be in the store. `announce` tells the run
-    folder where a stage's progress is written. `memo` keeps what is read once and used by several stages.
+    signal, 0 before one came. `announce` tells the run folder where a stage's progress is written. `memo` keeps
+    what is read once and used by several stages.
     """
 
     setup: Setup
@@ -120,7 +129,6 @@ class Context:
     seed: int
     stages: tuple[StageSpec, ...] = ()
     stop_signal: Callable[[], int] = lambda: 0
-    builds: bool = True
     announce: Callable[[Mapping[str, Any]], None] = lambda values: None
     memo: dict[Any, Any] = field(default_factory=dict)
 
@@ -136,15 +144,15 @@ class Context:
             )
 
     def settle(
-        self, spec: Spec, state: State, train_tokens: int | None = None
+        self, spec: Spec, state: State, sizes: Mapping[str, int] | None = None
     ) -> tuple[Spec, tuple[Default, ...]]:
         """Give every option that the recipe leaves open its value, with a line on each."""
         spec, shared = spec.completed(self.stages, state.resolved)
         facts = self.setup.facts(
             untrained=spec.from_untrained or not state.trained,
             parameters=None if state.untrained is None else state.untrained.facts["params"],
-            train_tokens=train_tokens,
             answer_tokens=state.answer_tokens,
+            sizes=sizes,
         )
         spec, chosen = replaced(spec, spec.automatic(facts))
         return spec, shared + chosen

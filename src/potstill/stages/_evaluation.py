@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +13,12 @@ import torch
 from potstill.data.questions import Question
 from potstill.data.reader import Reader
 from potstill.errors import RecipeError
-from potstill.evaluate import scores, stats
+from potstill.evaluate import stats
 from potstill.evaluate.subject import Answer, Metric, Subject
-from potstill.generate import local
-from potstill.generate.sampling import Sampling
-from potstill.models import anatomy, loading
-from potstill.objectives.token import Divergence
-from potstill.recipe import plugins
+from potstill.models import loading
 from potstill.recipe.specs import MetricChoice
 from potstill.signals.teacher import Teacher
+from potstill.stages import _measure
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._metrics import metrics_of
@@ -30,10 +26,9 @@ from potstill.store.artifacts import Artifact, write_json
 from potstill.store.lines import write_lines
 from potstill.types import Example, Figure
 
-VERSION = 4  # raised when a figure changes its meaning
+VERSION = 7  # raised when a figure changes its meaning
 RESULT = "evaluation.json"
 SAMPLES = "samples.jsonl"
-BATCH_ROWS = 32
 Table = dict[str, Figure]
 
 
@@ -58,12 +53,23 @@ class Job:
     def teacher(self) -> Teacher:
         return self.context.setup.teacher
 
-    @property
+    @cached_property
     def foreign(self) -> str:
         """Why the teacher's distribution cannot be compared; empty if it can."""
-        if not self.context.setup.readers.shared_vocabulary:
+        readers = self.context.setup.readers
+        if not readers.comparable:
             return "teacher and student have different vocabularies"
+        if rows := sum(bool(readers.foreign(example.input_ids)) for example in self.examples):
+            return (
+                f"{rows} of {len(self.examples)} held-out rows hold ids that the teacher's vocabulary lacks"
+            )
         return "" if "dense" in self.teacher.provides else "the teacher does not give its whole distribution"
+
+    def model(
+        self, role: str, key: str, load: Callable[[], loading.Loaded], reader: Reader
+    ) -> _measure.Model:
+        """A model to measure in this stage."""
+        return _measure.Model(self.name, role, key, load, reader, self.context)
 
     def needs(self, what: str) -> bool:
         """Whether any metric needs the scores, or the answers."""
@@ -95,20 +101,21 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
         resamples=job.resamples,
         seed=job.context.setup.data_seed,
     )
-    students = [replace(teacher, role=role) for role in job.students]
-    sizes = dict[str, int]()
+    made: list[Artifact] = []
     if hasattr(job.teacher, "loaded"):
-        loaded = job.teacher.loaded()
-        sizes = {f"teacher_{name}": value for name, value in anatomy.sizes(loaded.model).items()}
-        teacher = _with_answers(job, teacher, loaded, job.context.setup.readers.teacher_reader)
+        readers = job.context.setup.readers
+        model = job.model("teacher", job.teacher.fingerprint, job.teacher.loaded, readers.teacher_reader)
+        teacher = _with_answers(job, teacher, model, made)
     tables: dict[str, Table] = {}
     answers = {"teacher": teacher.answers}
-    for student in students:
-        student = _measured(job, student)
-        tables[student.role], answers[student.role] = _table(job, student), student.answers
+    for role in job.students:
+        student = _measured(job, replace(teacher, role=role, answers=(), seconds=0.0), made)
+        tables[role], answers[role] = _table(job, student), student.answers
         if student.scores is not None and not job.foreign:
             teacher = replace(teacher, scores=student.scores.of_teacher())
     tables["teacher"] = _table(job, teacher)
+    sizes = {key: value for one in made for key, value in one.facts.items() if key.startswith("teacher_")}
+    sizes = sizes or _measure.teacher_sizes(job.teacher)
     job.teacher.close()
     write_json(
         folder / RESULT,
@@ -116,76 +123,50 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
             "metrics": [metric.name for metric in job.metrics],
             "models": {role: _stored(table) for role, table in tables.items()},
             "retention": _stored(_retention(job, tables["teacher"], tables.get("after", {}))),
+            "differences": {role: _stored(table) for role, table in _differences(job, tables).items()},
             "scored_tokens": sum(e.count for e in job.examples),
         },
     )
     write_lines(folder / SAMPLES, _samples(job, answers))
-    return {"prompts": len({e.row_id for e in job.examples}), "questions": len(job.questions), **sizes}
+    return {
+        "prompts": len({e.row_id for e in job.examples}),
+        "questions": len(job.questions),
+        "gold": sum(bool(question.gold) for question in job.questions),
+        "written": sum(bool(question.written) for question in job.questions),
+        "measurements": [one.key for one in made],
+        **sizes,
+    }
 
 
 def _stored(table: Table) -> dict[str, dict[str, Any]]:
     return {key: figure.stored() for key, figure in table.items()}
 
 
-def _measured(job: Job, subject: Subject) -> Subject:
+def _measured(job: Job, subject: Subject, made: list[Artifact]) -> Subject:
     """A student with its scores and answers, as far as metrics need them; in the teacher's number format."""
-    setup = job.context.setup
-    source = loading.find_source(str(job.students[subject.role].path / "student"))
+    setup, artifact = job.context.setup, job.students[subject.role]
     dtype = getattr(job.teacher, "dtype", torch.float32)
-    student = loading.load(source, dtype=dtype, device=setup.device)
+
+    def load() -> loading.Loaded:
+        source = loading.find_source(str(artifact.path / "student"))
+        return loading.load(source, dtype=dtype, device=setup.device)
+
+    model = job.model(subject.role, artifact.key, load, setup.readers.student)
     if job.needs("scores"):
-        subject = replace(subject, scores=_scores(job, student.model, subject.role))
-    return _with_answers(job, subject, student, setup.readers.student)
+        compared = None if job.foreign else job.teacher
+        measured, measurement = _measure.scores_of(model, compared, job.examples)
+        subject = replace(subject, scores=measured)
+        made.append(measurement)
+    return _with_answers(job, subject, model, made)
 
 
-def _scores(job: Job, student: torch.nn.Module, role: str) -> scores.Scores:
-    context, reader = job.context, job.context.setup.readers.student
-    forward_kl, reverse_kl = (
-        Divergence.from_module(plugins.load("divergences", name)) for name in ("forward_kl", "reverse_kl")
-    )
-    with context.console.bar(f"{job.name}: likelihood, {role}", len(job.examples)) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.update(done)
-            context.stop_if_signalled()
-
-        return scores.score(
-            student,
-            None if job.foreign else job.teacher,
-            job.examples,
-            vocabulary=reader.vocabulary.size,
-            pad_id=reader.pad_id,
-            forward_kl=forward_kl,
-            reverse_kl=reverse_kl,
-            on_progress=progress,
-        )
-
-
-def _with_answers(job: Job, subject: Subject, loaded: loading.Loaded, reader: Reader) -> Subject:
+def _with_answers(job: Job, subject: Subject, model: _measure.Model, made: list[Artifact]) -> Subject:
     """The subject with its greedy answers in the questions' order, where a metric needs them."""
     if not job.questions or not job.needs("answers"):
         return subject
-    context, as_teacher = job.context, subject.role == "teacher"
-    answers: dict[int, Answer] = {}
-    started = time.monotonic()
-    with context.console.bar(f"{job.name}: answers, {subject.role}", len(job.questions)) as bar:
-        for completion in local.generate(
-            loaded.model,
-            [q.teacher_prompt_ids if as_teacher else q.prompt_ids for q in job.questions],
-            Sampling(max_new_tokens=job.max_new_tokens, temperature=0.0),
-            stop_ids=reader.stop_ids,
-            pad_id=reader.pad_id,
-            seed=context.setup.data_seed,
-            batch_rows=BATCH_ROWS,
-            vocabulary=reader.vocabulary.size,
-            on_progress=lambda progress: bar.update(progress.done),
-            should_stop=lambda: bool(context.stop_signal()),
-        ):
-            text = reader.decode(completion.ids)
-            answers[completion.index] = Answer(text, len(completion.ids), completion.finish == "stop")
-    context.stop_if_signalled()
-    in_order = [answers[index] for index in range(len(job.questions))]
-    return replace(subject, answers=in_order, seconds=time.monotonic() - started)
+    answers, measurement = _measure.answers_of(model, job.questions, job.max_new_tokens)
+    made.append(measurement)
+    return replace(subject, answers=answers, seconds=measurement.facts["writing_seconds"])
 
 
 def _table(job: Job, subject: Subject) -> Table:
@@ -219,12 +200,30 @@ def _retention(job: Job, teacher: Table, student: Table) -> Table:
     }
 
 
+def _differences(job: Job, tables: Mapping[str, Table]) -> dict[str, Table]:
+    """The trained student against each other model, on the same prompts; of figures that have a direction."""
+    after = tables.get("after", {})
+    return {
+        role: {
+            key: stats.difference(
+                figure, table[key], resamples=job.resamples, seed=job.context.setup.data_seed
+            )
+            for key, figure in after.items()
+            if key in table and figure.better and figure.place != "cost"
+        }
+        for role, table in tables.items()
+        if after and role in ("before", "control", "teacher")
+    }
+
+
 def _samples(job: Job, answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
     return [
         {
             "row_id": question.row_id,
             "prompt": question.prompt,
             "reference": question.reference,
+            "gold": question.gold,
+            "written": question.written,
             "family": question.family,
             "unseen": question.unseen,
             "answers": {

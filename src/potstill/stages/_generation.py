@@ -1,9 +1,16 @@
-"""Write the teacher's answers and leave an artifact. Each answer is on disk as soon as it is finished."""
+"""Write the teacher's answers and leave an artifact. Each answer is on disk as soon as it is finished.
+
+An answer is known by its prompt's ids and its draw. Under the same teacher, engine, sampling and seed it is
+written once in a store: what other artifacts, or interrupted stages, hold already is kept.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +21,16 @@ from potstill.recipe.specs import EngineChoice
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._rows import ANSWERS
-from potstill.store.artifacts import Artifact
-from potstill.store.lines import append_line, read_journal, write_journal, write_lines
+from potstill.store.artifacts import Artifact, key_of, write_text
+from potstill.store.lines import append_line, read_journal, read_lines, write_journal, write_lines
 
-VERSION = 2  # raised when the answers change their meaning, so that old ones are not taken for new ones
+STAGE = "generate"
+VERSION = 3  # raised when the answers change their meaning, so that old ones are not taken for new ones
 JOURNAL = ".journal.jsonl"
+SETTINGS = ".settings"
 PORTION = 8  # batches in a portion of answers
-Answer = tuple[int, int]  # prompt, sample
+Draw = tuple[str, int]  # what identifies a prompt's ids, and which of its answers
+Line = dict[str, Any]
 
 
 def write_answers(
@@ -31,33 +41,39 @@ def write_answers(
     batch_rows: int,
     context: Context,
 ) -> Artifact:
-    """Write all answers. Draws depend on seed, prompt and sample, never on the batch."""
+    """Write all answers. Draws depend on seed, prompt and sample, never on the batch or on other prompts."""
     reader = context.setup.readers.teacher_reader
     request = Request(
         teacher=context.setup.teacher,
-        prompts=[prompt.ids for prompt in prompts],
+        prompts=(),
         sampling=sampling,
         stop_ids=reader.stop_ids,
         pad_id=reader.pad_id,
         seed=context.setup.data_seed,
         batch_rows=batch_rows,
         vocabulary=reader.vocabulary.size,
-        samples=max(prompt.samples for prompt in prompts),
+        unused=reader.unused_ids,
         should_stop=lambda: bool(context.stop_signal()),
     )
-    inputs = {
+    settings = {
         "version": VERSION,
         "teacher": context.setup.teacher.fingerprint,
         "engine": context.identity(engine),
-        "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
         "sampling": asdict(sampling),
         "stop_ids": sorted(request.stop_ids),
         "seed": context.setup.data_seed,
         # In half precision the rows of a batch round each other.
         "batch_rows": None if getattr(context.setup.teacher, "batch_invariant", False) else batch_rows,
     }
-    writing = Writing(name, engine, request, prompts, context)
-    return produce(context, "generate", name, inputs, writing.build)
+    if request.unused:
+        settings["unused"] = request.unused
+    inputs = {
+        **settings,
+        "settings": key_of("settings", settings),
+        "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
+    }
+    writing = Writing(name, engine, request, prompts, inputs["settings"], context)
+    return produce(context, STAGE, name, inputs, writing.build)
 
 
 @dataclass(frozen=True)
@@ -68,55 +84,122 @@ class Writing:
     engine: EngineChoice
     request: Request
     prompts: Sequence[Prompt]
+    settings: str
     context: Context
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether an answer does not depend on the rows beside it: in half precision they round each other."""
+        return bool(getattr(self.request.teacher, "batch_invariant", False))
+
+    @cached_property
+    def ids(self) -> Mapping[str, tuple[int, ...]]:
+        """The prompts, each once."""
+        return {_digest(prompt.ids): tuple(prompt.ids) for prompt in self.prompts}
+
+    @cached_property
+    def rows(self) -> Sequence[tuple[str, int, Draw]]:
+        """Row, sample and draw of every answer. Rows with one prompt have draws of their own, unless all are the
+        likeliest text."""
+        used: Counter[str] = Counter()
+        rows = []
+        for prompt in self.prompts:
+            digest = _digest(prompt.ids)
+            for sample in range(prompt.samples):
+                rows.append((prompt.row_id, sample, (digest, used[digest])))
+                used[digest] += self.request.sampling.temperature > 0
+        return rows
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Write what the journal in `folder` does not hold yet, and put all answers in order."""
-        journal, total = folder / JOURNAL, sum(prompt.samples for prompt in self.prompts)
-        lines = read_journal(journal)
+        journal, wanted = folder / JOURNAL, {draw for _, _, draw in self.rows}
+        write_text(folder / SETTINGS, self.settings)
+        if journal.is_file():
+            lines = [line for line in read_journal(journal) if _draw(line) in wanted]
+        else:
+            lines = [{**line, "kept": True} for draw, line in self._earlier(folder).items() if draw in wanted]
         write_journal(journal, lines)  # without half a last line
-        done = {(line["index"], line["sample"]) for line in lines}
-        if done:
-            self.context.console.say(f"{self.name}: {len(done)} of {total} answers were already written")
-        if len(done) < total:
-            self._write(journal, done, total)
+        kept = {_draw(line) for line in lines if line.get("kept")}
+        done = {_draw(line) for line in lines}
+        if kept:
+            beside = (
+                "" if self.batch_invariant else ", in half precision rounded beside the rows of those runs"
+            )
+            already = f"{len(kept)} of {len(wanted)} answers are kept from earlier runs{beside}"
+            self.context.console.say(f"{self.name}: {already}")
+        if done - kept:
+            already = f"{len(done - kept)} of {len(wanted)} answers were already written"
+            self.context.console.say(f"{self.name}: {already}")
+        if done < wanted:
+            self._write(journal, wanted - kept, done)
             self.context.setup.teacher.close()
         return self._finish(folder)
 
-    def _write(self, journal: Path, done: set[Answer], total: int) -> None:
-        """Write what is missing, portion by portion.
+    def _earlier(self, folder: Path) -> dict[Draw, Line]:
+        """The answers with these settings that the store holds: of finished stages, else of unfinished ones."""
+        store, earlier = self.context.store, dict[Draw, Line]()
+        for other in store.underway(STAGE):
+            with suppress(OSError):
+                if other != folder and (other / SETTINGS).read_text() == self.settings:
+                    earlier |= {_draw(line): _answer(line) for line in read_journal(other / JOURNAL)}
+        for artifact in store.alike(STAGE, "settings", self.settings):
+            for line in read_lines(artifact.path / ANSWERS):
+                line = _answer({**line, "sample": line["draw"]})
+                earlier[_draw(line)] = line
+        return earlier
+
+    def _write(self, journal: Path, missing: set[Draw], done: set[Draw]) -> None:
+        """Write the answers that no earlier run left, portion by portion.
 
         An interrupted portion is written again from its start: in half precision an answer depends on the
         rows beside it, and these must be the same ones.
         """
         engine, reader = self.context.plugin(self.engine), self.context.setup.readers.teacher_reader
-        every = {(i, sample) for i in range(len(self.prompts)) for sample in range(self.request.samples)}
-        with self.context.console.bar(f"{self.name}: the teacher writes", total) as bar:
+        total = len({draw for _, _, draw in self.rows})
+        with self.context.console.bar(f"{self.name}: the teacher writes", total, len(done)) as bar:
 
             def progress(now: GenerationProgress) -> None:
                 bar.update(len(done), f"{now.tokens / max(now.seconds, 1e-9):.0f} tok/s")
 
-            for portion in self._portions():
+            for portion in self._portions(missing):
                 if portion <= done:
                     continue
-                part = replace(self.request, skip=every - portion, on_progress=progress)
-                for completion in engine.write(part, **self.engine.options):
-                    answer = (completion.index, completion.sample)
-                    if answer not in done:
-                        done.add(answer)
-                        append_line(journal, _line(completion, reader.decode(completion.ids)))
+                prompts = {digest for digest, _ in portion}
+                digests = [digest for digest in self.ids if digest in prompts]
+                for completion in engine.write(self._part(digests, portion, progress), **self.engine.options):
+                    line = _line(digests[completion.index], completion, reader.decode(completion.ids))
+                    if _draw(line) not in done:
+                        done.add(_draw(line))
+                        append_line(journal, line)
                 self.context.stop_if_signalled()
 
-    def _portions(self) -> list[set[Answer]]:
-        """All answers in fixed portions that are written one after the other, long prompts first."""
-        order = sorted(range(len(self.prompts)), key=lambda index: -len(self.prompts[index].ids))
-        answers = [(index, sample) for index in order for sample in range(self.prompts[index].samples)]
+    def _part(self, digests: Sequence[str], portion: set[Draw], progress: Any) -> Request:
+        """The request for one portion."""
+        samples = 1 + max(sample for _, sample in portion)
+        every = {(index, sample) for index in range(len(digests)) for sample in range(samples)}
+        return replace(
+            self.request,
+            prompts=[self.ids[digest] for digest in digests],
+            samples=samples,
+            skip={(index, sample) for index, sample in every if (digests[index], sample) not in portion},
+            on_progress=progress,
+        )
+
+    def _portions(self, missing: set[Draw]) -> list[set[Draw]]:
+        """The answers in fixed portions that are written one after the other, long prompts first."""
+        order = {
+            digest: place for place, digest in enumerate(sorted(self.ids, key=lambda d: -len(self.ids[d])))
+        }
+        draws = sorted(missing, key=lambda draw: (order[draw[0]], draw[1]))
         size = PORTION * self.request.batch_rows
-        return [set(answers[start : start + size]) for start in range(0, len(answers), size)]
+        return [set(draws[start : start + size]) for start in range(0, len(draws), size)]
 
     def _finish(self, folder: Path) -> Mapping[str, Any]:
-        lines = sorted(read_journal(folder / JOURNAL), key=lambda line: (line["index"], line["sample"]))
-        rows = [{"row_id": self.prompts[line.pop("index")].row_id, **line} for line in lines]
+        by_draw = {_draw(line): _answer(line) for line in read_journal(folder / JOURNAL)}
+        rows = [
+            {"row_id": row_id, **by_draw[draw], "sample": sample, "draw": draw[1]}
+            for row_id, sample, draw in self.rows
+        ]
         write_lines(folder / ANSWERS, rows)
         stopped = sum(row["finish"] == "stop" for row in rows)
         return {
@@ -128,9 +211,22 @@ class Writing:
         }
 
 
-def _line(completion: Completion, text: str) -> dict[str, Any]:
+def _digest(ids: Sequence[int]) -> str:
+    return key_of("prompt", {"ids": list(ids)})[:32]
+
+
+def _draw(line: Mapping[str, Any]) -> Draw:
+    return line["prompt"], line["sample"]
+
+
+def _answer(line: Mapping[str, Any]) -> Line:
+    """What a line says of an answer, and nothing of the row or the run."""
+    return {key: line[key] for key in ("prompt", "sample", "ids", "text", "finish")}
+
+
+def _line(digest: str, completion: Completion, text: str) -> Line:
     return {
-        "index": completion.index,
+        "prompt": digest,
         "sample": completion.sample,
         "ids": list(completion.ids),
         "text": text,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from potstill.data import answers
 from potstill.data import prompts as data_prompts
 from potstill.data import questions as data_questions
 from potstill.data.answers import Written
-from potstill.data.examples import encode
+from potstill.data.dataset import Dataset, Parts
+from potstill.data.examples import Encoded, encode, lost
+from potstill.data.lost import Lost
 from potstill.data.prompts import Prompt
 from potstill.data.questions import Question
 from potstill.errors import DataError
@@ -32,6 +34,16 @@ class Examples:
     funnel: Mapping[str, int] = field(default_factory=dict)
 
 
+def sizes(train: Sequence[Example], validation: Sequence[Example]) -> dict[str, int]:
+    """The sizes of an epoch and of the rows that validate, as `Facts` names them."""
+    return {
+        "train_tokens": sum(example.count for example in train),
+        "row_tokens": sum(len(example.input_ids) for example in train),
+        "validation_rows": len(validation),
+        "validation_tokens": sum(len(example.input_ids) for example in validation),
+    }
+
+
 @dataclass(frozen=True)
 class TrainingRows:
     """What a training stage learns from, and the rows that choose its best weights."""
@@ -40,9 +52,16 @@ class TrainingRows:
     validation: tuple[Example, ...]
 
     @property
-    def tokens(self) -> int:
-        """Scored tokens in an epoch."""
-        return sum(example.count for example in self.train)
+    def sizes(self) -> dict[str, int]:
+        """What `auto` may depend on: see `Facts`."""
+        return sizes(self.train, self.validation)
+
+    def validated_on(self, most: int) -> TrainingRows:
+        """With so many validation rows at most, short and long ones as they come."""
+        ordered = sorted(self.validation, key=lambda example: len(example.input_ids))
+        count = min(most, len(ordered))
+        few = (ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count))
+        return replace(self, validation=tuple(few))
 
     @property
     def key(self) -> str:
@@ -51,10 +70,39 @@ class TrainingRows:
         return key_of("examples", {"rows": rows})
 
 
+def require_rows(stages: Sequence[StageSpec], context: Context) -> None:
+    """Read the rows of all stages as far as they are known, before any of them works.
+
+    Raises:
+        DataError: too many rows are left out, or none is left.
+    """
+    written = False
+    for stage in stages:
+        if "text" in stage.needs:
+            prompts(context, getattr(stage, "max_new_tokens", 0), getattr(stage, "samples", 1))
+            written = True
+        elif stage.name in context.setup.data.of_stages:
+            _own(context, stage.name, "train")
+        elif not written and stage.trains:
+            examples(State(), context, "train")
+
+
 def prompts(context: Context, new_tokens: int, samples: int) -> tuple[list[Prompt], Mapping[str, int]]:
-    """Every row as a prompt to the teacher with room for its answer, and how many are left out, by reason."""
+    """Every row as a prompt to the teacher with room for its answer, and how many are left out, by reason.
+
+    Raises:
+        DataError: too many are left out.
+    """
+    key = ("prompts", new_tokens, samples)
+    if key not in context.memo:
+        context.memo[key] = _prompts(context, new_tokens, samples)
+    kept, left_out = context.memo[key]
+    return kept, left_out
+
+
+def _prompts(context: Context, new_tokens: int, samples: int) -> tuple[list[Prompt], Mapping[str, int]]:
     setup = context.setup
-    return data_prompts.prompts(
+    kept, left_out = data_prompts.prompts(
         setup.readers,
         setup.data.everything,
         train_ids={row.id for row in setup.data.train},
@@ -62,7 +110,12 @@ def prompts(context: Context, new_tokens: int, samples: int) -> tuple[list[Promp
         samples=samples,
         max_length=setup.max_length,
         on_bad_row=setup.on_bad_row,
+        known_ids=setup.known_ids,
     )
+    room = f"max_length {setup.max_length} leaves {setup.max_length - new_tokens} tokens for a prompt"
+    left = Lost(data_prompts.reasons(left_out), len(kept) + left_out.total(), room)
+    left.refuse_many(setup.on_bad_row)
+    return kept, left_out
 
 
 def read_answers(artifact: Artifact) -> list[Written]:
@@ -122,34 +175,66 @@ def questions(state: State, context: Context, most: int) -> list[Question]:
 def _answered(state: State, context: Context, split: Split) -> Examples:
     setup = context.setup
     rows = getattr(setup.data, split)
+    funnel: Mapping[str, int]
     if state.answers is not None:
         encoded, funnel = answers.encode_answers(
-            setup.readers, read_answers(state.answers), rows, max_length=setup.max_length
+            setup.readers,
+            read_answers(state.answers),
+            rows,
+            max_length=setup.max_length,
+            known_ids=setup.known_ids,
         )
-    elif rows:
-        result = _encode(context, rows, needed=split != "validation")
-        encoded, funnel = list(result.examples), result.funnel
     else:
-        return Examples()
+        result = _with_own_answers(context, split)
+        encoded, funnel = list(result.examples), result.funnel
     if split == "heldout":
         return Examples(tuple(answers.by_prompt(encoded, rows)), funnel)
     return Examples(tuple(answers.with_weights(encoded, rows, setup.weight, needed=split == "train")), funnel)
 
 
+def _with_own_answers(context: Context, split: Split) -> Encoded:
+    """The rows of a split that bring answers along. All splits of a run are counted before one of them is used.
+
+    Raises:
+        DataError: too many rows are left out of them.
+    """
+    if "encoded" not in context.memo:
+        splits: list[Split] = ["train", "validation"]
+        if split == "heldout" or any(stage.measures for stage in context.stages):
+            splits.append("heldout")
+        context.memo["encoded"] = _encoded(context, context.setup.data, splits)
+    encoded: dict[Split, Encoded] = context.memo["encoded"]
+    return encoded[split] if split in encoded else _encoded(context, context.setup.data, [split])[split]
+
+
 def _own(context: Context, name: str, split: Split) -> Examples:
-    rows = getattr(context.setup.data.of_stages[name], split)
-    encoded = _encode(context, rows, needed=split == "train")
+    parts = context.setup.data.of_stages[name]
+    if ("encoded", name) not in context.memo:
+        context.memo["encoded", name] = _encoded(context, parts, ("train", "validation"))
+    rows, encoded = getattr(parts, split), context.memo["encoded", name][split]
     weighed = answers.with_weights(encoded.examples, rows, context.setup.weight, needed=split == "train")
     return Examples(tuple(weighed), encoded.funnel)
 
 
-def _encode(context: Context, rows: Any, needed: bool) -> Any:
+def _encoded(context: Context, data: Dataset | Parts, splits: Sequence[Split]) -> dict[Split, Encoded]:
+    """These splits as token ids.
+
+    Raises:
+        DataError: too many rows are left out of them.
+    """
     setup = context.setup
-    return encode(
-        rows,
-        setup.readers.student.templater,
-        max_length=setup.max_length,
-        on_bad_row=setup.on_bad_row,
-        needed=needed,
-        teacher=setup.readers.other_templater,
-    )
+    encoded = {
+        split: encode(
+            getattr(data, split),
+            setup.readers.student.templater,
+            max_length=setup.max_length,
+            on_bad_row=setup.on_bad_row,
+            needed=split != "validation" and bool(getattr(data, split)),
+            teacher=setup.readers.other_templater,
+            # Of a stage's own rows the teacher reads none.
+            known_ids=setup.known_ids if data is setup.data else None,
+        )
+        for split in splits
+    }
+    lost(list(encoded.values()), setup.max_length).refuse_many(setup.on_bad_row)
+    return encoded

@@ -48,11 +48,14 @@ class Run:
 
     @property
     def vocabulary(self) -> int:
-        return self.context.setup.readers.student.vocabulary.size
+        """Ids of the student's softmax: those that the teacher has too, or all for text alone."""
+        readers = self.context.setup.readers
+        return readers.student.vocabulary.size if self.teacher is None else readers.shared_ids
 
     @property
     def pad_id(self) -> int:
-        return self.context.setup.readers.student.pad_id
+        readers = self.context.setup.readers
+        return readers.student.pad_id if self.teacher is None else readers.padding
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +68,8 @@ def train_student(
     """Train the student on `rows`, against `teacher` or by cross-entropy on the text alone."""
     student = state.untrained if spec.from_untrained else state.student
     assert student is not None
+    if spec.validation_rows != "auto":
+        rows = rows.validated_on(spec.validation_rows)
     objective = objective_of(spec)
     if teacher is not None:
         require_signal(objective, spec.name, teacher.provides)
@@ -139,16 +144,21 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
     progress, threads = folder.resume(module, optimizer)
     _say_where(run, progress, threads)
     run.context.announce({"training": {"metrics": str(folder.metrics.resolve()), "steps": run.steps}})
-    validate = partial(_validation(run), module)
+    validate, few = partial(_validation(run), module), {"rows": len(run.rows.validation)}
     if progress.step == 0 and run.rows.validation:
-        folder.log({"event": "validation", "step": 0, "best": False, **validate()})
-    with console.bar(spec.name, run.steps) as bar:
+        folder.log({"event": "validation", "step": 0, "best": False, **few, **validate()})
+    with console.bar(spec.name, run.steps, progress.step) as bar:
+        last = ""
 
         def event(values: Mapping[str, Any]) -> None:
+            nonlocal last
+            if values["event"] == "validation":
+                last = f" · validation {values['loss']:.3f} ({few['rows']} rows)"
+                folder.log({**values, **few})
+                return
             folder.log(values)
-            if values["event"] == "step":
-                rate = values["tokens"] / max(values["seconds"], 1e-9)
-                bar.update(values["step"], f"loss {values['loss']:.3f} · {rate:.0f} tok/s")
+            rate = values["tokens"] / max(values["seconds"], 1e-9)
+            bar.update(values["step"], f"loss {values['loss']:.3f} · {rate:.0f} tok/s{last}")
 
         progress = train(
             module,
@@ -179,9 +189,11 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
         console.warn(f"{spec.name}: {warning}")
     folder.take_best(student)
     stop_ids = run.context.setup.readers.student.stop_ids
-    student.generation_config = generation.settings_for(student, stop_ids, run.pad_id)
+    student.generation_config = generation.settings_for(
+        student, stop_ids, run.context.setup.readers.student.pad_id
+    )
     saving.save(student.cpu(), loaded.tokenizer, path / "student")
-    return _facts(progress) | anatomy.sizes(student)
+    return _facts(progress) | {"validation_rows": len(run.rows.validation)} | anatomy.sizes(student)
 
 
 def _look_at_teacher(run: Run) -> None:
@@ -191,9 +203,11 @@ def _look_at_teacher(run: Run) -> None:
     few = sorted(run.rows.train[:16], key=lambda example: len(example.input_ids))[:4]
     first = collate(few, pad_id=run.pad_id, device=run.device)
     signal = run.teacher.signal(first.for_teacher)
-    result = check_teacher(signal, first, yardstick(), run.vocabulary)
-    if result is not None and result.fault:
-        run.context.console.warn(f"{result.fault}.")
+    readers = run.context.setup.readers
+    result = check_teacher(signal, first, yardstick(), run.vocabulary, partial=readers.partial)
+    for problem in () if result is None else (result.fault, result.cut):
+        if problem:
+            run.context.console.warn(f"{problem}.")
 
 
 def _say_where(run: Run, progress: Progress, threads: int) -> None:
@@ -201,6 +215,9 @@ def _say_where(run: Run, progress: Progress, threads: int) -> None:
     console, spec = run.context.console, run.spec
     if progress.step:
         console.say(f"{spec.name}: continues after step {progress.step}")
+    if run.rows.validation:
+        every = f"every {spec.validate_every} steps" if spec.validate_every else "now and then"
+        console.say(f"{spec.name}: validates on {len(run.rows.validation)} rows, {every} and at the end")
     if threads != torch.get_num_threads():
         console.warn(
             f"the checkpoint was made with {threads} threads, this process has {torch.get_num_threads()}: "

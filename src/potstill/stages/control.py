@@ -61,7 +61,7 @@ class Control(Training):
         """The options that it takes over; how often to validate and save goes with the length."""
         shared = set(Training.model_fields) - set(StageSpec.model_fields) - {"best_by"}
         if self.steps is not None or self.epochs is not None:
-            shared -= {"steps", "epochs", "validate_every", "checkpoint_every"}
+            shared -= {"steps", "epochs", "validate_every", "validation_rows", "checkpoint_every"}
         return shared
 
 
@@ -71,6 +71,6 @@ def run(spec: Control, state: State, context: Context) -> State:
 
     state = _student.with_student(state, context)
     rows = _rows.training(state, context)
-    spec, defaults = context.settle(spec, state, rows.tokens)
+    spec, defaults = context.settle(spec, state, rows.sizes)
     trained = _train.train_student(spec, state, rows, context)
     return state.after(spec, trained, defaults, control=trained)

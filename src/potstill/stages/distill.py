@@ -97,6 +97,6 @@ def run(spec: Distill, state: State, context: Context) -> State:
 
     state = _student.with_student(state, context)
     rows = _rows.training(state, context)
-    spec, defaults = context.settle(spec, state, rows.tokens)
+    spec, defaults = context.settle(spec, state, rows.sizes)
     trained = _train.train_student(spec, state, rows, context, teacher=context.setup.teacher)
     return state.after(spec, trained, defaults, student=trained, trained=(*state.trained, spec.name))

@@ -12,23 +12,30 @@ import hashlib
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from potstill.errors import ArtifactError
+from potstill.errors import ArtifactError, MachineError
 
 log = logging.getLogger("potstill")
 
 MANIFEST = "manifest.json"
 SEAL = "seal"
 GONE = ".gone"  # the end of a hidden name under which something is being deleted
+BUILDING = ".building-"  # the start of a hidden name under which an artifact is being made
+OWNERS = ".runs"  # in such a folder: the runs that began it
+REGISTER = ".runs"  # in a store: notes of runs whose folders are not beside it
+LOCKS = ".locks"
+SHOWN = 16  # characters of a key in the name of its artifact
+NAME = re.compile(rf"\w+-[0-9a-f]{{{SHOWN}}}")
 _LONGEST_INPUT = 2000  # characters of JSON; a manifest holds the hash of what is longer
 _MADE_AGAIN = "It is damaged: potstill run makes it again."
 
@@ -59,23 +66,79 @@ def key_of(stage: str, inputs: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of artifacts shared by runs."""
+    """A folder of artifacts shared by runs; `run` is the folder of the one that works with it here."""
 
     root: Path
+    run: Path | None = None
 
     def work(self, stage: str, key: str) -> Path:
         """Where the artifact is built; it survives an interruption, so that a stage can go on."""
-        folder = self.root / f".building-{_name(stage, key)}"
+        folder = self.root / f"{BUILDING}{_name(stage, key)}"
         if os.path.lexists(folder) and not folder.is_dir():
             make_way(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self._sign(folder / OWNERS)
         sweep(self.root)
         return folder
+
+    def _sign(self, owners: Path) -> None:
+        """Note down whose work it is, for as long as it is not finished."""
+        if self.run is None:
+            return
+        name = self.run.name if self._beside(self.run) else str(real(self.run))
+        before = owners.read_text(encoding="utf-8").splitlines() if owners.is_file() else []
+        if name not in before:
+            write_text(owners, "\n".join([*before, name]) + "\n")
+
+    def _beside(self, run: Path) -> bool:
+        return real(run).parent == real(self.root).parent
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let nobody free anything while a run works."""
+        with ExitStack() as stack:
+            # What takes neither locks nor files loses nothing either; who builds there says so.
+            with suppress(OSError):
+                (self.root / LOCKS).mkdir(parents=True, exist_ok=True)
+                handle = stack.enter_context((self.root / LOCKS / "store").open("a"))
+                with suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_SH)
+                self._note_down()
+            yield
+
+    def _note_down(self) -> None:
+        """Leave a note of a run whose folder is not beside the store, where nobody would look for it."""
+        if self.run is None or self._beside(self.run):
+            return
+        place = str(real(self.run))
+        (self.root / REGISTER).mkdir(exist_ok=True)
+        write_text(self.root / REGISTER / hashlib.sha256(place.encode()).hexdigest()[:SHOWN], place)
+
+    @contextmanager
+    def unused(self) -> Iterator[bool]:
+        """Let no run begin to use the store; false where one uses it.
+
+        Raises:
+            MachineError: locks do not work here, so nobody can say.
+        """
+        (self.root / LOCKS).mkdir(exist_ok=True)
+        with (self.root / LOCKS / "store").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                raise MachineError(
+                    f"{self.root} takes no locks, so nobody can say whether a run uses it.",
+                    fix="See that no run is at work, and delete the folders that are named by hand.",
+                ) from error
+            yield True
 
     @contextmanager
     def alone(self, stage: str, key: str) -> Iterator[bool]:
         """Hold the lock on building this artifact; false where another process holds it. It ends with its process."""
-        folder = self.root / ".locks"
+        folder = self.root / LOCKS
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / _name(stage, key)).open("a") as handle:
             yield lock(handle)
@@ -93,6 +156,21 @@ class Store:
         if artifact.key != key:
             raise ArtifactError(f"{path} holds another artifact than its name says.", fix=_MADE_AGAIN)
         return artifact
+
+    def alike(self, stage: str, name: str, value: Any) -> Iterator[Artifact]:
+        """The finished artifacts of a stage in whose inputs `name` is `value`; damaged ones are left out."""
+        for path in sorted(self.root.glob(f"{stage}-*")):
+            try:
+                if read_sealed(path / MANIFEST)["inputs"][name] != value:
+                    continue
+                artifact = read(path)
+            except (ArtifactError, KeyError, TypeError):
+                continue
+            yield artifact
+
+    def underway(self, stage: str) -> list[Path]:
+        """The folders in which artifacts of a stage are being built, or were until an interruption."""
+        return sorted(self.root.glob(f".building-{stage}-*"))
 
     def place(self, stage: str, key: str) -> Path:
         """Where the finished artifact is."""
@@ -134,7 +212,12 @@ class Store:
 
 
 def _name(stage: str, key: str) -> str:
-    return f"{stage}-{key[:16]}"
+    return f"{stage}-{key[:SHOWN]}"
+
+
+def real(path: Path) -> Path:
+    """Where links lead; unlike `Path.resolve`, a loop of links raises nothing here."""
+    return Path(os.path.realpath(path))
 
 
 def _hidden(path: Path) -> bool:
@@ -302,6 +385,26 @@ def set_aside(path: Path) -> Path:
     while os.path.lexists(aside := path.with_name(f".{path.name}.aside-{number}")):
         number += 1
     return path.rename(aside)
+
+
+def is_aside(path: Path) -> bool:
+    """Whether it is where `set_aside` puts things."""
+    return re.fullmatch(r"\..+\.aside-\d+", path.name) is not None
+
+
+def free(path: Path) -> int:
+    """Delete a file or folder as `discard` does, and return how many bytes that freed."""
+    hidden = hide(path) if not path.name.endswith(GONE) else path
+    before = size_of(hidden)
+    _remove(hidden)
+    return before - size_of(hidden)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; a link is as large as itself. 0 where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(map(size_of, path.iterdir()))
+    return path.lstat().st_size if os.path.lexists(path) else 0
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from potstill.store import artifacts
 
 STATE = "run.json"
 RECIPE = "recipe.yaml"
+# What the values of a state are, and those within them.
+_VALUES: dict[str, Any] = {
+    "base": str, "recipe_hash": str, "status": str, "stage": str, "summary_sha256": str,
+    "error": dict | None, "training": dict | None,
+}  # fmt: skip
+_WITHIN: dict[str, dict[str, Any]] = {
+    "error": {"message": str, "fix": str, "path": str}, "training": {"metrics": str, "steps": int | None},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,13 +96,46 @@ class RunDir:
     def state(self) -> dict[str, Any]:
         """The values that `update` has merged so far; {} for a new folder."""
         try:
-            return dict(json.loads((self.path / STATE).read_text(encoding="utf-8")).items())
+            state = dict(json.loads((self.path / STATE).read_text(encoding="utf-8")).items())
+            _require(_VALUES, state)
+            for name, kinds in _WITHIN.items():
+                if state.get(name) is not None:
+                    _require(kinds, dict.fromkeys(kinds) | state[name])
+            return state
         except FileNotFoundError:
             return {}
         except (IsADirectoryError, ValueError, AttributeError, RecursionError) as error:
             raise ArtifactError(
                 f"{self.path / STATE} is not readable.", fix="Delete it and run the recipe again."
             ) from error
+
+    def date(self) -> datetime:
+        """When the run was first started, to the second; now for a run that was not.
+
+        Raises:
+            ArtifactError: the state cannot be read.
+        """
+        text = None
+        with suppress(OSError):  # a check needs no folder, and a run says what is wrong with it
+            text = self.state().get("date")
+        try:
+            return datetime.now().replace(microsecond=0) if text is None else datetime.fromisoformat(text)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{self.path / STATE} holds no date: {text!r}.", fix="Delete it and run the recipe again."
+            ) from error
+
+    def store_root(self) -> Path:
+        """Where its artifacts are: beside it, or where it was begun when a link led to it then."""
+        state, beside = self.state(), self.path.parent / ".store"
+        root, place = state.get("store"), state.get("place")
+        if (
+            not isinstance(root, str)
+            or place != str(artifacts.real(self.path))
+            or root == str(artifacts.real(beside))
+        ):
+            return beside
+        return Path(root) if Path(root).is_dir() else beside
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge values into the state, atomically."""
@@ -133,6 +175,13 @@ class RunDir:
         for place in (self.path / folder).glob("*"):
             if place.is_symlink() and place.name not in names:
                 place.unlink()
+
+
+def _require(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Require that the values that are there are of these kinds."""
+    for name, kind in kinds.items():
+        if name in values and not isinstance(values[name], kind):
+            raise ValueError(f"{name} is {values[name]!r}")
 
 
 def _refuse_folder(place: Path) -> None:

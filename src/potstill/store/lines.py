@@ -48,12 +48,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file that are as they were written; a warning counts the others."""
+    """The objects of a journal that are as they were written; a warning counts the others.
+
+    A line without a checksum is none of them: it may be a damaged one that lost its checksum's name.
+    """
     lines = _lines(path)
-    values = _whole(lines[:-1])
+    values = _whole(lines[:-1], checked=True)
     if lost := len(lines[:-1]) - len(values):
         log.warning("%s has %d damaged lines, which are left out", path, lost)
-    return values + _whole(lines[-1:])
+    return values + _whole(lines[-1:], checked=True)
 
 
 def read_tail(path: Path, size: int = 65_536) -> list[dict[str, Any]]:
@@ -71,20 +74,20 @@ def _lines(path: Path) -> list[bytes]:
     return [line for line in content.split(b"\n") if line.strip()]
 
 
-def _whole(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+def _whole(lines: Iterable[bytes], *, checked: bool = False) -> list[dict[str, Any]]:
     values = []
     for line in lines:
         with suppress(ValueError):  # a line that is cut, damaged, or not yet complete
-            values.append(_object(line))
+            values.append(_object(line, checked=checked))
     return values
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: bytes, *, checked: bool = False) -> dict[str, Any]:
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"{value!r} is no object")
     check = value.pop(CHECK, None)
-    if check is not None and check != _check(value):
+    if (checked or check is not None) and check != _check(value):
         raise ValueError(f"the checksum of a line is {_check(value)}, not {check}")
     return value
 

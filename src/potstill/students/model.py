@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from potstill.models import claims, generation, loading
+from potstill.models import licence as licences
 from potstill.students._built import Built, Reads, StudentContext
 
 
@@ -38,7 +39,8 @@ def reads(
     source = _source(context, model, revision, trust_remote_code)
     config = loading.load_config(source)
     claims.require_trainable(config, source.location)
-    return Reads(loading.load_tokenizer(source), loading.context_length(config), generation.end_ids(source))
+    ends = generation.end_ids(source, loading.width(config))
+    return Reads(loading.load_tokenizer(source), loading.context_length(config), ends)
 
 
 def parameters(
@@ -46,6 +48,13 @@ def parameters(
 ) -> int:
     """Count the model's parameters without reading its weights."""
     return loading.count_parameters(_source(context, model, revision, trust_remote_code))
+
+
+def licence(
+    context: StudentContext, *, model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> str:
+    """What the model's files say of its licence, "" where they say nothing."""
+    return licences.licence(_source(context, model, revision, trust_remote_code))
 
 
 def _source(

@@ -9,6 +9,7 @@ from torch import nn
 
 from potstill.data.reader import Reader
 from potstill.models import anatomy, generation, loading
+from potstill.models import licence as licences
 from potstill.signals.hidden import Hidden
 from potstill.teachers._context import TeacherContext
 from potstill.types import Batch
@@ -81,7 +82,8 @@ class StoredTeacher:
         config = loading.load_config(source)
         self.source, self.dtype = source, dtype
         self.name = source.path.name
-        self.reads = context.reader(loading.load_tokenizer(source), generation.end_ids(source))
+        ends = generation.end_ids(source, loading.width(config))
+        self.reads = context.reader(loading.load_tokenizer(source), ends)
         self.layers: int | None = int(config.get_text_config().num_hidden_layers)
         self.context_length = loading.context_length(config)
         self.fingerprint = f"{loading.fingerprint(source)} {dtype}"
@@ -89,6 +91,11 @@ class StoredTeacher:
         self._device = context.device
         self._loaded: loading.Loaded | None = None
         self._teacher: LocalTeacher | None = None
+
+    @property
+    def licence(self) -> str:
+        """What its files say of its licence, "" where they say nothing."""
+        return licences.licence(self.source)
 
     def loaded(self) -> loading.Loaded:
         """The model with its tokenizer."""

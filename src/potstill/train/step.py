@@ -31,7 +31,7 @@ class StudentModule(nn.Module):
 
     Args:
         student: the model that is trained and exported.
-        vocabulary: ids that its head knows; padded rows are cut before the softmax.
+        vocabulary: ids of its softmax; rows beyond (padding, or ids that the teacher lacks) are cut before it.
         terms: those that own trained parameters.
         autocast: dtype of the student's forward pass.
         chunk_bytes: memory for a chunk's logits.

@@ -28,7 +28,7 @@ class Bigram:
         if not self.keep:
             return Dense(logits)
         lp, ids = logits.log_softmax(-1).topk(self.keep)
-        return TopK(ids, lp)
+        return TopK(ids, lp, vocabulary=len(self.table))
 
     def close(self) -> None:
         self.closed += 1

@@ -1,0 +1,163 @@
+"""Measure one model: its scores and its greedy answers, each an artifact of its own.
+
+They are known by model, rows and settings, so another run takes them from the store, and an evaluation that was
+interrupted goes on behind the last one that is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.data.questions import Question
+from potstill.data.reader import Reader
+from potstill.evaluate import scores
+from potstill.evaluate.scores import Scores
+from potstill.evaluate.subject import Answer
+from potstill.generate import local
+from potstill.generate.sampling import Sampling
+from potstill.models import anatomy
+from potstill.models.loading import Loaded
+from potstill.objectives.token import Divergence
+from potstill.recipe import plugins
+from potstill.signals.teacher import Teacher
+from potstill.stages._artifact import produce
+from potstill.stages._context import Context
+from potstill.store.artifacts import Artifact, write_json
+from potstill.store.lines import read_lines, write_lines
+from potstill.types import Example
+
+VERSION = 1  # raised when a measurement changes its meaning
+SCORES = "scores.json"
+ANSWERS = "answers.jsonl"
+BATCH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model under measurement in the stage `stage`. Its weights are loaded once something must be measured."""
+
+    stage: str
+    role: str
+    key: str  # identifies its weights
+    load: Callable[[], Loaded]
+    reader: Reader
+    context: Context
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        return self.load()
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What every measurement of it depends on."""
+        return {
+            "version": VERSION,
+            "model": self.key,
+            "dtype": str(getattr(self.context.setup.teacher, "dtype", torch.float32)),
+            "vocabulary": self.reader.vocabulary.size,
+            "pad_id": self.reader.pad_id,
+            "unused": self.reader.unused_ids,
+        }
+
+
+def scores_of(model: Model, teacher: Teacher | None, examples: Sequence[Example]) -> tuple[Scores, Artifact]:
+    """The model's scores against the teacher's distribution; against none, where it cannot be compared."""
+    context, name = model.context, f"{model.stage}: likelihood, {model.role}"
+    readers, size = context.setup.readers, model.reader.vocabulary.size
+    ids: dict[str, Any] = {"vocabulary": size, "own_ids": None, "pad_id": model.reader.pad_id}
+    if teacher is not None:
+        ids = {
+            "vocabulary": readers.shared_ids,
+            "own_ids": size if readers.partial else None,
+            "pad_id": readers.padding,
+        }
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        forward_kl, reverse_kl = (
+            Divergence.from_module(plugins.load("divergences", name)) for name in ("forward_kl", "reverse_kl")
+        )
+        with context.console.bar(name, len(examples)) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.update(done)
+                context.stop_if_signalled()
+
+            result = scores.score(
+                model.loaded.model,
+                teacher,
+                examples,
+                **ids,
+                forward_kl=forward_kl,
+                reverse_kl=reverse_kl,
+                on_progress=progress,
+            )
+        write_json(folder / SCORES, asdict(result))
+        return teacher_sizes(teacher)
+
+    inputs = model.inputs | {
+        "ids": ids,
+        "teacher": None if teacher is None else teacher.fingerprint,
+        "examples": [[e.row_id, e.input_ids, e.scored] for e in examples],
+    }
+    made = produce(context, "scores", name, inputs, build)
+    stored = json.loads((made.path / SCORES).read_text(encoding="utf-8"))
+    sums = {column: tuple(values) for column, values in stored["sums"].items()}
+    return Scores(tuple(stored["row_ids"]), tuple(stored["tokens"]), sums), made
+
+
+def answers_of(
+    model: Model, questions: Sequence[Question], max_new_tokens: int
+) -> tuple[list[Answer], Artifact]:
+    """The model's greedy answers in the questions' order, and the artifact that says how long they took."""
+    context, name = model.context, f"{model.stage}: answers, {model.role}"
+    as_teacher = model.role == "teacher"
+    prompts = [q.teacher_prompt_ids if as_teacher else q.prompt_ids for q in questions]
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        answers: dict[int, Answer] = {}
+        started = time.monotonic()
+        with context.console.bar(name, len(questions)) as bar:
+            for completion in local.generate(
+                model.loaded.model,
+                prompts,
+                Sampling(max_new_tokens=max_new_tokens, temperature=0.0),
+                stop_ids=model.reader.stop_ids,
+                pad_id=model.reader.pad_id,
+                seed=context.setup.data_seed,
+                batch_rows=BATCH_ROWS,
+                vocabulary=model.reader.vocabulary.size,
+                unused=model.reader.unused_ids,
+                on_progress=lambda progress: bar.update(progress.done),
+                should_stop=lambda: bool(context.stop_signal()),
+            ):
+                text = model.reader.decode(completion.ids)
+                answers[completion.index] = Answer(text, len(completion.ids), completion.finish == "stop")
+        context.stop_if_signalled()
+        seconds = time.monotonic() - started
+        write_lines(folder / ANSWERS, (asdict(answers[index]) for index in range(len(questions))))
+        return {"writing_seconds": seconds, **(teacher_sizes(context.setup.teacher) if as_teacher else {})}
+
+    inputs = model.inputs | {
+        "prompts": prompts,
+        "stop_ids": sorted(model.reader.stop_ids),
+        "max_new_tokens": max_new_tokens,
+        "batch_rows": BATCH_ROWS,
+    }
+    made = produce(context, "greedy", name, inputs, build)
+    return [Answer(**line) for line in read_lines(made.path / ANSWERS)], made
+
+
+def teacher_sizes(teacher: Teacher | None) -> dict[str, int]:
+    """The parameters and bytes of a teacher whose weights are here."""
+    if teacher is None or not hasattr(teacher, "loaded"):
+        return {}
+    sizes = anatomy.sizes(teacher.loaded().model)
+    return {f"teacher_{name}": value for name, value in sizes.items()}
