@@ -4,6 +4,8 @@ SmolLM2-135M-Instruct teaches its own cut of 20 layers on grade-school mathemati
 tokens a step, generalised JSD with beta 0.5, no activation checkpointing. Two threads, which is how such a
 machine trains; each contender in a process of its own, in turning order, on the same rows in the same order.
 Ours cuts a step into the micro-batches that a run would choose, which leaves its gradient as it is.
+`step_share_of_gemm_rate` is the time of the step's matrix products alone, without attention, over the
+step's: measured in the same process and dtype after the steps.
 Both compute in bf16 where the CPU is fast at it, else in fp32. Tokens are the real tokens of the batch,
 prompts included; tokenizing and padding are not timed. `--full` adds TRL in bf16 and with its own default of
 activation checkpointing.
@@ -16,7 +18,9 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +31,7 @@ from protocol import (
     alone,
     answer,
     arguments,
+    clock,
     forget_peak,
     installed,
     resident,
@@ -46,6 +51,7 @@ FIGURES = (
     ("tokens_per_second_vs_trl_gkd", "tokens_per_second", 2.0, "higher"),
     ("peak_memory_vs_trl_gkd", "peak_gb", 0.5, "lower"),
 )
+SHARE = ("step_share_of_gemm_rate", "share_of_gemm_rate", 0.7, "higher")
 Chat = list[dict[str, str]]
 Runs = Mapping[str, list[dict[str, Any]]]
 
@@ -123,7 +129,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     spec = Training(steps=steps, learning_rate=1e-5)
     optimizer = make_optimizer(module, spec)
     module.train()
-    marks = []
+    marks, scored = [], []
     base = forget_peak()
     for index in range(steps):
         step = examples[index * BATCH : (index + 1) * BATCH]
@@ -138,7 +144,36 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(module.parameters(), spec.max_grad_norm or math.inf)
         optimizer.step()
         marks.append((sum(lengths), time.perf_counter() - began))
-    return result(marks, base)
+        scored.append(sum(batch.count for batch in batches))
+    found = result(marks, base)
+    alone_for = products_alone(
+        [(loaded.model, False), (student, True)], sum(found["tokens"]), sum(scored[1:]), dtype
+    )
+    return found | {"share_of_gemm_rate": round(alone_for / sum(found["seconds"]), 3)}
+
+
+def products_alone(
+    models: Sequence[tuple[Any, bool]], tokens: float, scored: float, dtype: torch.dtype
+) -> float:
+    """Seconds of the products of all linear layers for so many tokens, three for each layer of a trained model."""
+    seconds = 0.0
+    for model, trained in models:
+        head = model.get_output_embeddings()
+        layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+        shapes = Counter((tuple(layer.weight.shape), layer is head) for layer in layers)
+        for ((outputs, inputs), scores), count in shapes.items():
+            size = ((MICRO, inputs), (outputs, inputs), (MICRO, outputs))
+            x, weight, grad = (torch.randn(shape).to(dtype) for shape in size)
+            pairs = [(x, weight.t())] + ([(grad, weight), (grad.t(), x)] if trained else [])
+            a_token = sum(fastest(partial(torch.mm, *pair)) for pair in pairs) / MICRO
+            seconds += count * a_token * (scored if scores else tokens)
+    return seconds
+
+
+def fastest(action: Callable[[], object], times: int = 5) -> float:
+    """Wall seconds of the fastest of several calls, after a warm-up."""
+    action()
+    return min(clock(action).wall for _ in range(times))
 
 
 def trl_gkd(steps: int, bf16: bool | None = None, checkpointing: bool = False) -> dict[str, Any]:
@@ -245,6 +280,10 @@ def figures(found: Runs, shape: Mapping[str, Any]) -> list[Figure]:
             ratios = spread([mine[key] / theirs[key] for mine, theirs in neighbours])
             value, note = ratios["median"], f"run by run {ratios['min']:g} to {ratios['max']:g}"
         made.append(Figure(name, value, "ratio", bar, better, facts, shape, note))  # type: ignore[arg-type]
+    name, key, bar, better = SHARE
+    shares = spread([run[key] for run in found["ours"]])
+    note = f"run by run {shares['min']:g} to {shares['max']:g}"
+    made.append(Figure(name, shares["median"], "share", bar, better, {}, shape, note))  # type: ignore[arg-type]
     return made
 
 
@@ -267,7 +306,7 @@ def main() -> None:
         "checkpointing": False,
     }
     if reason := missing():
-        for name, _, bar, better in FIGURES:
+        for name, _, bar, better in (*FIGURES, SHARE):
             report.add(Figure(name, None, "ratio", bar, better, shape=shape, note=reason))  # type: ignore[arg-type]
         return None
     found = measure(options.quick, options.full)

@@ -1,6 +1,7 @@
 """potstill's loss inside `transformers.Trainer`.
 
 python examples/with_trainer.py TEACHER STUDENT ROWS.jsonl OUT     rows: {"prompt": …, "response": …}
+Under torchrun with examples/zero3.json behind OUT, DeepSpeed keeps the student in parts (pip install deepspeed).
 """
 
 import json
@@ -32,15 +33,16 @@ def encode(tokenizer, row):
     }
 
 
-def main(teacher, student, rows, out):
+def main(teacher, student, rows, out, deepspeed=None):
     tokenizer = AutoTokenizer.from_pretrained(teacher)
+    # Before the arguments: what is loaded behind them is cut into parts, and nobody puts a teacher's together again.
     teacher = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
-    student = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     lines = Path(rows).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028
     arguments = TrainingArguments(
         out, per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1, learning_rate=5e-4,
-        logging_steps=1, report_to="none", save_strategy="no", remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+        logging_steps=1, report_to="none", save_strategy="no", remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), deepspeed=deepspeed,
     )  # fmt: skip
+    student = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
     trainer = Trainer(
         student,
         arguments,

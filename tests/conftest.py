@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As in an activated environment, so that commands in messages are named `potstill`.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from potstill.devices import exact, ranks
 from potstill.errors import SignalError
 from potstill.loss import DistillationLoss
 from potstill.models.beside import evaluating, require_separate, undisturbed
-from potstill.train import parallel
 from potstill.types import Loss
 
 log = logging.getLogger("potstill")
@@ -106,7 +106,8 @@ class TrainerLoss:
 
     def token_mean(self) -> float:
         """The loss per token (nats) of all evaluated since the last call or training step, over all processes."""
-        total = parallel.total(self._evaluated.to(next(self._student.parameters()).device)).tolist()
+        home = exact.home(next(self._student.parameters()).device)
+        total = ranks.total(self._evaluated.to(home)).tolist()
         self._evaluated.zero_()
         return total[0] / total[1] if total[1] else math.nan
 
@@ -118,5 +119,5 @@ class TrainerLoss:
                 "read TrainerLoss.token_mean() after evaluate()"
             )
         self._said = True
-        self._evaluated += torch.stack([out.sum.double(), out.count.double()]).cpu()
+        self._evaluated += torch.stack([exact.wide(out.sum), exact.wide(out.count)]).cpu()
         return torch.full_like(out.sum, math.nan)

@@ -8,23 +8,26 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shlex
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO, cast
 
 import typer
+from typer.core import TyperGroup
 
 from potstill import __version__
-from potstill.console import Console, Lasting, WarningLines, discard_unread_output, visible
-from potstill.errors import Interrupted, MachineError, PotstillError
+from potstill.console import Console, Lasting, WarningLines, discard_unread_output, typed, visible
+from potstill.devices import jobs
+from potstill.errors import Interrupted, MachineError, PotstillError, RecipeError
 from potstill.recipe.verbs import verbs
 from potstill.runs.status import machine_error, read_status
 
@@ -33,7 +36,19 @@ if TYPE_CHECKING:
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no other public name for it
 
+
+class _Commands(TyperGroup):
+    """The commands; a stage that is typed as one is answered with what runs it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in verbs():
+            instead = shlex.join(["potstill", "run", "--until", *(args if args[1:] else [args[0], "RECIPE"])])
+            raise RecipeError(f"{args[0]} is a stage, not a command: type `{instead}`.")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -46,6 +61,8 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 _override = typer.Argument(metavar="[key.path=value ...]", help="Values to set: distill.epochs=2.")
 Overrides = Annotated[Optional[list[str]], _override]  # noqa: UP045  (typer reads this at run time)
+_until = typer.Option(metavar="STAGE", help="Stop after the last stage of this name or verb: distill.")
+Until = Annotated[Optional[str], _until]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays silent.")]
 
 
@@ -59,26 +76,35 @@ def _root(
 
 
 @app.command()
-def run(
-    context: typer.Context, recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False
-) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, until: Until = None, as_json: Json = False) -> None:
     """Run all stages; finished ones are skipped.
 
     A stage is finished when it was made from unchanged inputs. Run the same command again after an
     interruption and it goes on where it stopped."""
+    from potstill.runs.hints import next_commands
+    from potstill.runs.many import launched
     from potstill.runs.run import run as run_recipe
 
-    until = None if context.command.name == "run" else context.command.name
+    options = [*(["--until", until] if until else []), *["--json"] * as_json]
+    if launched(recipe, overrides or (), ["run", str(recipe), *(overrides or ()), *options]):
+        return
     result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json))
-    _print_result(result, as_json, result.outputs)
+    steps = (result.summary.get("train") or {}).get("steps")
+    commands = [] if as_json else next_commands(recipe, overrides or (), result.outputs, steps)
+    _print_result(result, as_json, result.outputs, commands)
 
 
-for _verb in verbs():
-    app.command(_verb, help=f"Stop after the last {_verb} stage.")(run)
+def _print_result(
+    result: RunResult, as_json: bool, outputs: Mapping[str, Path], commands: Sequence[str] = ()
+) -> None:
+    from potstill.runs.hints import words_of
 
-
-def _print_result(result: RunResult, as_json: bool, outputs: Mapping[str, Path]) -> None:
-    lines = [result.verdict, *(f"{label:8} {path}" for label, path in outputs.items())]
+    lines = [
+        result.verdict,
+        *words_of(result.verdict),
+        *(f"{label:8} {path}" for label, path in outputs.items()),
+    ]
+    lines += ["", "next:", *commands] if commands else []
     _print(as_json, {"path": str(result.path), "summary": result.summary}, "\n".join(lines))
 
 
@@ -104,11 +130,32 @@ def check(
 
 
 @app.command()
-def report(run_folder: RunFolder, as_json: Json = False) -> None:
-    """Write a run's report and summary again; there is no page where nothing was evaluated."""
+def report(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="STEM", help="Of several runs: write STEM.html, STEM.csv and STEM.md."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report and summary again, or compare several runs.
+
+    There is no page where nothing was evaluated. Several runs are compared in comparison.html, .csv and .md
+    beside the first: those whose recipes differ in the seed alone are one column, with mean and interval, and
+    every other column has its difference from the first on the same prompts."""
+    if len(run_folders) > 1:
+        from potstill.report import compare, compare_files
+
+        comparison = compare.compare(run_folders)
+        written = compare_files.write(comparison, to or run_folders[0].resolve().parent / compare_files.NAME)
+        lines = [*comparison.sentences(), *(f"{kind:8} {path}" for kind, path in written.items())]
+        _print(as_json, comparison.as_dict() | {"outputs": written}, "\n".join(lines))
+        return
+    if to is not None:
+        raise RecipeError("--to is for several runs.", fix="A single run's report stands in its folder.")
     from potstill.runs.run import rebuild_report
 
-    result = rebuild_report(run_folder)
+    result = rebuild_report(run_folders[0])
     outputs = {name: result.outputs[name] for name in ("report", "summary") if name in result.outputs}
     _print_result(result, as_json, outputs)
 
@@ -142,7 +189,21 @@ def init(
     from potstill.recipe.starter import write_recipe
 
     path = write_recipe(recipe, teacher=teacher, student=student, train=train)
-    _print(as_json, {"path": str(path)}, f"wrote {path}; next: potstill check {shlex.quote(str(path))}")
+    _print(as_json, {"path": str(path)}, f"wrote {path}; next: {typed()} check {shlex.quote(str(path))}")
+
+
+@app.command()
+def explain(
+    path: Annotated[str, typer.Argument(metavar="[KEY]", help="A path such as distill.temperature.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say what a key of a recipe takes, its default and an example.
+
+    Also of a section (data, distill), a plug-in (divergences.jsd) or, without a key, of all that there is."""
+    from potstill.recipe.reference import explain as entry_of
+
+    entry = entry_of(path)
+    _print(as_json, entry.as_dict(), entry.text())
 
 
 @app.command()
@@ -204,13 +265,21 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a C locale must not turn a dash into a crash
             stream.reconfigure(errors="backslashreplace")
+    if jobs.number():  # the first process of a job speaks for all
+        sys.stdout = cast("TextIO", io.StringIO())
     logger = logging.getLogger("potstill")
     if not logger.handlers:
         logger.addHandler(WarningLines(logging.WARNING))
     errors = Lasting(sys.stderr)
     with redirect_stderr(cast("TextIO", errors)):  # for the bars of libraries too
         code = _flushed_code(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(128 + signal.SIGPIPE if code and errors.unread else code)
+    code = 128 + signal.SIGPIPE if code and errors.unread else code
+    if jobs.processes() is not None:
+        # On a busy machine torch may abort while the interpreter of one of several processes goes down.
+        for stream in (sys.stdout, sys.stderr):
+            Lasting(stream).flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _flushed_code(arguments: list[str]) -> int:
@@ -259,7 +328,10 @@ def _exit_code(arguments: list[str]) -> int:
         return _report_bug(error)
 
 
-def _report(error: PotstillError, as_json: bool) -> int:
+def _report(error: PotstillError, as_json: bool, *, echo: bool = False) -> int:
+    if jobs.LAUNCHED in os.environ:
+        jobs.leave_reason(error, echo=echo)
+        return error.exit_code
     if as_json:
         _print(True, {"error": error.as_dict()})
     print(f"error: {visible(str(error))}", file=sys.stderr)
@@ -271,6 +343,8 @@ def _print_traceback(error: BaseException) -> None:
 
 
 def _report_bug(error: BaseException) -> int:
+    if (echo := jobs.echo(error)) is not None:
+        return _report(echo, False, echo=True)
     _print_traceback(error)
     text = f"this is a bug in potstill {__version__}; please report it with the lines above."
     print(f"error: {text}", file=sys.stderr)

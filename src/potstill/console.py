@@ -6,14 +6,18 @@ written falls silent, and ends no work.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import select
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
@@ -30,6 +34,24 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def typed(*, quoted: bool = True) -> str:
+    """The command of this program as the next one must be typed: `potstill` where a shell finds it by that name.
+
+    Else the path of its script, as after `.venv/bin/potstill run …` without an activated environment.
+    """
+    started = Path(sys.argv[0])
+    if started.parts[-2:] == ("potstill", "__main__.py"):  # python -m potstill
+        started = Path(sys.executable).with_name("potstill")
+    elif started.name != "potstill":
+        return "potstill"
+    on_path = shutil.which("potstill")
+    if not started.is_file() or (on_path and os.path.samefile(on_path, started)):
+        return "potstill"
+    here = Path.cwd()
+    path = started.relative_to(here) if started.is_relative_to(here) else started
+    return shlex.quote(str(path)) if quoted else str(path)
 
 
 # C0 and C1 controls but tab and newline, bidirectional controls, line separators, byte-order mark, surrogates
@@ -142,6 +164,12 @@ class Console:
         ]
         with Progress(*columns, console=console) as progress:
             yield _Live(progress, progress.add_task(label, total=total, completed=int(done), note=""))
+
+
+def silent() -> Console:
+    """A console that prints nothing, for the processes of a run that are not the first."""
+    logging.getLogger("potstill").setLevel(logging.CRITICAL)
+    return Console(io.StringIO(), quiet=True)
 
 
 class _Live(Bar):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from potstill.devices import exact
 from potstill.errors import SignalError
 from potstill.models import heads
 from potstill.models.beside import require_separate
@@ -177,7 +178,7 @@ class DistillationLoss:
             self.token_loss.check({"divergence": float(out.metrics["divergence"])}, int(out.count))
         if weights is None or "weight" in out.metrics:
             return out
-        return replace(out, metrics={**out.metrics, "weight": weights.sum(dtype=torch.float64)})
+        return replace(out, metrics={**out.metrics, "weight": exact.total(weights)})
 
     def _rowwise(
         self, signal: Signal, targets: Tensor | None, weights: Tensor | None, predicts: Tensor, metrics: bool

@@ -5,6 +5,7 @@ Legend: B rows, S positions, N scored positions of a batch, V vocabulary, H hidd
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
@@ -47,6 +48,11 @@ class Example:
     def count(self) -> int:
         """Count the scored tokens."""
         return sum(self.scored)
+
+    def silent(self) -> Example:
+        """The same row with nothing scored: a process without rows of its own still works beside the others."""
+        reading = self.reading and replace(self.reading, scored=(False,) * len(self.reading.scored))
+        return replace(self, scored=(False,) * len(self.scored), reading=reading)
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,15 @@ class Head:
         """The same head for its first `vocabulary` ids; no weight is copied."""
         return replace(self, vocabulary=vocabulary)
 
+    def to(self, device: torch.device) -> Head:
+        """The head on that device; a copy of what is elsewhere."""
+        weight, bias = (None if part is None else part.to(device) for part in (self.weight, self.bias))
+        lora = self.lora and (self.lora[0].to(device), self.lora[1].to(device), self.lora[2])
+        module = self.module
+        if module is not None and any(part.device != device for part in module.parameters()):
+            module = copy.deepcopy(module).to(device)
+        return replace(self, weight=weight, bias=bias, lora=lora, module=module)
+
     def shaped(self, raw: Tensor) -> Tensor:
         """softcap(scale * raw), for what the output layer gives."""
         logits = raw if self.scale == 1.0 else raw * self.scale
@@ -163,7 +178,7 @@ class Loss:
     def mean(self) -> Tensor:
         """sum / count, the token mean of this batch alone; with weights, sum / their sum; 0 if nothing counts."""
         if "weight" in self.metrics:
-            weight = self.metrics["weight"].to(self.sum.dtype)
+            weight = self.metrics["weight"].to(self.sum.dtype).to(self.sum.device)
             return self.sum / torch.where(weight > 0, weight, 1.0)
         return self.sum / self.count.clamp(min=1)
 

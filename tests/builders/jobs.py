@@ -141,7 +141,7 @@ def spec_of(kind: Any = Training, **options: Any) -> Any:
     """The resolved options of a training stage; values that no recipe may hold, as a rate of 0, are taken."""
     quiet = {
         "steps": 2, "learning_rate": 0.0, "tokens_per_step": 10**6, "micro_batch_tokens": 512,
-        "validate_every": 0, "checkpoint_every": 0, "precision": "float32",
+        "validate_every": 0, "checkpoint_every": 0, "precision": "float32", "export_dtype": "float32",
     }  # fmt: skip
     if "chunk_bytes" in kind.model_fields:
         quiet["chunk_bytes"] = 2**20

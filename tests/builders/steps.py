@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from builders.tiny import tiny_model
 from potstill.data.batch import collate
 from potstill.data.plan import plan_steps, shard
+from potstill.devices import ranks
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.teachers.local import LocalTeacher
@@ -54,8 +55,8 @@ def gradient(sharding: parallel.Sharding, micro_batch_tokens: int = 10_000) -> d
     (step,) = plan_steps(
         lengths, counts, tokens_per_step=10**6, micro_batch_tokens=micro_batch_tokens, seed=0, epoch=0
     )
-    if parallel.world() > 1:
-        step = shard(step, parallel.rank(), parallel.world(), lengths=lengths)
+    if ranks.world() > 1:
+        step = shard(step, ranks.rank(), ranks.world(), lengths=lengths)
     batches = [collate([rows[i] for i in micro], pad_id=0) for micro in step]
     loss = TokenLoss(Divergence.from_module(forward_kl))
     accumulate(module, teacher, batches, loss)

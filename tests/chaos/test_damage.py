@@ -94,7 +94,7 @@ def prove_harmless(finished: tuple[Path, dict[str, Any]], kind: str, dice: rando
 KINDS = (
     "student/model.safetensors", "student/config.json", "student/tokenizer.json", "student/manifest.json",
     "generate/answers.jsonl", "generate/manifest.json", "train/model.safetensors", "train/metrics.jsonl",
-    "train/manifest.json", "evaluate/evaluation.json", "evaluate/samples.jsonl", "evaluate/manifest.json",
+    "train/manifest.json", "evaluate/evaluation.json", "evaluate/samples.jsonl", "evaluate/prompts.json", "evaluate/manifest.json",
     "run/summary.json", "run/run.json", "run/recipe.yaml", "run/record.json",
 )  # fmt: skip
 
@@ -122,14 +122,14 @@ def turns(kinds: list[str], count: int) -> Iterator[str]:
 
 
 def test_a_changed_summary_is_no_result_of_a_part_of_a_run(finished):
-    """`potstill distill` leaves the summary of the whole run in its place; what it then says is checked."""
+    """`potstill run --until distill` leaves the summary of the whole run in its place; what it then says is checked."""
     place = restored(finished)
     summary = place / "runs/r/summary.json"
-    assert potstill("distill", "r.yaml", cwd=place).returncode == 0
+    assert potstill("run", "--until", "distill", "r.yaml", cwd=place).returncode == 0
     summary.write_text(summary.read_text().replace('"value": ', '"value": 1', 1))
-    done = potstill("distill", "r.yaml", cwd=place)
+    done = potstill("run", "--until", "distill", "r.yaml", cwd=place)
     assert done.returncode == 2
     assert said(done, summary)
     assert potstill("report", "runs/r", cwd=place).returncode == 0
     assert figures(place) == finished[1]
-    assert potstill("distill", "r.yaml", cwd=place).returncode == 0
+    assert potstill("run", "--until", "distill", "r.yaml", cwd=place).returncode == 0

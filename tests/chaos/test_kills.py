@@ -53,7 +53,7 @@ def result(folder: Path) -> dict[str, str]:
     stages = folder / "runs/chaos/stages"
     names = (
         "generate/answers.jsonl", "distill/student/model.safetensors", "finetune/student/model.safetensors",
-        "evaluate/evaluation.json", "evaluate/samples.jsonl",
+        "evaluate/evaluation.json", "evaluate/samples.jsonl", "evaluate/prompts.json",
     )  # fmt: skip
     return {name: hashlib.sha256((stages / name).read_bytes()).hexdigest() for name in names}
 

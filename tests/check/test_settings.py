@@ -8,6 +8,7 @@ import pytest
 
 from builders import places
 from builders.tiny import save_tiny
+from potstill.recipe.devices import DevicesSpec
 from potstill.recipe.inputs import DataSpec, ModelSpec, StudentSpec
 from potstill.recipe.stages import stage_types
 
@@ -29,11 +30,12 @@ def test_every_setting_is_shown_once(checked):
     expected = {f"teacher.{key}" for key in ModelSpec.model_fields}
     expected |= {f"student.{key}" for key in StudentSpec.model_fields}
     expected |= {f"data.{key}" for key in DataSpec.model_fields}
+    expected |= {f"devices.{key}" for key in DevicesSpec.model_fields}
     for stage in checked.stages:
         keys = set(stage_types()[stage].model_fields) - {"verb", "name"}
         expected |= {f"stages.{stage}.{key}" for key in keys}
     paths = [setting.path for setting in checked.settings]
-    assert sorted(paths) == sorted(expected | {"seed", "runs"})
+    assert sorted(paths) == sorted(expected | {"seed", "runs", "trackers"})
     text = checked.text()
     assert all(f"{path.rpartition('.')[2]} " in text for path in paths)
 

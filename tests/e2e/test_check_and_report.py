@@ -131,7 +131,7 @@ def test_a_report_of_an_unfinished_run_is_refused_and_trains_nothing(tmp_path):
     places.write(
         tmp_path, places.prompts(60), stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
     )
-    assert potstill("generate", "r.yaml", cwd=tmp_path).returncode == 0
+    assert potstill("run", "--until", "generate", "r.yaml", cwd=tmp_path).returncode == 0
     before = json.loads((tmp_path / "runs/r/run.json").read_text())
     done = potstill("report", "runs/r", cwd=tmp_path)
     assert done.returncode == 2
@@ -150,16 +150,16 @@ def test_one_stage_alone_leaves_a_true_summary(tmp_path):
     places.write(tmp_path, places.prompts(80), stages=stages)
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     whole = places.summary(tmp_path)
-    assert potstill("generate", "r.yaml", cwd=tmp_path).returncode == 0
+    assert potstill("run", "--until", "generate", "r.yaml", cwd=tmp_path).returncode == 0
     assert places.summary(tmp_path) == whole
     rows = places.prompts(80)
     rows[0] = {"id": "p0", "prompt": "w99 w98 w97"}
     write_lines(tmp_path / "rows.jsonl", *rows)
-    assert potstill("distill", "r.yaml", cwd=tmp_path).returncode == 0
+    assert potstill("run", "--until", "distill", "r.yaml", cwd=tmp_path).returncode == 0
     assert places.summary(tmp_path)["artifacts"]["distill"] != whole["artifacts"]["distill"]
     assert not (tmp_path / "runs/r/report.html").exists()
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
-    assert potstill("distill", "r.yaml", "distill.steps=2", cwd=tmp_path).returncode == 0
+    assert potstill("run", "--until", "distill", "r.yaml", "distill.steps=2", cwd=tmp_path).returncode == 0
     assert places.summary(tmp_path)["after"]["forward_kl"] is None
     assert not (tmp_path / "runs/r/report.html").exists()
 

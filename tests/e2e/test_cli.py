@@ -136,7 +136,7 @@ def test_the_report_is_rebuilt(finished, place):
 
 
 def test_one_stage_alone_stops_after_it(place):
-    only = potstill("generate", "tiny.yaml", "name=only", "seed=9", "--json", cwd=place)
+    only = potstill("run", "--until", "generate", "tiny.yaml", "name=only", "seed=9", "--json", cwd=place)
     assert only.returncode == 0, only.stderr
     assert {p.name for p in (place / "runs/only/stages").iterdir()} == {"generate"}
     assert not (place / "runs/only/student").exists()
@@ -285,7 +285,7 @@ def test_packed_training_ends_where_padded_training_ends(place):
     """The same recipe with its rows end to end: one loss curve, without padding and up to rounding in fp32."""
     for name, packing in (("packed", "true"), ("padded", "false")):
         exact = ("teacher.dtype=float32", "distill.precision=float32", f"distill.packing={packing}")
-        done = potstill("distill", "tiny.yaml", f"name={name}", *exact, cwd=place)
+        done = potstill("run", "--until", "distill", "tiny.yaml", f"name={name}", *exact, cwd=place)
         assert done.returncode == 0, done.stderr
 
     def losses(run: str) -> list[float]:

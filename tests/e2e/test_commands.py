@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,10 @@ import pytest
 
 from builders.cli import potstill
 from potstill.errors import RecipeError
+from potstill.recipe.recipe import parse_recipe
+from potstill.recipe.stages import StageSpec
 from potstill.recipe.verbs import verbs
+from potstill.runs import pipeline
 from potstill.runs import run as runs
 
 HELP = """
@@ -22,22 +26,55 @@ finally:
 """
 
 
-def test_help_opens_without_torch_and_pydantic_and_lists_every_verb():
+def test_help_opens_without_torch_and_pydantic_and_lists_every_command():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     commands = {line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()}
-    assert commands == {"run", *verbs(), "check", "report", "status", "init", "schema", "store"}
+    assert commands == {"run", "check", "report", "status", "init", "explain", "schema", "store"}
 
 
-@pytest.mark.parametrize("verb", verbs())
-def test_a_verb_is_a_command_that_stops_after_its_last_stage(tmp_path, monkeypatch, verb):
+def test_until_names_the_stage_after_which_a_run_stops(tmp_path, monkeypatch):
     calls = []
 
     def run(recipe, overrides, *, until, console):
         calls.append((str(recipe), list(overrides), until))
         raise RecipeError("stopped.")
 
+    (tmp_path / "r.yaml").write_text("teacher: {model: t}\nstudent: {model: s}\ndata: {train: r.jsonl}\n")
     monkeypatch.setattr(runs, "run", run)
-    assert potstill(verb, "r.yaml", "seed=1", cwd=tmp_path).returncode == 2
+    assert potstill("run", "--until", "distill", "r.yaml", "seed=1", cwd=tmp_path).returncode == 2
+    assert potstill("run", "r.yaml", "--until=polish", cwd=tmp_path).returncode == 2
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 2
-    assert calls == [("r.yaml", ["seed=1"], verb), ("r.yaml", [], None)]
+    assert calls == [("r.yaml", ["seed=1"], "distill"), ("r.yaml", [], "polish"), ("r.yaml", [], None)]
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_a_stage_typed_as_a_command_is_answered_with_what_to_type_instead(tmp_path, verb):
+    done = potstill(verb, "my recipe.yaml", "seed=1", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    instead = f"potstill run --until {verb} 'my recipe.yaml' seed=1"
+    assert done.stderr == f"error: {verb} is a stage, not a command: type `{instead}`.\n"
+    assert f"`potstill run --until {verb} RECIPE`" in potstill(verb, cwd=tmp_path).stderr
+
+
+def stages(*written: object) -> tuple[StageSpec, ...]:
+    inputs = {"teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "r.jsonl"}}
+    return parse_recipe({**inputs, "stages": list(written)}).stages
+
+
+def test_a_run_stops_after_the_last_stage_of_a_name_or_verb():
+    four = stages("generate", "distill", {"distill": {"name": "polish"}}, "evaluate")
+    for until, count in (("generate", 1), ("distill", 3), ("polish", 3), ("evaluate", 4), (None, 4)):
+        assert pipeline.upto(four, until) == four[:count]
+
+
+@pytest.mark.parametrize(
+    ("until", "words"),
+    [
+        ("polsh", "no polsh stage; did you mean polish? Its stages: distill, polish, finetune."),
+        ("evaluate", "no evaluate stage. Add `- evaluate` to its stages."),
+    ],
+)
+def test_a_stage_that_the_recipe_lacks_is_refused_with_those_that_it_has(until, words):
+    with pytest.raises(RecipeError, match=re.escape(f"stages: the recipe has {words}")):
+        pipeline.require_stage(stages("distill", {"finetune": {"name": "polish"}})[:2], until)

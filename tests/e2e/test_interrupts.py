@@ -58,7 +58,7 @@ def test_an_interrupt_while_rows_are_read_stops_before_the_stages(tmp_path, monk
     set_up = setup.set_up
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(setup, "set_up", lambda opened: signal.raise_signal(2) or set_up(opened))
+            patch.setattr(setup, "set_up", lambda *given: signal.raise_signal(2) or set_up(*given))
             done = potstill("run", "r.yaml", cwd=tmp_path)
         assert done.returncode == 130
         assert "error: stopped by a signal" in done.stderr

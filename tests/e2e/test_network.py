@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+import datasets
 import pytest
 from huggingface_hub import constants
 
@@ -24,6 +25,7 @@ def looked_up(monkeypatch, naps):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # its own copy, made when it was imported
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(time, "sleep", lambda seconds: naps.append(seconds))  # the hub's client tries again
     monkeypatch.setattr(hub, "_answer", None)

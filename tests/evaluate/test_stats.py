@@ -134,3 +134,75 @@ def test_a_share_is_refused_where_the_teacher_does_not_clearly_succeed():
     few = stats.ratio([1.0] * 15 + [0.0] * 65, [1.0] * 80)
     assert "only 15 prompts" in stats.retained(few, one).reason
     assert "different prompts" in stats.retained(one, stats.ratio([1.0] * 40, [1.0] * 40)).reason
+
+
+def seeded(values: np.ndarray, tokens: float = 1.0) -> Figure:
+    return stats.ratio((values * tokens).tolist(), [tokens] * len(values))
+
+
+def test_the_mean_of_one_run_is_the_run_with_its_own_interval():
+    run = stats.ratio([2.0, 4.0, 9.0, 0.0], [2.0, 3.0, 4.0, 0.0], transform=np.exp)
+    mean = stats.mean([run])
+    assert (mean.value, mean.low, mean.high, mean.n) == pytest.approx((run.value, run.low, run.high, 3))
+
+
+def test_the_mean_of_several_runs_draws_prompts_and_runs():
+    """Runs that agree on every prompt have the interval of one; a spread between runs widens it."""
+    prompts = np.random.default_rng(0).uniform(0.2, 0.9, 60)
+    one, alike = stats.mean([seeded(prompts)]), stats.mean([seeded(prompts)] * 3)
+    assert (alike.value, alike.low, alike.high) == pytest.approx((one.value, one.low, one.high))
+    apart = stats.mean([seeded(prompts + shift) for shift in (-0.2, 0.0, 0.2)])
+    assert apart.value == pytest.approx(one.value)
+    assert apart.low < one.low - 0.05
+    assert apart.high > one.high + 0.05
+
+
+def test_a_mean_without_prompts_is_the_mean_of_the_values_without_an_interval():
+    runs = [Figure("speed", value=2.0, low=1.0, high=3.0), Figure("speed", value=4.0)]
+    mean = stats.mean(runs)
+    assert (mean.value, mean.interval, mean.reason) == (3.0, None, "not measured on the same prompts")
+    assert stats.mean(runs[:1]) == runs[0]
+    assert stats.mean([*runs, Figure("speed", reason="not measured")]).reason == "not measured"
+
+
+def test_a_difference_of_means_draws_the_same_prompts_on_both_sides():
+    prompts = np.random.default_rng(0).uniform(0.2, 0.9, 60)
+    ours = [seeded(prompts + 0.1), seeded(prompts + 0.1)]
+    apart = stats.mean_difference(ours, [seeded(prompts)], paired_runs=False)
+    assert (apart.value, apart.low, apart.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert apart.n == 60
+
+
+def test_runs_of_the_same_seeds_are_drawn_together():
+    """What a seed does to both sides is no difference between them."""
+    prompts = np.random.default_rng(0).uniform(0.2, 0.9, 60)
+    theirs = [seeded(prompts + shift) for shift in (-0.2, 0.0, 0.3)]
+    ours = [seeded(prompts + shift + 0.1) for shift in (-0.2, 0.0, 0.3)]
+    together = stats.mean_difference(ours, theirs, paired_runs=True)
+    assert (together.value, together.low, together.high) == pytest.approx((0.1, 0.1, 0.1))
+    alone = stats.mean_difference(ours, theirs, paired_runs=False)
+    assert alone.value == pytest.approx(0.1)
+    assert alone.low < 0 < alone.high
+
+
+def test_a_difference_counts_the_prompts_that_every_run_measured():
+    ours, theirs = (
+        stats.ratio([1.0, 2.0, 0.0], [1.0, 1.0, 0.0]),
+        stats.ratio([1.0, 0.0, 3.0], [1.0, 0.0, 1.0]),
+    )
+    apart = stats.mean_difference([ours], [theirs], paired_runs=True)
+    assert (apart.value, apart.n) == (0.0, 1)
+    other = stats.mean_difference([ours], [stats.ratio([1.0], [1.0])], paired_runs=True)
+    assert (other.value, other.reason) == (None, "not measured on the same prompts")
+    missing = stats.mean_difference([ours], [replace(theirs, value=None, reason="gone")], paired_runs=True)
+    assert missing.reason == "gone"
+
+
+def test_a_paired_difference_of_equals_covers_zero_as_often_as_it_claims():
+    dice, hits = np.random.default_rng(0), 0
+    for trial in range(200):
+        prompts = dice.gamma(2.0, 0.25, 60)
+        one, other = (seeded(prompts + dice.normal(0, 0.1, 60)) for _ in range(2))
+        apart = stats.mean_difference([one], [other], paired_runs=True, resamples=500, seed=trial)
+        hits += apart.low <= 0 <= apart.high
+    assert hits / 200 >= 0.90

@@ -132,7 +132,10 @@ def test_window_sums_of_one_and_nine_over_four_tokens_average_to_two_and_a_half(
 
 
 def launched(sharding: str, out: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, sharding, str(out),
     ]  # fmt: skip

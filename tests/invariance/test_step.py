@@ -31,7 +31,10 @@ def test_a_step_gives_the_same_gradient_for_any_split_into_micro_batches(micro_b
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_processes_give_the_gradient_of_one(sharding, tmp_path):
     out = tmp_path / "gradient.safetensors"
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         str(TESTS / "builders" / "steps.py"), sharding, str(out),

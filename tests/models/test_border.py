@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
 from potstill.errors import ModelError
 from potstill.models import loading
 from potstill.models.border import border
+from potstill.runs.status import machine_error
 
 FP32 = torch.float32
 
@@ -33,6 +35,17 @@ def test_any_exception_becomes_a_model_error(error):
         raise error
     assert caught.value.__cause__ is error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG, errno.EDQUOT])
+def test_a_device_that_fails_under_a_model_is_the_machines_fault(number):
+    """Exit code 3, as for every other file; the words of a library's own OSError have no number."""
+    with pytest.raises(OSError) as caught, border("cannot read x", "Look again."):
+        raise OSError(number, "failed", "model.safetensors")
+    reason = machine_error(caught.value)
+    assert reason is not None
+    assert reason.exit_code == 3
+    assert "model.safetensors" in reason.message
 
 
 @pytest.mark.parametrize(

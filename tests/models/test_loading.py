@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,39 @@ def test_a_hub_model_is_held_to_what_a_folder_is_held_to(tmp_path, monkeypatch, 
         monkeypatch.setattr(loading, "load_config", lambda source: None)
     with pytest.raises(ModelError, match=words):
         loading.load_model(loading.Source("hub", "owner/name", "0" * 40, trust_remote_code=True), dtype=FP32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.float32, "float32"), (torch.bfloat16, "bfloat16"), (torch.float16, "float16")],
+)
+def test_the_number_format_is_that_of_most_stored_weights(tmp_path, dtype, name):
+    tiny_model().to(dtype).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert loading.number_format(loading.find_source(str(tmp_path))) == name
+
+
+def test_the_number_format_of_a_gguf_file_is_read_and_packed_weights_count_as_bfloat16(tmp_path, monkeypatch):
+    file = save_tiny_gguf(tmp_path / "tiny.gguf")
+    source = loading.find_source(str(file))
+    assert loading.number_format(source) == "float32"
+    monkeypatch.setattr(loading.gguf, "numbers", lambda path: Counter(F32=10, Q4_1=1000))
+    assert loading.number_format(source) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "float16"}, "float16"),
+        ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
+        ({"dtype": "float16", "quantization_config": {}}, "bfloat16"),
+        ({"dtype": "int4"}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_the_number_format_of_a_hub_model_is_what_its_config_states(monkeypatch, config, name):
+    monkeypatch.setattr(loading, "read_settings", lambda source, file: config)
+    assert loading.number_format(loading.Source("hub", "org/model")) == name

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from builders.jobs import Memory, student, trained
 from builders.tiny import tiny_model, tiny_tokenizer
@@ -57,6 +60,38 @@ def test_a_faithful_copy_is_taken_and_modes_stay_as_they_were(tmp_path, tie):
     assert model.training
     assert model.model.layers[1].training
     assert not model.model.layers[0].training
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_rounded_copy_is_half_as_large_and_computes_what_the_rounded_model_does(tmp_path, tie, dtype):
+    model, rounded = tiny_model(tie=tie), tiny_model(tie=tie)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.to(dtype))
+    sizes = saving.save(model, tiny_tokenizer(), tmp_path, dtype)
+    ids = torch.tensor([[1, 10, 11, 20]])
+    again = loading.load(loading.find_source(str(tmp_path)), dtype=torch.float32).model
+    assert torch.equal(again(input_ids=ids).logits, rounded(input_ids=ids).logits)
+    assert torch.equal(model(input_ids=ids).logits, rounded(input_ids=ids).logits)
+    assert sizes["bytes"] == 2 * sizes["params"]
+    assert (tmp_path / WEIGHTS).stat().st_size <= 1.1 * sizes["bytes"]
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert {tensor.dtype for tensor in load_file(tmp_path / WEIGHTS).values()} == {dtype}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == dtype
+
+
+def test_weights_that_a_number_format_cannot_hold_are_refused_by_name(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[3, 5] = -1e5
+    with pytest.raises(
+        ModelError, match=r"float16 ends at 65504, and lm_head.weight holds 1e\+05"
+    ) as refused:
+        saving.save(model, tiny_tokenizer(), tmp_path, torch.float16)
+    assert "export_dtype: bfloat16" in refused.value.fix
+    assert not list(tmp_path.iterdir())
+    saving.save(model, tiny_tokenizer(), tmp_path, torch.bfloat16)
 
 
 def test_training_seals_no_student_that_its_folder_does_not_hold(tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from builders import made_up
+from builders.compared import study
+from potstill.report import compare_files
+from potstill.report.compare import compare
 from potstill.report.content import Content
 from potstill.report.curves import Curve
 from potstill.report.page import render, write
@@ -144,4 +147,20 @@ def test_a_table_that_is_wider_than_the_screen_says_so(browser: Browser, tmp_pat
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(write(made_up.content(), tmp_path / "report.html").as_uri())
     assert page.evaluate(UNMARKED) == 0
+    page.close()
+
+
+@pytest.mark.parametrize("width", [320, 400, 1200])
+def test_a_comparison_is_quiet_fits_the_window_and_shows_every_recipe(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    path = tmp_path / "comparison.html"
+    path.write_text(compare_files.html(compare(study(tmp_path))), encoding="utf-8")
+    too_wide, events, _ = watch(browser, path, width)
+    assert too_wide <= 0
+    assert events == []
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(path.as_uri())
+    assert page.evaluate(HIDDEN) == 0
+    assert page.evaluate(OUTSIDE) == []
     page.close()

@@ -20,7 +20,7 @@ from potstill.report.content import Content
 from potstill.report.curves import Curve
 from potstill.report.page import MOST_BYTES, cautions, render, write
 from potstill.report.text import clip, split
-from potstill.store import artifacts
+from potstill.store import disk
 
 HOSTILE = (
     "<script>alert(1)</script></style></title></textarea>\"'><img src=x onerror=alert(1)>{{ 7*7 }}\u202e&amp;"
@@ -250,7 +250,7 @@ def test_interrupted_write_leaves_the_old_file_and_no_litter(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts.os, "fsync", killed)
+    monkeypatch.setattr(disk.os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         write(Content({}), target)
     assert target.read_bytes() == before

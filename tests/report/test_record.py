@@ -14,13 +14,15 @@ from builders.chats import write_lines
 from builders.cli import potstill
 from potstill.data import split
 from potstill.errors import ArtifactError
+from potstill.evaluate import by_prompt, stats
 from potstill.models import loading
 from potstill.report import page, record
 from potstill.report.curves import Curve
 from potstill.report.record import Record
 from potstill.runs import setup
-from potstill.store import artifacts
+from potstill.store import artifacts, disk
 from potstill.store.folder import RunDir
+from potstill.types import Figure
 
 STAGES = "[{generate: {max_new_tokens: 3}}, {distill: {steps: 2}}, {evaluate: {samples: 4, resamples: 100}}]"
 
@@ -63,7 +65,7 @@ def test_a_report_hashes_no_file_reads_no_model_and_counts_nothing(place, monkey
         raise AssertionError(args)
 
     for module, name in (
-        (artifacts, "file_hash"), (artifacts, "hash_once"), (artifacts, "read"), (loading, "fingerprint"),
+        (disk, "file_hash"), (disk, "hash_once"), (artifacts, "hash_once"), (artifacts, "read"), (loading, "fingerprint"),
         (loading, "load_config"), (split, "overlap"), (setup, "set_up"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, never)
@@ -107,6 +109,28 @@ def test_a_record_that_is_none_is_named_and_made_again(place, text):
     assert potstill("run", "r.yaml", cwd=place).returncode == 0
     assert json.loads(left(place)["summary.json"])["after"] == json.loads(before["summary.json"])["after"]
     assert potstill("report", "runs/r", cwd=place).returncode == 0
+
+
+def test_a_run_records_its_students_figures_prompt_by_prompt(place):
+    """Every figure that has an interval can be compared with another run's later."""
+    made = record.read(RunDir(place / "runs/r"))
+    blocks = {**made.summary["after"], **made.summary["behaviour"]["after"]}
+    measured = {k: b for k, b in blocks.items() if isinstance(b, dict) and "low" in b}
+    assert set(made.prompts) == set(measured)
+    for key, entry in made.prompts.items():
+        mean = stats.mean([by_prompt.restored(Figure(key, **measured[key]), entry)], resamples=100)
+        assert mean.value == pytest.approx(measured[key]["value"])
+        assert (mean.low, mean.high) == pytest.approx((measured[key]["low"], measured[key]["high"]))
+
+
+def test_a_record_without_prompts_is_read(tmp_path):
+    """Earlier versions wrote none."""
+    content = made_up.content()
+    record.write(RunDir(tmp_path), Record(content.summary, "", True, content))
+    file = tmp_path / "record.json"
+    value = {k: v for k, v in disk.read_sealed(file).items() if k != "prompts"}
+    disk.write_sealed(file, value)
+    assert record.read(RunDir(tmp_path)).prompts == {}
 
 
 def test_everything_on_the_page_is_recorded(tmp_path):

@@ -18,7 +18,7 @@ from potstill.cli import main
 number, ignored = int(sys.argv[1]), sys.argv[2] == "ignored"
 signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)  # whatever started the tests
 read = setup.set_up
-setup.set_up = lambda opened: signal.raise_signal(number) or read(opened)
+setup.set_up = lambda *given: signal.raise_signal(number) or read(*given)
 main(["run", "r.yaml"])
 """
 

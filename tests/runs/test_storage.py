@@ -10,7 +10,7 @@ import pytest
 
 from builders import places
 from builders.cli import potstill
-from potstill.store import artifacts, unpacking
+from potstill.store import disk, unpacking
 from potstill.store.artifacts import Store
 
 STAGES = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {samples: 2, resamples: 100}}]"
@@ -100,8 +100,8 @@ def test_a_deleted_run_frees_what_it_alone_referred_to(two):
 
 
 def test_a_summary_refers_to_what_it_was_made_from(two):
-    """`potstill distill` leaves no link to the evaluation, and the report still shows its figures."""
-    assert potstill("distill", "runs/two", cwd=two).returncode == 0
+    """`potstill run --until distill` leaves no link to the evaluation, and the report still shows its figures."""
+    assert potstill("run", "--until", "distill", "runs/two", cwd=two).returncode == 0
     assert freed(two) == set()
 
 
@@ -197,7 +197,7 @@ def test_a_kill_while_something_is_deleted_leaves_nothing_that_cannot_be_freed(t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "_remove", killed)
+        patch.setattr(disk, "_remove", killed)
         assert potstill("store", "gc", "--yes", cwd=two).returncode != 0
     assert [name for name in stored(two) if name.endswith(".gone")]
     freed(two)

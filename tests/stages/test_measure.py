@@ -138,11 +138,11 @@ def test_an_interrupted_evaluation_goes_on_behind_its_last_whole_measurement(job
     calls.clear()
     produce, begun = _measure.produce, []
 
-    def stopping(context, kind, name, inputs, build):
+    def stopping(context, kind, name, inputs, build, **together):
         begun.append(name)
         if len(begun) > fails:
             raise Interrupted("stopped", signal_number=2)
-        return produce(context, kind, name, inputs, build)
+        return produce(context, kind, name, inputs, build, **together)
 
     with monkeypatch.context() as patch:
         patch.setattr(_measure, "produce", stopping)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from builders import places
@@ -13,7 +15,7 @@ from builders.cli import potstill
 from builders.jobs import STUDENT, TEACHER, Memory, answers, events, saying, student, trained
 from builders.tiny import tiny_model, tiny_tokenizer
 from potstill.data.batch import collate
-from potstill.errors import Interrupted
+from potstill.errors import Interrupted, ModelError
 from potstill.models import loading
 from potstill.train import checkpoint
 from potstill.train.step import each_row_once
@@ -169,3 +171,53 @@ def test_weights_worse_than_the_start_are_reported(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "no validation was better than before training" in done.stderr
     assert places.summary(tmp_path)["train"]["best_step"] == 2
+
+
+def bf16_teacher(place: Path) -> None:
+    """Write `teacher/` in bf16 where `places.write` looks for it."""
+    tiny_model(layers=3).bfloat16().save_pretrained(place / "teacher")
+    tiny_tokenizer().save_pretrained(place / "teacher")
+
+
+def test_a_student_is_shipped_in_its_teachers_format_and_a_later_stage_goes_on_from_it(tmp_path):
+    bf16_teacher(tmp_path)
+    stages = "[{distill: {steps: 2, learning_rate: 1.0e-2}}, {finetune: {steps: 1}}]"
+    places.write(tmp_path, places.answered(40), stages=stages)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = "finetune: goes on from the student as it was shipped, its weights rounded to bfloat16"
+    assert said in done.stderr
+    teacher, student = ((tmp_path / place / "model.safetensors") for place in ("teacher", "runs/r/student"))
+    assert student.stat().st_size < teacher.stat().st_size
+    shipped = AutoModelForCausalLM.from_pretrained(tmp_path / "runs/r/student", dtype="auto")
+    assert shipped.dtype == torch.bfloat16
+    summary = places.summary(tmp_path)
+    assert summary["student"]["bytes"] == 2 * summary["student"]["params"]
+    assert summary["teacher"]["bytes"] == 2 * summary["teacher"]["params"]
+
+
+def test_the_exported_weights_are_the_trained_ones_rounded_once_and_the_format_is_in_the_key(tmp_path):
+    start, many = student(tmp_path / "s", tiny_model()), {"learning_rate": 1e-2, "steps": 3}
+    teacher = Memory(tiny_model(seed=1))
+    whole, rounded = (
+        trained(tmp_path, start, teacher, words(), export_dtype=dtype, **many)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert whole.key != rounded.key
+    best = load_file(whole.path / "student" / "model.safetensors")
+    shipped = load_file(rounded.path / "student" / "model.safetensors")
+    assert best.keys() == shipped.keys()
+    assert all(torch.equal(value.bfloat16(), shipped[name]) for name, value in best.items())
+    assert rounded.facts["bytes"] * 2 == whole.facts["bytes"]
+    # The validation that chose the weights is that of the weights before rounding.
+    assert rounded.facts["best_loss"] == whole.facts["best_loss"]
+
+
+def test_a_student_out_of_the_range_of_its_format_is_refused_before_the_first_step(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e5
+    start = student(tmp_path / "s", model)
+    with pytest.raises(ModelError, match="float16 ends at 65504, and model.norm.weight holds"):
+        trained(tmp_path, start, Memory(tiny_model(seed=1)), words(), export_dtype="float16")
+    assert not list((tmp_path / "store").glob(".building-train-*/metrics.jsonl"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import ArtifactError
-from potstill.store import artifacts
+from potstill.store import artifacts, disk
 from potstill.store.lines import append_line
 
 
@@ -30,8 +30,8 @@ def test_a_finished_folder_is_on_disk_before_it_appears(
     def fsync(descriptor: int) -> None:
         synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, place.is_dir()))
 
-    monkeypatch.setattr(artifacts.os, "fsync", fsync)
-    artifacts.move_into_place(source, place)
+    monkeypatch.setattr(disk.os, "fsync", fsync)
+    disk.move_into_place(source, place)
     assert sorted(synced[:-1]) == [("building", False), ("student", False), ("weights", False)]
     assert synced[-1] == (tmp_path.name, True)
     assert (place / "student" / "weights").read_text() == "w"
@@ -41,28 +41,28 @@ def test_a_file_is_the_old_one_until_the_new_one_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.json"
-    artifacts.write_json(file, {"n": 1})
+    disk.write_json(file, {"n": 1})
 
     def killed(descriptor: int) -> None:
         raise OSError("killed")
 
-    monkeypatch.setattr(artifacts.os, "fsync", killed)
+    monkeypatch.setattr(disk.os, "fsync", killed)
     with pytest.raises(OSError, match="killed"):
-        artifacts.write_json(file, {"n": 2})
+        disk.write_json(file, {"n": 2})
     assert file.read_text() == '{\n  "n": 1\n}\n'
 
 
 def test_a_lock_is_seen_by_others_until_its_file_is_closed(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with file.open("a") as owner, file.open() as reader:
-        assert not artifacts.is_locked(reader)
+        assert not disk.is_locked(reader)
     with file.open("a") as owner, file.open() as reader, file.open() as other:
-        assert artifacts.lock(owner)
-        assert artifacts.is_locked(reader)
-        assert artifacts.is_locked(other)
-        assert not artifacts.lock(other)
+        assert disk.lock(owner)
+        assert disk.is_locked(reader)
+        assert disk.is_locked(other)
+        assert not disk.lock(other)
     with file.open() as reader:
-        assert not artifacts.is_locked(reader)
+        assert not disk.is_locked(reader)
 
 
 STUDENT = "student/model.safetensors"
@@ -140,7 +140,7 @@ def test_a_file_is_hashed_once_while_it_stays_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed = []
-    monkeypatch.setattr(artifacts, "file_hash", lambda path: hashed.append(path.name) or "h")
+    monkeypatch.setattr(disk, "file_hash", lambda path: hashed.append(path.name) or "h")
     artifact = made(tmp_path)
     for _ in range(3):
         found(artifact)
@@ -221,7 +221,7 @@ def test_a_folder_in_the_place_of_a_file_is_moved_aside(tmp_path: Path, caplog) 
         (tmp_path / "report.html").unlink(missing_ok=True)
         (tmp_path / "report.html").mkdir()
         (tmp_path / "report.html/mine").write_text(str(number))
-        artifacts.write_text(tmp_path / "report.html", "page")
+        disk.write_text(tmp_path / "report.html", "page")
         assert (tmp_path / "report.html").read_text() == "page"
         assert (tmp_path / f".report.html.aside-{number}/mine").read_text() == str(number)
     assert "report.html stands where something else belongs" in caplog.text
@@ -237,14 +237,14 @@ def test_a_kill_over_a_removal_leaves_nothing_in_its_place(
 
     (tmp_path / "checkpoints/step-1").mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts.shutil, "rmtree", killed)
+        patch.setattr(disk.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            artifacts.discard(tmp_path / "checkpoints")
+            disk.discard(tmp_path / "checkpoints")
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".")
-    artifacts.sweep(tmp_path)
+    disk.sweep(tmp_path)
     assert not list(tmp_path.iterdir())
-    artifacts.discard(tmp_path / "checkpoints")
+    disk.discard(tmp_path / "checkpoints")
 
 
 def test_stored_files_have_the_rights_of_new_files(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_stored_files_have_the_rights_of_new_files(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/w").write_text("")
     (tmp_path / "a/b/w").chmod(0o600)
-    artifacts.move_into_place(tmp_path / "a", tmp_path / "place")
+    disk.move_into_place(tmp_path / "a", tmp_path / "place")
     assert (tmp_path / "place/b/w").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
@@ -261,9 +261,9 @@ def test_nobody_holds_a_lock_where_there_are_none(tmp_path: Path, monkeypatch: p
     def refused(handle: object, how: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(artifacts.fcntl, "flock", refused)
+    monkeypatch.setattr(disk.fcntl, "flock", refused)
     with (tmp_path / "lock").open("a") as handle:
-        assert not artifacts.is_locked(handle)
+        assert not disk.is_locked(handle)
 
 
 def test_a_file_that_cannot_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,15 +273,15 @@ def test_a_file_that_cannot_be_read_is_no_damage(tmp_path: Path, monkeypatch: py
     def broken(handle: object, name: str) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(artifacts, "_hashes", {})
-    monkeypatch.setattr(artifacts.hashlib, "file_digest", broken)
+    monkeypatch.setattr(disk, "_hashes", {})
+    monkeypatch.setattr(disk.hashlib, "file_digest", broken)
     with pytest.raises(OSError, match="metrics.jsonl") as caught:
         found(artifact)
     assert caught.value.errno == errno.EIO
     assert artifact.path.is_dir()
 
 
-@pytest.mark.parametrize("write", [artifacts.write_text, lambda path, _: append_line(path, {"n": 1})])
+@pytest.mark.parametrize("write", [disk.write_text, lambda path, _: append_line(path, {"n": 1})])
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, write: Callable[[Path, str], None]) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

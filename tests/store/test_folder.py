@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import ArtifactError, MachineError
-from potstill.store import artifacts
+from potstill.store import disk
 from potstill.store.folder import RunDir
 
 
@@ -25,7 +25,7 @@ def test_a_folder_has_one_owner_at_a_time_and_names_it(tmp_path: Path) -> None:
 
 def test_a_lock_without_a_number_has_an_unnamed_owner(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("a") as handle:
-        assert artifacts.lock(handle)
+        assert disk.lock(handle)
         assert RunDir(tmp_path).owner() == -1
 
 
@@ -55,7 +55,7 @@ def test_the_last_state_is_written_on_a_full_disk(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "write_text", full)
+    monkeypatch.setattr(disk, "write_text", full)
     error = {"message": "the disk is full.", "fix": "Free some.", "path": ""}
     folder.update_at_end({"status": "failed", "training": None, "error": error})
     assert folder.state() == {"status": "failed", "training": None, "error": error}

@@ -6,7 +6,7 @@ import pytest
 
 from builders.jobs import spec_of
 from builders.tiny import tiny_model
-from potstill.store import artifacts
+from potstill.store import disk
 from potstill.train import checkpoint
 from potstill.train.loop import make_optimizer
 from potstill.train.step import StudentModule
@@ -23,7 +23,7 @@ def save(tmp_path):
 def test_new_checkpoints_are_kept_beside_damaged_ones_of_later_steps(tmp_path, save):
     """Pruning by step number alone deleted each new checkpoint."""
     for step in (20, 30):
-        (save(step) / "weights.safetensors").write_bytes(b"x")
+        (save(step) / "weights/tensors.safetensors").write_bytes(b"x")
     assert checkpoint.newest(tmp_path) is None
     for step in (1, 10):
         assert save(step).exists()
@@ -45,11 +45,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, save):
 
 
 def test_a_checkpoint_whose_state_has_changed_is_passed_over(tmp_path, save):
-    """One digit of a rate or of the cursor would train something else."""
+    """One digit of the cursor would train something else."""
     for step in (1, 2):
         save(step)
     state = tmp_path / "step-00000002/state.json"
-    state.write_text(state.read_text().replace("0.001", "0.002"))
+    state.write_text(state.read_text().replace('"step": 2', '"step": 3'))
     assert checkpoint.newest(tmp_path).state["step"] == 1
 
 
@@ -66,7 +66,7 @@ def test_a_kill_over_the_removal_of_old_checkpoints_sticks_no_run(tmp_path, save
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts.shutil, "rmtree", killed)
+        patch.setattr(disk.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             save(3)
     assert checkpoint.newest(tmp_path).state["step"] == 3

@@ -76,7 +76,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stop_a
     optimizer = make_optimizer(module, settings())
     asked = iter([False] * (stop_at - 1) + [True])
 
-    def save(progress, opt, best):
+    def save(progress, opt):
         checkpoint.save(tmp_path, progress.step, module, opt, vars(progress) | {"best": None})
 
     hooks = Hooks(event=events.append, save=save, should_stop=lambda: next(asked))
@@ -194,12 +194,12 @@ def test_the_best_validation_is_kept_and_patience_ends_the_run():
     hooks = Hooks(
         event=events.append,
         validate=lambda: {"loss": next(losses)},
-        save=lambda progress, optimizer, best: saved.append((progress.step, best)),
+        keep_best=lambda progress: saved.append(progress.step),
     )
     done = fit(StudentModule(tiny_model(), 128), hooks=hooks, validate_every=1, patience=2)
     assert done.step == 5
     assert (done.best, done.best_step) == (2.0, 2)
-    assert [step for step, best in saved if best] == [1, 2]
+    assert saved == [1, 2]
     assert [e["best"] for e in events if e["event"] == "validation"] == [True, True, False, False, False]
 
 
@@ -263,12 +263,12 @@ def test_best_by_names_the_figure_that_chooses_the_best_weights():
     saved = []
     hooks = Hooks(
         validate=lambda: next(measured),
-        save=lambda progress, optimizer, best: saved.append((progress.step, best)),
+        keep_best=lambda progress: saved.append(progress.step),
     )
     options = {"steps": 3, "learning_rate": 0.0, "validate_every": 1, "best_by": "forward_kl"}
     done = fit(StudentModule(tiny_model(), 128), hooks=hooks, **options)
     assert (done.best, done.best_step) == (1.0, 3)
-    assert [step for step, best in saved if best] == [1, 2, 3]
+    assert saved == [1, 2, 3]
 
 
 def overflowing(module, at: int):

@@ -17,7 +17,10 @@ TESTS = Path(__file__).parent.parent
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_process_without_a_scored_token_ends_with_the_others(sharding):
     """Both ranks end with the same loss and count, although one of them has nothing to score."""
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [
         sys.executable,
         "-m",

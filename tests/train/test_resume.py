@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from safetensors.torch import load_file
 from builders.hooks import watched
 from builders.jobs import Memory, events, student, trained
 from builders.tiny import tiny_model
-from potstill.errors import Interrupted
+from potstill.errors import Interrupted, MachineError
 from potstill.stages import _train
-from potstill.train import checkpoint, folder
+from potstill.train import checkpoint, folder, loop
 from potstill.types import Example
 
 ROWS = [Example(f"r{i}", tuple(range(4 + i, 14 + i)), (False,) * 3 + (True,) * 7) for i in range(12)]
@@ -40,7 +42,7 @@ def stopped_at(folder, step: int, **changes) -> list:
 
 
 @pytest.mark.parametrize("length", [0, 100])
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", ["weights/tensors.safetensors", "optimizer/tensors.safetensors"])
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_run_continues_from_an_undamaged_checkpoint_or_begins_again(tmp_path, name, length, damaged):
     """A file of the newest one lost its end: an older one is used, and without any the stage begins again."""
@@ -59,31 +61,54 @@ def test_a_run_continues_from_an_undamaged_checkpoint_or_begins_again(tmp_path, 
 def test_a_checkpoint_with_a_flipped_byte_is_passed_over(tmp_path):
     """Sizes agree, content does not: the manifest of a checkpoint holds the hashes of its files."""
     older, newest = stopped_at(tmp_path, 4, checkpoint_every=1)
-    data = bytearray((newest / "weights.safetensors").read_bytes())
+    data = bytearray((newest / "weights/tensors.safetensors").read_bytes())
     data[-2] ^= 0x40
-    (newest / "weights.safetensors").write_bytes(bytes(data))
+    (newest / "weights/tensors.safetensors").write_bytes(bytes(data))
     result = checkpoint.newest(newest.parent)
     assert result is not None
     assert result.path == older
 
 
-def test_a_checkpoint_exists_after_the_first_step(tmp_path, monkeypatch):
-    """Whatever checkpoint_every says, a checkpoint exists once the first step is done."""
+def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    """Hours of training must not end at their first checkpoint."""
+    full = SimpleNamespace(total=10**12, used=10**12, free=1000)
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(MachineError, match=r"checkpoints need .* GB, and .* has 0\.0 GB free") as refused:
+        run(tmp_path)
+    assert "runs:" in refused.value.fix
+    (work,) = (tmp_path / "store").glob(".building-train-*")
+    assert not (work / "metrics.jsonl").exists()
 
-    class Died(Exception):
-        pass
 
-    def append(path, event):
-        if event["event"] == "step" and event["step"] == 3:
-            raise Died
-        append_line(path, event)
+def test_a_checkpoint_is_made_when_so_much_time_has_passed(tmp_path, monkeypatch):
+    """A clock that moves a minute a step, and `2m`: a checkpoint every second step or third, none at each."""
+    minutes = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    saved = []
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(
+        _train.TrainingFolder, "save", lambda self, module, progress, optimizer: saved.append(progress.step)
+    )
+    monkeypatch.setattr(_train.TrainingFolder, "take_best", lambda self, module: None)
+    run(tmp_path, checkpoint_every="10m", steps=12)
+    assert saved[-1] == 12
+    assert 1 <= len(saved[:-1]) <= 6
 
-    append_line = folder.append_line
-    monkeypatch.setattr(folder, "append_line", append)
-    with pytest.raises(Died):
-        run(tmp_path, checkpoint_every=1000)
-    (saved,) = (tmp_path / "store").glob(".building-train-*/.checkpoints/step-*")
-    assert checkpoint.newest(saved.parent).state["step"] == 1
+
+def test_the_best_weights_are_written_once_and_the_end_of_a_training_writes_nothing_more(
+    tmp_path, monkeypatch
+):
+    """One file for each better validation, and a last checkpoint without weights or optimizer."""
+    monkeypatch.setattr(_train.TrainingFolder, "take_best", _full)
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path, validate_every=3)
+    (place,) = (tmp_path / "store").glob(".building-train-*/.checkpoints")
+    names = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    assert names == ["best-00000006/tensors.safetensors", "step-00000006/state.json"]
+
+
+def _full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_signal_ends_a_long_measurement(tmp_path):
@@ -104,11 +129,8 @@ def test_a_training_that_is_through_is_not_trained_again(tmp_path, monkeypatch):
     """The disk was full when the student was written: the next run only writes it."""
     whole = run(tmp_path / "calm")
 
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(_train.TrainingFolder, "take_best", full)
+        patch.setattr(_train.TrainingFolder, "take_best", _full)
         with pytest.raises(OSError, match="No space"):
             run(tmp_path)
     again = run(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -18,6 +19,7 @@ from potstill.data.examples import encode
 from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.models.anatomy import head_of
+from potstill.train import parallel
 from potstill.train.step import StudentModule, accumulate, each_row_once, one_row_each
 from potstill.types import Batch, Example
 
@@ -77,6 +79,33 @@ def test_a_bf16_forward_pass_changes_no_more_than_its_rounding():
         results.append((result.means()["loss"], head))
     assert results[1][0] == pytest.approx(results[0][0], rel=0.05)
     assert (results[1][1] - results[0][1]).norm() <= 0.1 * results[0][1].norm()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_cast_once_a_step_give_the_gradient_of_weights_cast_in_every_micro_batch(
+    monkeypatch, checkpointing
+):
+    """Three micro-batches under autocast, after a step with other weights."""
+    batches, teacher = [collate([row], pad_id=0) for row in ragged_rows(3)], local_teacher()
+
+    def gradients():
+        student = tiny_model(seed=0, tie=True)
+        if checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module = StudentModule(student, 128, autocast=torch.bfloat16)
+        module.train()
+        accumulate(module, teacher, batches, token_loss())
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(0.5)
+        module.zero_grad(set_to_none=True)
+        accumulate(module, teacher, batches, token_loss())
+        return [p.grad for p in module.parameters()]
+
+    once = gradients()
+    monkeypatch.setattr(parallel, "cast_once", lambda *_: contextlib.nullcontext())
+    for kept, again in zip(once, gradients(), strict=True):
+        assert torch.equal(kept, again)
 
 
 def test_activation_checkpointing_keeps_the_gradient_of_hard_labels_and_jsd():

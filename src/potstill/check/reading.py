@@ -16,6 +16,7 @@ from potstill.data.lost import WAYS_OUT, Lost
 from potstill.data.prompts import both_ids, prompt_ids, prompts
 from potstill.data.rows import Row
 from potstill.data.template import Templater
+from potstill.devices import placement
 from potstill.errors import DataError
 from potstill.recipe.defaults import Default
 from potstill.recipe.methods import METHODS
@@ -280,6 +281,13 @@ def _of_inputs(recipe: Recipe, setup: Setup) -> Iterator[Default]:
         yield Default("data.heldout_fraction", share, "a tenth, 60 to 500 rows, and a third at most")
     if data.max_length == "auto":
         yield Default("data.max_length", setup.max_length, "as far as the models read, 4096 at most")
+    devices = recipe.devices
+    count = placement.processes(None if devices.processes == "auto" else devices.processes, devices.apart)
+    if devices.processes == "auto":
+        yield Default("devices.processes", count, f"one a GPU that trains, or one: {setup.device.type}")
+    if devices.sharding == "auto":
+        several = "ddp or fsdp", "by the size of the student, once it is made"
+        yield Default("devices.sharding", *(several if count > 1 else ("none", "one process")))
 
 
 def _reckoned_sizes(

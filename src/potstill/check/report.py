@@ -84,7 +84,11 @@ class CheckReport:
         lines += ["", "what `auto` becomes, and why:"]
         lines += [f"  {d.path} = {d.shown}  ({d.source})" for d in self.defaults]
         lines += [f"note: {note}" for note in self.notes]
-        lines += ["", "what the rows hold:", *(f"  {_counted(count)}" for count in self.ledger)]
+        lines += [
+            "",
+            "what the rows hold (rendered: models read it; scored: training predicts it):",
+            *(f"  {_counted(count)}" for count in self.ledger),
+        ]
         for row in self.rows:
             spans = ", ".join(f"{start}–{end - 1}" for start, end in row.spans)
             scored = f"tokens {spans} of {row.tokens} are scored," if spans else "scored tokens"

@@ -33,8 +33,10 @@ def settings(recipe: Recipe, resolved: Sequence[StageSpec], became: Sequence[Def
     """All settings in the recipe's order; `became` has the values of those that are `auto` as written."""
     chosen = {default.path: default.value for default in became}
     top = recipe.model_copy(update={"stages": (), "method": None})
-    found = list(_of(top, "", ("version", "name", "teacher", "student", "data", "method", "stages"), chosen))
-    for name in ("teacher", "student", "data"):
+    found = list(
+        _of(top, "", ("version", "name", "teacher", "student", "data", "devices", "method", "stages"), chosen)
+    )
+    for name in ("teacher", "student", "data", "devices"):
         found += _of(getattr(recipe, name), f"{name}.", (), chosen)
     for stage, written in zip(resolved, recipe.stages, strict=True):
         found += _of(stage, f"stages.{stage.name}.", ("verb", "name"), chosen, written)

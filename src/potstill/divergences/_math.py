@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from potstill.devices import exact
 from potstill.errors import RecipeError
 
 FLOOR = -1e30  # stands for -inf where a difference of two must stay a number
@@ -128,8 +129,8 @@ def alpha_beta(student_lp: Tensor, teacher_lp: Tensor, alpha: float, beta: float
     dtype = student_lp.dtype
     if dtype != torch.float64 and min(abs(alpha), abs(beta)) < 1e-3:
         # Quotients by αβ whose difference fp32 cannot see; a schedule towards a limit passes here.
-        value, partial = alpha_beta(student_lp.double(), teacher_lp.double(), alpha, beta)
-        return value.to(dtype), partial.to(dtype)
+        value, partial = alpha_beta(exact.wide(student_lp), exact.wide(teacher_lp), alpha, beta)
+        return exact.back(value, student_lp), exact.back(partial, student_lp)
     total = alpha + beta
     d = student_lp.clamp(min=FLOOR) - teacher_lp.clamp(min=FLOOR)
     q, p = (total * student_lp).exp(), (total * teacher_lp).exp()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from potstill.data.batch import collate
 from potstill.data.plan import by_length
+from potstill.devices import exact, ranks
 from potstill.evaluate.teacher import left_out
 from potstill.models import anatomy
 from potstill.models.beside import evaluating
@@ -82,8 +83,9 @@ def score(
     totals = torch.zeros(len(row_ids), len(names) + 1, dtype=torch.float64)  # the last column counts tokens
     done = 0
     with evaluating(student):
-        for rows in by_length([len(example.input_ids) for example in examples], batch_tokens):
-            batch = collate([examples[row] for row in rows], pad_id=pad_id).to(device)
+        for rows in _batches(examples, batch_tokens):
+            picked = [examples[row] for row in rows] or [examples[0].silent()]
+            batch = collate(picked, pad_id=pad_id).to(device)
             hidden = anatomy.states_of(student, batch)[batch.predicts]
             head = anatomy.head_of(student, vocabulary, form)
             signal = None if teacher is None else teacher.signal(batch.for_teacher)
@@ -108,13 +110,19 @@ def score(
                         )
                         columns += tuple(zero if mass is None else mass for mass in beyond)
                 values = torch.stack(
-                    [column.double() for column in (*columns, torch.ones_like(columns[0]))], -1
+                    [exact.wide(column) for column in (*columns, torch.ones_like(columns[0]))], -1
                 )
                 totals.index_add_(0, owner[part], values.cpu())
-            done += len(rows)
-            on_progress(done, len(examples))
-    *sums, tokens = map(tuple, totals.T.tolist())
+            done += len(rows) * ranks.world()
+            on_progress(min(done, len(examples)), len(examples))
+    *sums, tokens = map(tuple, ranks.total(totals).T.tolist())
     return Scores(tuple(row_ids), tokens, dict(zip(names, sums, strict=True)))
+
+
+def _batches(examples: Sequence[Example], tokens: int) -> Sequence[list[int]]:
+    """This process's batches of rows: as many as every other one has, the last one perhaps empty."""
+    batches = by_length([len(example.input_ids) for example in examples], tokens)
+    return ranks.mine([*batches, *[[]] * (-len(batches) % ranks.world())])
 
 
 def _compared(

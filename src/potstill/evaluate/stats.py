@@ -123,6 +123,78 @@ def retained(teacher: Figure, student: Figure, *, resamples: int = 2000, seed: i
     return replace(share, value=kept, low=low, high=high, n=len(theirs))
 
 
+def mean(runs: Sequence[Figure], *, resamples: int = 2000, seed: int = 0) -> Figure:
+    """The mean of one figure of several runs on the same prompts, with a 95 % interval that draws the prompts again,
+    and the runs too where there are several (a two-stage bootstrap: Davison & Hinkley 1997, §3.8).
+
+    Returns:
+        the mean over the prompts that every run measured; without prompts the mean of the values, without an
+        interval; no value where a run has none.
+    """
+    missing = next((run for run in runs if run.value is None), None)
+    if missing is not None:
+        return replace(missing, pairs=(), shape=None)
+    about = replace(runs[0], low=None, high=None, pairs=(), floors=(), shape=None, reason="")
+    both = _shared_prompts(runs)
+    if both is None or not both.any():
+        value = float(np.mean([run.value for run in runs]))
+        own = runs[0] if len(runs) == 1 else replace(about, reason="not measured on the same prompts")
+        return replace(own, value=value, pairs=(), floors=(), shape=None)
+    value, draws = _mean_draws(runs, both, _picks(int(both.sum()), resamples, seed), seed)
+    low, high = _ends(draws)
+    return replace(about, value=value, low=low, high=high, n=int(both.sum()))
+
+
+def mean_difference(
+    ours: Sequence[Figure],
+    theirs: Sequence[Figure],
+    *,
+    paired_runs: bool,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Figure:
+    """mean(ours) - mean(theirs) with a paired 95 % interval: the same prompts are drawn on both sides, and with
+    `paired_runs` (one seed each, in the same order) the same runs.
+
+    Returns:
+        the difference over the prompts that every run measured, or why there is none.
+    """
+    runs = [*ours, *theirs]
+    about = replace(runs[0], value=None, low=None, high=None, n=None, pairs=(), floors=(), shape=None)
+    missing = next((run for run in runs if run.value is None), None)
+    both = _shared_prompts(runs)
+    if missing is not None or both is None or not both.any():
+        return replace(about, reason=missing.reason if missing else "not measured on the same prompts")
+    picks = _picks(int(both.sum()), resamples, seed)
+    our_value, our_draws = _mean_draws(ours, both, picks, seed)
+    their_value, their_draws = _mean_draws(theirs, both, picks, seed if paired_runs else seed + 1)
+    low, high = _ends(our_draws - their_draws)
+    return replace(about, value=our_value - their_value, low=low, high=high, n=int(both.sum()), reason="")
+
+
+def _shared_prompts(runs: Sequence[Figure]) -> np.ndarray | None:
+    """Which prompts every run measured, [n]; None where the runs did not measure the same ones."""
+    if not runs[0].pairs or len({len(run.pairs) for run in runs}) > 1:
+        return None
+    return np.logical_and.reduce([np.asarray(run.pairs)[:, 1] > 0 for run in runs])
+
+
+def _mean_draws(
+    runs: Sequence[Figure], used: np.ndarray, picks: np.ndarray, seed: int
+) -> tuple[float, np.ndarray]:
+    """The mean over runs, and the same of each resample, [resamples]."""
+    values, draws = [], []
+    for run in runs:
+        pairs, shape = np.asarray(run.pairs)[used], run.shape or (lambda ratios: ratios)
+        top, bottom = pairs.sum(0)
+        values.append(float(shape(np.asarray(top / bottom))))
+        drawn = pairs[picks].sum(1)
+        draws.append(shape(drawn[:, 0] / drawn[:, 1]))
+    resamples = len(picks)
+    chosen = np.random.default_rng([seed, 1]).integers(len(runs), size=(len(runs), resamples))
+    return float(np.mean(values)), np.stack(draws)[chosen, np.arange(resamples)].mean(0)
+
+
 def _picks(n: int, resamples: int, seed: int) -> np.ndarray:
     """Which of the n prompts each resample draws, [resamples, n]."""
     return np.random.default_rng(seed).integers(n, size=(resamples, n))

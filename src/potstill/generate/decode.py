@@ -96,6 +96,14 @@ class Decoder:
             self.batch, finished = self._extend(self.batch)
         return finished
 
+    @torch.no_grad()
+    def idle(self) -> list[Completion]:
+        """Run one forward pass that other processes need, and finish nothing."""
+        device = next(self.model.parameters()).device
+        ids, mask, positions = left_pad([[self.pad_id]], self.pad_id, device)
+        self._forward(ids, mask, positions, None)
+        return []
+
     def _has_room(self, batch: InFlight) -> bool:
         free = self.batch_rows - len(batch.rows)
         enough = max(1, min(self.batch_rows // _REFILL_SHARE, len(self.queue)))

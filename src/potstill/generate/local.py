@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from potstill.devices import ranks
 from potstill.errors import DataError, RecipeError
 from potstill.generate.decode import Decoder, Pending
 from potstill.generate.request import Completion, GenerationProgress, Request
 from potstill.generate.sampling import Sampling, uniforms
 from potstill.models.beside import evaluating
+from potstill.models.shards import is_sharded
 
 
 def write(request: Request) -> Iterator[Completion]:
@@ -87,6 +89,8 @@ def _run(
     on_progress: Callable[[GenerationProgress], None] | None,
     should_stop: Callable[[], bool],
 ) -> Iterator[Completion]:
+    # Of a sharded model every forward pass needs all processes, those with nothing left to write as well.
+    pace = ranks.anyone if is_sharded(decoder.model) else bool
     total, done, start = len(decoder.queue), 0, time.monotonic()
     going = True
     while going:
@@ -94,8 +98,8 @@ def _run(
         # The caller may train between two completions, so evaluation mode ends before each yield.
         # It also ends gradient checkpointing, which drops the cache.
         with evaluating(decoder.model):
-            while not finished and (going := decoder.busy and not should_stop()):
-                finished = decoder.step()
+            while not finished and (going := pace(busy := decoder.busy and not should_stop())):
+                finished = decoder.step() if busy else decoder.idle()
                 done += len(finished)
                 if on_progress:
                     on_progress(GenerationProgress(done, total, decoder.tokens, time.monotonic() - start))

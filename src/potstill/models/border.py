@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from potstill.errors import ModelError, PotstillError
 
 LONGEST = 400  # characters of a library's reason
+# Of these the machine is the reason and not the file: exit code 3, as everywhere else.
+ERRORS = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EFBIG,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
 MACHINE = ("out of memory", "can't allocate memory", "os error 28", "no space left on device")
 
 
@@ -35,8 +47,10 @@ def border(action: str, fix: str, *, passes: type[Exception] = PotstillError) ->
 
 
 def _of_the_machine(error: BaseException) -> bool:
-    """Whether memory or disk ran out, which is said elsewhere."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in MACHINE)
+    """Whether memory or disk ran out or failed, which is said elsewhere."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in ERRORS):
+        return True
+    return any(words in str(error).lower() for words in MACHINE)
 
 
 def _reason(error: BaseException) -> str:

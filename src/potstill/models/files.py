@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +82,23 @@ def tensors(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ModelError: a file cannot be read as safetensors, is cut off, or is a pointer to a file elsewhere.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {name: tuple(entry.get_shape()) for name, entry in _entries(folder)}
+
+
+def numbers(folder: Path) -> Counter[str]:
+    """How many numbers are stored in each format, by the names of safetensors: F32, BF16, …"""
+    counts: Counter[str] = Counter()
+    for _, entry in _entries(folder):
+        counts[entry.get_dtype()] += math.prod(entry.get_shape())
+    return counts
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, Any]]:
+    """The name of every stored tensor, and what its file's header says of it."""
     for file in weight_files(folder):
         require_content(file)
         with border(f"cannot read {file}", "Download it again."), safe_open(file, "pt") as handle:
-            shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
-    return shapes
+            yield from [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118
 
 
 def require_regular(folder: Path) -> None:

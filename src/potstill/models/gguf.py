@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,25 @@ FIX = "Name the model's safetensors instead."
 
 def tensors(file: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every stored tensor by its name."""
-    return _tensors(file, file.stat().st_mtime_ns)
+    return {name: shape for name, (shape, _) in _tensors(file, file.stat().st_mtime_ns).items()}
+
+
+def numbers(file: Path) -> Counter[str]:
+    """How many numbers are stored in each format, by the names of GGUF: F32, BF16, Q4_1, …"""
+    counts: Counter[str] = Counter()
+    for shape, kind in _tensors(file, file.stat().st_mtime_ns).values():
+        counts[kind] += math.prod(shape)
+    return counts
 
 
 @lru_cache(maxsize=4)  # reading a large vocabulary takes a second
-def _tensors(file: Path, changed: int) -> dict[str, tuple[int, ...]]:
+def _tensors(file: Path, changed: int) -> dict[str, tuple[tuple[int, ...], str]]:
     from gguf import GGUFReader
 
-    return {tensor.name: tuple(int(size) for size in tensor.shape) for tensor in GGUFReader(file).tensors}
+    return {
+        tensor.name: (tuple(int(size) for size in tensor.shape), tensor.tensor_type.name)
+        for tensor in GGUFReader(file).tensors
+    }
 
 
 def require_all_read(file: Path, model: Any) -> None:

@@ -24,14 +24,16 @@ from potstill.errors import OUT_OF_SCOPE, ModelError
 from potstill.models import claims, files, gguf, hub
 from potstill.models.anatomy import output_layer, parameter_count
 from potstill.models.border import border
+from potstill.models.products import fast_bf16 as fast_bf16
 from potstill.models.source import Source as Source
 from potstill.models.source import find_source as find_source
 from potstill.models.vocabulary import read_vocabulary, require_width
 from potstill.store import unpacking
-from potstill.store.artifacts import file_hash, move_into_place, write_json
+from potstill.store.disk import file_hash, move_into_place, write_json
 
 log = logging.getLogger("potstill")
 
+FORMATS = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as files name them
 UNPACKED = 2  # raised when what is kept of a GGUF file changes its meaning
 
 
@@ -135,6 +137,33 @@ def _hub_file(location: str, revision: str | None, name: str) -> Path | None:
 
     path = cached_file(location, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if path is None else Path(path)
+
+
+def number_format(source: Source) -> str:
+    """The number format of most stored weights: float32, bfloat16 or float16.
+
+    Packed weights (GGUF's Q4_1, int8, fp8) count as bfloat16, in which they are unpacked and trained. Of a model
+    on the hub its config is asked, and nothing is downloaded for it.
+
+    Raises:
+        ModelError: the files cannot be read.
+    """
+    if source.kind == "hub":
+        config = read_settings(source, files.CONFIG)
+        parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+        stated = [part.get(key) for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
+        packed = "quantization_config" in config
+        return (
+            "bfloat16"
+            if packed
+            else str(stated[0])
+            if stated and stated[0] in FORMATS.values()
+            else "float32"
+        )
+    with _reading(source):
+        count = files.numbers if source.kind == "folder" else gguf.numbers
+        ((most, _),) = count(source.path).most_common(1)
+    return FORMATS.get(most, "bfloat16")
 
 
 def context_length(config: Any) -> int | None:
@@ -339,14 +368,6 @@ def _unpack(source: Source, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     save(model, tokenizer, folder)
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 ones on this device."""
-    if device.type == "cpu":
-        abilities = torch.cpu.get_capabilities()
-        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def best_device() -> torch.device:

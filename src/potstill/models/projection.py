@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from potstill.models.products import rounding
 from potstill.types import Head
 
 TILE_BYTES = 2**20
@@ -20,25 +21,32 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 class Projection:
     """A head ready for chunks: h -> logits [c, vocabulary], and the gradient's way back.
 
-    `compute` is the dtype of the hidden states: off the CPU, fp32 master weights are cast to it once.
+    `compute` is the dtype of the hidden states: on CUDA, fp32 master weights are cast to it once.
+    With `rounded` a CPU with bf16 units rounds the operands of fp32 products to bf16, as autocast does in every
+    other layer; sums and results stay fp32. A gradient that is handed on in bf16 is rounded there, not here.
     """
 
-    def __init__(self, head: Head, compute: torch.dtype) -> None:
+    def __init__(self, head: Head, compute: torch.dtype, *, rounded: bool = False) -> None:
         assert head.weight is not None
         self.head = head
         self.weight = head.weight.detach()[: head.vocabulary]
-        if self.weight.device.type != "cpu":
+        if self.weight.device.type == "cuda":
             self.weight = self.weight.to(compute)
         self.bias = None if head.bias is None else head.bias.detach()[: head.vocabulary]
         self.lora = None
         if head.lora is not None:
             a, b, scaling = head.lora
             self.lora = (a.detach(), b.detach()[: head.vocabulary], scaling)
-        # Devices with fast half-precision products take them as they are, with fp32 results.
-        self.tiled = self.weight.device.type == "cpu" and self.weight.dtype != wide(self.weight.dtype)
+        # CUDA multiplies half-precision operands into fp32 results; elsewhere they are widened first.
+        self.tiled = self.weight.device.type != "cuda" and self.weight.dtype != wide(self.weight.dtype)
         self.dtype = wide(self.weight.dtype)
         rows = max(64, TILE_BYTES // (self.weight.shape[1] * self.dtype.itemsize))
-        self._tile = torch.empty(rows if self.tiled else 0, self.weight.shape[1], dtype=self.dtype)
+        half = (self.weight.dtype, compute) == (torch.bfloat16, torch.bfloat16)
+        self._round_logits = half or (rounded and self.dtype == torch.float32)
+        self._round_d_hidden = rounded and compute == torch.float32
+        self._round_d_weight = rounded and self.weight.dtype == torch.float32
+        size = (rows if self.tiled else 0, self.weight.shape[1])
+        self._tile = torch.empty(size, dtype=self.dtype, device=self.weight.device)
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         if not self.tiled:
@@ -51,10 +59,11 @@ class Projection:
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
         """softcap(scale * (h W' + b)) [c, V] into `out`."""
-        if hidden.device.type == "cpu":
+        if hidden.device.type != "cuda":
             hidden = hidden.to(self.dtype)
-            for rows, weight in self._tiles():
-                torch.mm(hidden, weight.t(), out=out[:, rows])
+            with rounding(hidden.device, self._round_logits):
+                for rows, weight in self._tiles():
+                    torch.mm(hidden, weight.t(), out=out[:, rows])
         elif self.weight.dtype == self.dtype:
             torch.mm(hidden.to(self.dtype), self.weight.t(), out=out)
         else:
@@ -84,15 +93,24 @@ class Projection:
 
     def d_hidden(self, grad: Tensor, out: Tensor) -> None:
         """grad [c, V] -> dh [c, H] into `out`."""
-        if grad.device.type == "cpu" or self.weight.dtype == self.dtype:
+        if grad.device.type != "cuda" or self.weight.dtype == self.dtype:
             out.zero_()
-            for rows, weight in self._tiles():
-                out.addmm_(grad[:, rows], weight)
+            with rounding(grad.device, self._round_d_hidden):
+                for rows, weight in self._tiles():
+                    out.addmm_(grad[:, rows], weight)
         else:
             torch.mm(grad.to(self.weight.dtype), self.weight, out_dtype=self.dtype, out=out)
         if self.lora is not None:
             a, b, scaling = self.lora
             out.addmm_(grad @ b.to(self.dtype), a.to(self.dtype), alpha=scaling)
+
+    def add_d_weight(self, grad: Tensor, hidden: Tensor, out: Tensor) -> None:
+        """Add grad' hidden [V, H] to `out`, summed in fp32; half-precision operands where the device is fast at it."""
+        if grad.device.type != "cuda" or hidden.dtype == out.dtype:
+            with rounding(grad.device, self._round_d_weight):
+                out.addmm_(grad.t(), hidden.to(out.dtype))
+        else:
+            out += torch.mm(grad.to(hidden.dtype).t(), hidden, out_dtype=out.dtype)
 
 
 def plain_logits(head: Head, hidden: Tensor) -> Tensor:

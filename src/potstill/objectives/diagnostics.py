@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from potstill.devices import exact
 from potstill.errors import NotFinite
 from potstill.signals.support import Support
 
 
 def add_sum(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
     """Add the values of a block to a metric."""
-    total = values.detach().sum(dtype=torch.float64)
+    total = exact.total(values.detach())
     sums[name] = sums[name] + total if name in sums else total
 
 
@@ -22,7 +23,7 @@ def add_free_metrics(sums: dict[str, Tensor], support: Support) -> None:
     q, p = student.exp(), teacher.exp()
     add_sum(sums, "student_entropy", -torch.where(q > 0, q * student, 0.0).sum(-1))
     add_sum(sums, "teacher_entropy", -torch.where(p > 0, p * teacher, 0.0).sum(-1))
-    add_sum(sums, "agreement", (student.argmax(-1) == teacher.argmax(-1)).double())
+    add_sum(sums, "agreement", (student.argmax(-1) == teacher.argmax(-1)).float())
     add_sum(sums, "acceptance", torch.minimum(p, q).sum(-1))
     if support.tail:
         add_sum(sums, "student_mass_on_ids", q[:, :-1].sum(-1))

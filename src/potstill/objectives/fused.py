@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from potstill.devices import exact
 from potstill.models.projection import Projection, wide
 from potstill.types import Head, Loss
 
@@ -63,7 +64,7 @@ class _Gradients:
         if self._hidden is not None:
             projection.d_hidden(by_linear, self._hidden[rows])
         if self._weight is not None:
-            _add_product(self._weight[:vocabulary], by_linear, chunk)
+            projection.add_d_weight(by_linear, chunk, self._weight[:vocabulary])
         if self._bias is not None:
             self._bias[:vocabulary] += by_linear.sum(0)
         if projection.lora is not None:
@@ -85,15 +86,16 @@ class _Sweep:
     rowwise: Rowwise
     chunk_rows: int
     needed: tuple[bool, ...]  # gradients, in the order of `_Gradients.tensors`
+    rounded: bool  # see `Projection`
 
     def __call__(
         self, hidden: Tensor, metrics: dict[str, Tensor], *, gradient: bool
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Sum the loss, and with `gradient` the gradients that are needed; add metric sums to `metrics`."""
-        projection, n = Projection(self.head, hidden.dtype), hidden.shape[0]
+        projection, n = Projection(self.head, hidden.dtype, rounded=self.rounded), hidden.shape[0]
         wanted = gradient and any(self.needed)
         gradients = _Gradients(projection, hidden, self.needed) if wanted else None
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        total = exact.zero(hidden.device)
         size = (min(self.chunk_rows, n), self.head.vocabulary)
         buffer = torch.empty(size, dtype=projection.dtype, device=hidden.device)
         for start in range(0, n, self.chunk_rows):
@@ -102,12 +104,14 @@ class _Sweep:
             logits = projection.logits(chunk, buffer[: chunk.shape[0]])
             slope = None if gradients is None else projection.slope(logits)
             losses, sums = self.rowwise(logits, rows, gradients is not None)
-            total += losses.sum(dtype=torch.float64)
+            total += exact.total(losses)
             _add(metrics, sums)
             if gradients is not None:
                 gradients.add(projection.to_linear(logits, slope), chunk, rows)
         none = (None,) * len(self.needed)
-        return total.to(projection.dtype), none if gradients is None else gradients.tensors()
+        return total.to(projection.dtype).to(
+            hidden.device
+        ), none if gradients is None else gradients.tensors()
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -181,6 +185,7 @@ def linear_loss(
     *,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     mode: Mode = "store",
+    rounded: bool = False,
 ) -> Loss:
     """Sum a loss on the head's logits over the N rows of `hidden`.
 
@@ -191,6 +196,7 @@ def linear_loss(
         chunk_bytes: memory for a chunk's logits, the student's and the teacher's together.
         mode: "store" computes the gradient in the forward pass and keeps dh and dW until the backward
             pass; "recompute" keeps nothing and sweeps again, for heads whose dW would not fit.
+        rounded: a CPU with bf16 units may round the operands of the head's products to bf16.
 
     Returns:
         sum, count N, and metric sums. In mode "store" a second backward raises. Under `torch.no_grad`
@@ -205,7 +211,7 @@ def linear_loss(
     inputs = (hidden, *_tensors_of(head))
     needed = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs)
     with torch.autocast(hidden.device.type, enabled=False):
-        sweep = _Sweep(head, rowwise, rows_at_once, needed)
+        sweep = _Sweep(head, rowwise, rows_at_once, needed, rounded)
         total = _LinearLoss.apply(*inputs, sweep, mode, metrics)
     return Loss(total, count, metrics)
 
@@ -268,11 +274,3 @@ def _zero(rows: Tensor) -> Tensor:
 def _add(metrics: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
     for name, value in sums.items():
         metrics[name] = metrics[name] + value if name in metrics else value.detach()
-
-
-def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """total += grad' hidden, accumulated in fp32; half-precision operands where the device is fast at it."""
-    if grad.device.type == "cpu" or hidden.dtype == total.dtype:
-        total.addmm_(grad.t(), hidden.to(total.dtype))
-    else:
-        total += torch.mm(grad.to(hidden.dtype).t(), hidden, out_dtype=total.dtype)

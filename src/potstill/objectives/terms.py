@@ -23,6 +23,7 @@ class StudentView:
     batch: Batch
     chunk_bytes: int  # memory for a chunk's logits
     metrics: bool = False  # also sum diagnostics
+    rounded: bool = False  # the student computes in bf16, its head's products too
 
 
 class Term(Protocol):

@@ -82,7 +82,13 @@ class TokenLoss:
         rowwise = self.rowwise(
             signal, batch.targets, batch.hard, batch.weights, place, metrics=student.metrics
         )
-        return linear_loss(student.hidden, student.head, rowwise, chunk_bytes=student.chunk_bytes)
+        return linear_loss(
+            student.hidden,
+            student.head,
+            rowwise,
+            chunk_bytes=student.chunk_bytes,
+            rounded=student.rounded,
+        )
 
     def check(self, sums: Mapping[str, float], tokens: int) -> None:
         """Refuse a sum below zero of a divergence that cannot be.
@@ -177,7 +183,7 @@ class TokenRows:
         losses = logits.new_empty(n)
         sums: dict[str, Tensor] = {}
         chunk = None if self.chunks is None else self.chunks(rows, logits)
-        step = n if logits.is_cuda else max(1, BLOCK_BYTES // (width * logits.element_size()))
+        step = n if logits.device.type != "cpu" else max(1, BLOCK_BYTES // (width * logits.element_size()))
         for start in range(0, n, step):
             part = slice(start, min(start + step, n))
             support = None

@@ -95,7 +95,7 @@ class StudentSpec(Loading):
     """The student: a model of its own, or one cut from the teacher."""
 
     model: Text | None = None
-    """As for the teacher."""
+    """Hub id, local folder, *.gguf file, or package:PACKAGE/FILE.gguf, as for the teacher."""
     from_teacher: Cut | None = None
     """Cut the student from the teacher."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from potstill.errors import PluginError, RecipeError, RecipeErrors
 from potstill.recipe.options import Option, literal, one_key, read_options
-from potstill.store.artifacts import file_hash
+from potstill.store.disk import file_hash
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ FAMILIES: Mapping[str, Family] = {
     "strategies": Family("strategy", ("build",)),
     "students": Family("student", ("build",)),
     "teachers": Family("teacher", ("build",)),
+    "trackers": Family("tracker", ("start",)),
     "token_weights": Family("token weight", ("weights",)),
 }
 PACKAGE = Path(__file__).parent.parent

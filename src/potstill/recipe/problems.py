@@ -153,7 +153,8 @@ def _explained_deeper(loc: Loc, details: Sequence[ErrorDetails], groups: Mapping
 def _problems(
     loc: Loc, details: Sequence[ErrorDetails], raw: Mapping[str, Any], sections: Sections
 ) -> list[RecipeError]:
-    first = details[0]
+    # Of the forms that a value may have, the one that it has comes first.
+    first = next((detail for detail in details if detail["type"] == "conflicts"), details[0])
     value = first["input"]
     if first["type"] == "conflicts":
         return [
@@ -178,8 +179,8 @@ def _unknown_key(key: str, section: Loc, sections: Sections) -> tuple[str, str]:
     keys = sections.get(section, ())
     if not keys:
         return "unknown key.", f"Options stand below the plug-in's name, as in {{NAME: {{{key}: VALUE}}}}."
-    plain = key.lower().replace("-", "_")
-    wanted = _SYNONYMS.get(plain, plain)
+    plain = _plain(key)
+    wanted = our_name(key)
     if wanted in keys:
         return f"unknown key; did you mean {wanted}?", _MEANING.get(wanted, "")
     everywhere = [word for words in sections.values() for word in words]
@@ -190,6 +191,15 @@ def _unknown_key(key: str, section: Loc, sections: Sections) -> tuple[str, str]:
     if homes:
         return f"unknown key{near}", f"{wanted} belongs {_or(homes)}."
     return f"unknown key{near}", "" if near != "." else f"Known here: {', '.join(keys)}."
+
+
+def our_name(key: str) -> str:
+    """The name that potstill has for a key of another tool; any other key is returned as it is."""
+    return _SYNONYMS.get(_plain(key), _plain(key))
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace("-", "_")
 
 
 def _home(section: Loc) -> str:
@@ -228,7 +238,7 @@ def _way_out(key: str, expected: Sequence[str], value: object) -> str:
         return "Put it in quotes." if "text" in expected else ""
     if not isinstance(value, str):
         return ""
-    if "a mapping" in expected and key in _WRAPPED:
+    if expected == ["a mapping"] and key in _WRAPPED:
         return f"Write {key}: {{{_WRAPPED[key]}: {value}}}."
     if "true or false" in expected:
         words = {"yes": "true", "on": "true", "no": "false", "off": "false"}

@@ -10,16 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, TypeAdapter, ValidationError, field_serializer
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_serializer
 
 from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe import yaml
+from potstill.recipe.devices import DevicesSpec
 from potstill.recipe.inputs import DataSpec, StudentInput, TeacherInput
 from potstill.recipe.methods import stages_of
 from potstill.recipe.options import one_key
 from potstill.recipe.overrides import apply
 from potstill.recipe.problems import describe
-from potstill.recipe.specs import Conflict, Seed, Spec, Text
+from potstill.recipe.specs import Conflict, Seed, Spec, Text, TrackerChoice
 from potstill.recipe.stages import StageSpec, any_stage, stage_types, write_stage
 
 if TYPE_CHECKING:
@@ -28,7 +29,17 @@ else:
     Stage = any_stage()
 
 _HALF = re.compile("[\ud800-\udfff]")  # one half of a surrogate pair, which UTF-8 cannot hold
-FolderName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+FolderName: TypeAlias = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", examples=["pilot"])
+]
+Trackers: TypeAlias = Annotated[
+    tuple[TrackerChoice, ...],
+    Field(strict=False),
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str | dict) else value,
+        json_schema_input_type=TrackerChoice | list[TrackerChoice],
+    ),
+]
 
 
 class Recipe(Spec):
@@ -47,6 +58,10 @@ class Recipe(Spec):
     """A published method by name, in place of stages."""
     stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
     """What to do, in order; without stages and method: generate, distill, evaluate."""
+    devices: DevicesSpec = DevicesSpec()
+    """How many processes work, and what each holds; no part of a result."""
+    trackers: Trackers = ()
+    """Who receives steps, validations and final figures beside the run's own files; none by default."""
     runs: Text = "runs"
     """Folder for run folders, relative to the working directory."""
 
@@ -62,6 +77,9 @@ class Recipe(Spec):
         for name in sorted(name for name in counts if counts[name] > 1):
             fix = f"Give each a name of its own, as in `- {name}: {{name: polish}}`."
             yield Conflict("stages", f"{counts[name]} stages are called {name}.", fix)
+        names = [tracker.name for tracker in self.trackers]
+        if len(set(names)) < len(names):
+            yield Conflict("trackers", "names a tracker twice.", "Name each once.")
         longest = self.data.max_length
         for index, stage in enumerate(self.stages):
             if stage.name in Recipe.model_fields or stage.name in set(stage_types()) - {stage.verb}:
@@ -76,8 +94,8 @@ class Recipe(Spec):
                 yield Conflict("data.max_length", message, "Raise max_length, or lower max_new_tokens.")
 
     def hash(self) -> str:
-        """SHA-256 of the content; `runs`, comments, key order and spelled-out defaults do not matter."""
-        content = self.model_dump(mode="json", by_alias=True, exclude={"runs"})
+        """SHA-256 of the content; `runs`, `devices`, `trackers`, comments, key order and spelled-out defaults do not matter."""
+        content = self.model_dump(mode="json", by_alias=True, exclude={"runs", "devices", "trackers"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

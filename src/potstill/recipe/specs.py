@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
@@ -61,6 +62,10 @@ LARGEST = 2**63 - 1  # of whole numbers; libraries hold them in 64 bits
 Int: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(whole)]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(whole)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(whole)]
+Duration: TypeAlias = Annotated[
+    str,
+    Field(min_length=2, pattern=r"^(\d{1,4}h)?(\d{1,4}m)?(\d{1,4}s)?$", examples=["90s", "1h30m"]),
+]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Files: TypeAlias = Annotated[
@@ -69,6 +74,12 @@ Files: TypeAlias = Annotated[
     BeforeValidator(_listed, json_schema_input_type=Text | Annotated[list[Text], Field(min_length=1)]),
 ]
 Format: TypeAlias = Literal["auto", "messages", "prompt", "question", "text", "sharegpt", "alpaca"]
+
+
+def seconds_of(duration: str) -> int:
+    """The seconds of a duration as recipes write it: `90s`, `5m`, `1h30m`."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
 
 
 class Span(Spec):
@@ -184,6 +195,10 @@ class EngineChoice(Choice, family="generate"):
 
 class MetricChoice(Choice, family="evaluate"):
     """A quantity that is measured on held-out rows."""
+
+
+class TrackerChoice(Choice, family="trackers"):
+    """Where steps, validations and figures are sent beside the run's own files."""
 
 
 class TeacherChoice(Choice, family="teachers"):

@@ -21,7 +21,7 @@ from potstill.recipe.specs import Conflict, Spec
 from potstill.recipe.verbs import verbs
 
 # No dots: an override reaches a stage by `name.key`.
-StageName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+StageName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", examples=["polish"])]
 
 
 class StageSpec(Spec):

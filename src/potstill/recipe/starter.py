@@ -13,7 +13,7 @@ import yaml
 from potstill.errors import RecipeError
 from potstill.recipe.recipe import name_of
 from potstill.recipe.yaml import load_value
-from potstill.store.artifacts import write_text
+from potstill.store.disk import write_text
 
 STARTER = Path(__file__).with_name("starter.yaml")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from potstill.recipe.defaults import Automatic, Facts
-from potstill.recipe.specs import Auto, Conflict, Count, Positive
+from potstill.recipe.specs import Auto, Conflict, Count, Duration, Positive
 from potstill.recipe.stages import StageSpec
 
 # A training that ran out of memory goes on with other micro-batches and more checkpoints.
@@ -71,13 +71,16 @@ class Training(StageSpec):
     """Which validation figure decides what the best weights are: the stage's own loss, or another."""
     patience: Count | None = None
     """Stop after so many validations without a better one."""
-    checkpoint_every: Count | Auto = "auto"
-    """Steps between two checkpoints."""
+    checkpoint_every: Count | Duration | Auto = "auto"
+    """Steps between two checkpoints, or the time: `10m`. A stop makes one too."""
     packing: bool = False
     """Lay the rows of a micro-batch end to end instead of padding them; that the models keep them apart is
     proven before the first step."""
     activation_checkpointing: bool = False
     """Compute activations twice to save memory."""
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the student's file; auto is its teacher's. Weights are rounded once, behind the training:
+    evaluations, and a later stage that goes on from this student, read the rounded ones."""
     normalize: Literal["tokens", "sequence_mean"] = "tokens"
     """Every token counts the same, or every row does (GKD's paper)."""
 
@@ -107,7 +110,8 @@ class Training(StageSpec):
             "tokens_per_step": per_step,
             "micro_batch_tokens": (16384 if facts.accelerated else 384, why),
             "precision": _precision(facts),
-            "checkpoint_every": _every(steps, 10, "checkpoints"),
+            "checkpoint_every": ("5m", "so much work at most is done again; a stop saves too"),
+            "export_dtype": _export(facts),
             **self._validations(steps, width, facts),
         }
         return chosen | {key: value for key, value in values.items() if getattr(self, key) == "auto"}
@@ -185,6 +189,12 @@ def _precision(facts: Facts) -> Automatic:
     if facts.device == "cuda" and facts.fp16:
         return "float16", "this GPU has no fast bfloat16; gradients are scaled against underflow"
     return "float32", f"this {facts.device} device has no fast half precision that is safe to train in"
+
+
+def _export(facts: Facts) -> Automatic:
+    if facts.teacher_format is None:
+        return "float32", "the number format of the teacher's weights is not known, so nothing is rounded"
+    return facts.teacher_format, "as the teacher's weights are; validation chose the weights before rounding"
 
 
 def _every(steps: int | None, times: int, what: str) -> Automatic:

@@ -1,4 +1,4 @@
-"""The verbs of recipes and of the command line: one file each in `potstill/stages`, here without importing any."""
+"""The verbs of recipes: one file each in `potstill/stages`, here without importing any."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ spelling of a number is a number, `010` and `08` stay text, and only `true` and 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable
 from typing import Any
@@ -134,6 +135,14 @@ def _unreadable(error: Exception, source: str) -> RecipeError:
 def to_yaml(data: Any) -> str:
     """YAML text that `load_yaml` reads back to an equal value."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def to_line(data: Any) -> str:
+    """The same on one line."""
+    text = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _place(source: str, mark: yaml.Mark | None) -> str:

@@ -19,12 +19,13 @@ from potstill.report.curves import Curve
 from potstill.report.record import Record
 from potstill.report.summary import Outcome, Summary, summarise
 from potstill.report.verdict import verdict
-from potstill.store import artifacts
+from potstill.store import disk
 from potstill.store.artifacts import Artifact
 from potstill.store.folder import RECIPE, RunDir
 from potstill.store.lines import read_lines
 
 SUMMARY, PAGE = "summary.json", "report.html"
+PRIVATE = {key: Recipe.model_fields[key].default for key in ("runs", "trackers")}
 KEPT = ("rows", "examples", "split", "reasoning")  # counts of `data.examples.Encoded` that are no loss
 
 
@@ -52,7 +53,7 @@ def publish(folder: RunDir, outcome: Outcome) -> tuple[Summary, str, dict[str, P
         recipe = (folder.path / RECIPE).read_text(encoding="utf-8")
         shown = None if state.evaluation is None else content(outcome, summary)
         complete = all(stage.name in state.artifacts for stage in outcome.recipe.stages)
-        record.write(folder, Record(summary, recipe, complete, shown))
+        record.write(folder, Record(summary, recipe, complete, shown, prompts(outcome.state.evaluation)))
         written = record.read(folder)
         assert written is not None
         outputs = _show(folder, written)
@@ -68,6 +69,20 @@ def republish(folder: RunDir) -> tuple[Summary, str, dict[str, Path]]:
     Raises:
         ArtifactError: there is none of the recipe in the folder, or it is damaged.
     """
+    made = finished(folder)
+    # A folder may have been copied or renamed since.
+    summary = {**made.summary, "name": folder.path.resolve().name}
+    shown = None if made.content is None else replace(made.content, summary=summary)
+    said = "finished" if shown is None else verdict(summary)
+    return summary, said, _show(folder, replace(made, summary=summary, content=shown))
+
+
+def finished(folder: RunDir) -> Record:
+    """The record of a run that is finished.
+
+    Raises:
+        ArtifactError: there is none of the recipe in the folder, or it is damaged.
+    """
     made = record.read(folder)
     if (
         made is None
@@ -78,17 +93,13 @@ def republish(folder: RunDir) -> tuple[Summary, str, dict[str, Path]]:
             f"the run in {folder.path} is not finished with the recipe in its folder.",
             fix="Go on with potstill run and the run's folder.",
         )
-    # A folder may have been copied or renamed since.
-    summary = {**made.summary, "name": folder.path.resolve().name}
-    shown = None if made.content is None else replace(made.content, summary=summary)
-    said = "finished" if shown is None else verdict(summary)
-    return summary, said, _show(folder, replace(made, summary=summary, content=shown))
+    return made
 
 
 def _show(folder: RunDir, made: Record) -> dict[str, Path]:
     """Write the summary and the page of a record; without an evaluation a page belongs to another recipe."""
     outputs = {"summary": folder.path / SUMMARY}
-    artifacts.write_json(outputs["summary"], made.summary)
+    disk.write_json(outputs["summary"], made.summary)
     if made.content is not None:
         outputs["report"] = page.write(made.content, folder.path / PAGE)
     elif (folder.path / PAGE).is_file():
@@ -130,8 +141,8 @@ def content(outcome: Outcome, summary: Summary) -> Content:
         summary,
         curves=curves(stages),
         samples=samples(outcome.state.evaluation),
-        # Where runs are kept is the reader's own business, and may name a user.
-        recipe=dump_yaml(outcome.recipe.model_copy(update={"runs": Recipe.model_fields["runs"].default})),
+        # Where runs are kept and tracked is the reader's own business, and may name a user.
+        recipe=dump_yaml(outcome.recipe.model_copy(update=PRIVATE)),
         overlap=split.overlap(data.trained_on, data.heldout) if data.heldout else None,
         trained_prompts=len(data.trained_on),
         funnel=funnel(outcome),
@@ -189,6 +200,11 @@ def samples(evaluation: Artifact) -> list[dict[str, Any]]:
         by_family.setdefault(line["family"], []).append(line)
     turns = itertools.zip_longest(*by_family.values())
     return [line for turn in turns for line in turn if line is not None]
+
+
+def prompts(evaluation: Artifact | None) -> dict[str, Any]:
+    """The trained student's figures prompt by prompt."""
+    return {} if evaluation is None else _written(evaluation.path / "prompts.json")
 
 
 def _written(summary_file: Path) -> dict[str, Any]:

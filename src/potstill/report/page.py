@@ -14,7 +14,7 @@ from markupsafe import Markup
 from potstill.console import visible
 from potstill.report import numbers, tables, text, verdict
 from potstill.report.content import ROLES, Content
-from potstill.store.artifacts import write_text
+from potstill.store.disk import write_text
 
 MOST_BYTES = 1_000_000
 MOST_SAMPLES = 8
@@ -31,7 +31,7 @@ def render(content: Content) -> str:
     """The page as text. Whatever a model, a recipe or a library wrote is escaped and shown as written."""
     page, values = "", _values(content)
     for limit in _LIMITS:
-        page = _environment(limit).get_template("report.html.j2").render(values)
+        page = environment(limit).get_template("report.html.j2").render(values)
         if len(page.encode()) <= MOST_BYTES:
             break
     return page
@@ -68,7 +68,8 @@ def _show(value: object) -> object:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _environment(limit: int) -> Environment:
+def environment(limit: int = _LIMITS[0]) -> Environment:
+    """The templates, with what every page prints by; `limit` cuts answers."""
     environment = Environment(
         loader=FunctionLoader(_source),
         autoescape=True,
@@ -79,20 +80,29 @@ def _environment(limit: int) -> Environment:
     )
     environment.globals |= {"ROLES": ROLES, "BETTER": tables.BETTER, "LEAD": min(700, limit), "LIMIT": limit}
     environment.filters |= {"split": text.split, "clip": text.clip}
-    environment.filters |= {name: getattr(numbers, name) for name in ("whole", "short", "size", "pair")}
+    environment.filters |= {
+        name: getattr(numbers, name) for name in ("whole", "short", "size", "pair", "shown")
+    }
     return environment
+
+
+def frame() -> dict[str, object]:
+    """The style of every page, and the policy under which nothing else is loaded."""
+    css = _source("report.css")
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return {"css": Markup(css), "policy": policy}
 
 
 def _values(content: Content) -> dict[str, object]:
     """What the template prints: `content`, and each of the _VIEWS under its name."""
-    css, summary = _source("report.css"), content.summary
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    summary = content.summary
     unknown = {"name": "unnamed", "params": None, "bytes": None, "source": "", "licence": None}
     teacher, student = (unknown | (summary.get(side) or {}) for side in ("teacher", "student"))
     return {
-        "css": Markup(css),
-        "policy": f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
+        **frame(),
         "content": content,
         "title": ": ".join(part for part in (summary.get("name"), student["name"]) if part),
         "models": [(role, teacher if role == "teacher" else student) for role in content.roles],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from potstill.data.split import Overlap
@@ -14,7 +15,7 @@ from potstill.recipe.defaults import Default
 from potstill.report.content import Content
 from potstill.report.curves import Curve
 from potstill.report.summary import Summary
-from potstill.store.artifacts import read_sealed, write_sealed
+from potstill.store.disk import read_sealed, write_sealed
 from potstill.store.folder import RunDir
 
 log = logging.getLogger("potstill")
@@ -27,12 +28,13 @@ MADE_AGAIN = "potstill run with the run's folder writes it again."
 @dataclass(frozen=True)
 class Record:
     """What a run left: `recipe` as it stood in the folder, `complete` where all of its stages are done; without an
-    evaluation no `content`."""
+    evaluation no `content`. `prompts` has the trained student's figures prompt by prompt."""
 
     summary: Summary
     recipe: str
     complete: bool
     content: Content | None
+    prompts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(folder: RunDir, record: Record) -> None:
@@ -44,6 +46,7 @@ def write(folder: RunDir, record: Record) -> None:
         "recipe": record.recipe,
         "complete": record.complete,
         "content": content,
+        "prompts": record.prompts,
     }
     write_sealed(folder.path / RECORD, json.loads(json.dumps(value, default=str), parse_constant=_absent))
 
@@ -62,7 +65,8 @@ def read(folder: RunDir) -> Record | None:
         raise ArtifactError(f"{path} is of another version of potstill.", fix=MADE_AGAIN)
     try:
         content = None if value["content"] is None else _content(value)
-        return Record(dict(value["summary"].items()), value["recipe"], value["complete"], content)
+        prompts = dict(value.get("prompts", {}).items())  # earlier versions wrote none
+        return Record(dict(value["summary"].items()), value["recipe"], value["complete"], content, prompts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a record of a run.", fix=MADE_AGAIN) from error
 

@@ -26,6 +26,7 @@ MEASURED = ("value", "low", "high", "n")
 ABOUT = ("label", "unit", "better", "meaning", "place")
 RESULTS = ("headline", "result")  # places of the figures that say what a student is worth
 OTHERS = ("behaviour", "cost")
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 TRAIN = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
 NOT_MEASURED = "not measured"
 Summary = Mapping[str, Any]
@@ -60,7 +61,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "teacher": {
             "name": outcome.teacher.name,
             **_licence(outcome, "teacher"),
-            **_teacher_size(state),
+            **_teacher_size(state, outcome.teacher),
         },
         "student": {
             "name": _student_name(outcome),
@@ -281,10 +282,13 @@ def _by_stage(trained: Sequence[str], measured: Mapping[str, Table]) -> list[dic
     ]
 
 
-def _teacher_size(state: Any) -> dict[str, Any]:
+def _teacher_size(state: Any, teacher: Any) -> dict[str, Any]:
+    """Parameters, and bytes in the number format that its weights are stored in, as the student's are."""
+    width = WIDTHS.get(getattr(teacher, "number_format", ""))
     for artifact in (state.untrained, *state.artifacts.values()):
         if artifact is not None and "teacher_params" in artifact.facts:
-            return {"params": artifact.facts["teacher_params"], "bytes": artifact.facts["teacher_bytes"]}
+            params = artifact.facts["teacher_params"]
+            return {"params": params, "bytes": params * width if width else artifact.facts["teacher_bytes"]}
     return {"params": None, "bytes": None, "params_reason": "the teacher was not loaded"}
 
 

@@ -39,7 +39,11 @@ def cautions(summary: Summary) -> list[str]:
 def judged(summary: Summary, role: str, key: str) -> str:
     """What the paired interval says of the distilled student against another model: "better", "worse", "even";
     "" where there is none."""
-    paired = read(summary, (summary.get("differences") or {}).get(role), key)
+    return judgement(read(summary, (summary.get("differences") or {}).get(role), key))
+
+
+def judgement(paired: Figure) -> str:
+    """What a paired difference says of its first side: "better", "worse", "even"; "" where there is none."""
     if paired.value is None or paired.interval is None or not paired.better:
         return ""
     low, high = paired.interval
@@ -121,9 +125,7 @@ def _control(summary: Summary) -> str:
         text = f" The control student reached {distinct(control, after)[0]} nats per token."
     groups = against_control(summary)
     said = [
-        f"{words} in {_listed(groups[judgement])}"
-        for judgement, words in AGAINST.items()
-        if groups[judgement]
+        f"{words} in {listed(groups[judgement])}" for judgement, words in AGAINST.items() if groups[judgement]
     ]
     if not said:
         return text
@@ -153,7 +155,8 @@ def of_role(summary: Summary, role: str, key: str) -> Figure:
     return read(summary, summary.get(role), key)
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Words joined by commas and a last "and"."""
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from potstill.errors import RecipeError
+from potstill.recipe.plugins import did_you_mean
 from potstill.recipe.stages import StageSpec, run_of
+from potstill.recipe.verbs import verbs
 from potstill.stages import _rows
 from potstill.stages._context import Context, State
 from potstill.store.folder import RunDir
 
 
 def go(context: Context, folder: RunDir, until: str | None = None) -> State:
-    """Run the stages, up to the last one of the verb `until`, and link what each left into the run's folder."""
+    """Run the stages, up to the last one of the name or verb `until`, and link what each left into the run's folder."""
     stages = upto(context.stages, until)
     folder.keep_links("stages", [stage.name for stage in stages])
     state = State()
@@ -29,7 +32,17 @@ def go(context: Context, folder: RunDir, until: str | None = None) -> State:
 
 
 def upto(stages: Sequence[StageSpec], until: str | None) -> Sequence[StageSpec]:
-    """The stages up to the last one of a verb; all of them for None."""
+    """The stages up to the last one of a name or verb; all of them for None."""
     if until is None:
         return stages
-    return stages[: max(index for index, stage in enumerate(stages) if stage.verb == until) + 1]
+    return stages[: max(index for index, stage in enumerate(stages) if until in (stage.name, stage.verb)) + 1]
+
+
+def require_stage(stages: Sequence[StageSpec], until: str) -> None:
+    """Raises RecipeError where no stage has this name or verb."""
+    known = dict.fromkeys(word for stage in stages for word in (stage.name, stage.verb))
+    if until in known:
+        return
+    fix = f"Add `- {until}` to its stages" if until in verbs() else f"Its stages: {', '.join(known)}"
+    message = f"the recipe has no {until} stage{did_you_mean(until, known)}"
+    raise RecipeError(message, path="stages", fix=f"{fix}.", value=until)

@@ -6,22 +6,24 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from potstill.console import Console
+from potstill.console import Console, silent
+from potstill.devices import jobs, memory, ranks
 from potstill.errors import Interrupted, RecipeError
 from potstill.recipe.recipe import dump_yaml
 from potstill.report import gather
 from potstill.report.summary import Outcome
-from potstill.runs import pipeline, setup, status
+from potstill.runs import pipeline, setup, status, tracking
 from potstill.stages import _rows
 from potstill.stages._context import Context, Setup, State
 from potstill.stages._metrics import figures_of_ours
-from potstill.store.artifacts import Store, real, write_text
-from potstill.store.folder import RECIPE, RunDir
+from potstill.store.artifacts import Store
+from potstill.store.disk import real, write_text
+from potstill.store.folder import RECIPE, Onlooker, RunDir
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,18 +62,24 @@ def run(
     Args:
         recipe: a recipe file, or the folder of an earlier run to go on with.
         overrides: `key.path=value`, as on the command line.
-        until: stop after the last stage of this verb.
+        until: stop after the last stage of this name or verb.
 
     Raises:
         PotstillError: with the exit code of `potstill.errors`; `Interrupted` when a signal arrived.
     """
-    console = console or Console()
+    jobs.adopt()
+    memory.bound_caches()
+    with ranks.joined(jobs.processes() or 1):
+        return _together(recipe, overrides, until, (console or Console()) if ranks.first() else silent())
+
+
+def _together(recipe: str | Path, overrides: Sequence[str], until: str | None, console: Console) -> RunResult:
+    """The run, in each of its processes."""
     opened = setup.open_recipe(recipe, overrides)
-    folder = RunDir(Path(opened.recipe.runs) / opened.recipe.name)
-    if until is not None and until not in [stage.verb for stage in opened.recipe.stages]:
-        raise RecipeError(
-            f"the recipe has no {until} stage.", path="stages", fix=f"Add `- {until}` to its stages."
-        )
+    place = Path(opened.recipe.runs) / opened.recipe.name
+    folder = RunDir(place) if ranks.first() else Onlooker(place)
+    if until is not None:
+        pipeline.require_stage(opened.recipe.stages, until)
     folder.create()
     store = Store(folder.store_root(), run=folder.path)
     with folder.owned(), _signals() as received:
@@ -80,8 +88,10 @@ def run(
         before = folder.state()
         if before.get("status") == "running":
             console.warn(status.post_mortem(status.last_step((before.get("training") or {}).get("metrics"))))
-        parts = setup.set_up(opened)
-        write_text(folder.path / RECIPE, dump_yaml(opened.recipe))
+        date = ranks.by_first(folder.date)
+        parts = ranks.first_goes_first(lambda: setup.set_up(opened, date))
+        if ranks.first():
+            write_text(folder.path / RECIPE, dump_yaml(opened.recipe))
         identity = {
             "base": str(opened.base),
             "recipe_hash": opened.recipe.hash(),
@@ -99,7 +109,12 @@ def run(
             stop_signal=lambda: received.number,
             announce=folder.update,
         )
-        with _last_word(folder), store.in_use():
+        with (
+            _last_word(folder),
+            store.in_use(),
+            tracking.tracking(opened.recipe, folder.path, console, first=ranks.first()) as tracked,
+        ):
+            context = replace(context, track=tracked.log)
             for note in parts.notes:
                 console.say(f"note: {note}")
             console.say(f"rows: {parts.data.counts}")
@@ -120,8 +135,8 @@ def run(
                 parts.notes,
                 _licences(parts),
             )
-            published = gather.publish(folder, outcome)
-            summary, verdict, outputs = published
+            summary, verdict, outputs = ranks.by_first(lambda: gather.publish(folder, outcome))
+            tracked.finish(summary)
             folder.update({"status": "finished", "verdict": verdict})
             return RunResult(folder.path, summary, verdict, outputs)
 

@@ -17,6 +17,7 @@ from potstill.data.dataset import Dataset
 from potstill.data.reader import Reader, Readers, reader_of
 from potstill.data.row import SYSTEM
 from potstill.data.template import Templater
+from potstill.devices import placement
 from potstill.errors import RecipeError
 from potstill.models import vocabulary
 from potstill.models.loading import best_device
@@ -25,6 +26,7 @@ from potstill.recipe.inputs import DataSpec
 from potstill.recipe.recipe import Recipe, expand, read_recipe, resolve_path
 from potstill.recipe.specs import Choice
 from potstill.recipe.training import Training
+from potstill.runs import tracking
 from potstill.runs.rows import read_data, rows_of_stages
 from potstill.signals.teacher import Teacher
 from potstill.stages._context import Setup, StudentRef
@@ -67,15 +69,19 @@ def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Opened:
     return Opened(recipe.model_copy(update={"runs": str(place.parent)}), Path(base))
 
 
-def set_up(opened: Opened) -> Setup:
+def set_up(opened: Opened, date: datetime | None = None) -> Setup:
     """Find models, read tokenizers, configs and rows, and refuse what cannot work together.
+
+    `date` is what templates print that print the date, when not given that of the run's first start.
 
     Raises:
         ModelError, VocabularyError, DataError, RecipeError: naming what does not fit and the way out.
     """
     recipe, base = opened.recipe, opened.base
     _require_plugins(recipe)
-    date = RunDir(Path(recipe.runs) / recipe.name).date()
+    date = date or RunDir(Path(recipe.runs) / recipe.name).date()
+    apart = recipe.devices.apart
+    placement.take(apart)
     device = best_device()
     template = _template_text(recipe.data, base)
 
@@ -84,7 +90,10 @@ def set_up(opened: Opened) -> Setup:
 
     name, options = recipe.teacher.plugin
     teacher: Teacher = plugins.load("teachers", name, options).build(
-        TeacherContext(base, device, reader), **options
+        TeacherContext(
+            base, placement.of_teacher(apart, device), reader, recipe.devices.teacher == "sharded", device
+        ),
+        **options,
     )
     _require_provided(recipe, teacher)
     student, student_reader, own_length = _student(recipe, base, device, teacher, template, reader)
@@ -125,6 +134,7 @@ def set_up(opened: Opened) -> Setup:
         max_length=min(context_length, LONGEST if limit == "auto" else limit),
         context_length=context_length,
         notes=tuple(notes),
+        devices=recipe.devices,
         date=date,
         data_seed=recipe.data.seed,
         compares=compares,
@@ -132,7 +142,8 @@ def set_up(opened: Opened) -> Setup:
 
 
 def _require_plugins(recipe: Recipe) -> None:
-    """Import what the stages name, and refuse options that their plug-ins cannot take."""
+    """Import what the recipe names, and refuse options that plug-ins cannot take."""
+    tracking.require(recipe.trackers)
     for stage in recipe.stages:
         for field in type(stage).model_fields:
             value = getattr(stage, field)
@@ -166,7 +177,7 @@ def _student(
     name, options = recipe.student.plugin
     plugin = plugins.load("students", name, options)
     context = StudentContext(
-        teacher=getattr(teacher, "loaded", None),
+        teacher=getattr(teacher, "whole" if recipe.devices.teacher == "sharded" else "loaded", None),
         fingerprint=teacher.fingerprint,
         layers=getattr(teacher, "layers", None),
         base=base,

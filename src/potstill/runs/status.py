@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill.console import clock
+from potstill.console import clock, typed
+from potstill.devices import jobs
 from potstill.errors import MachineError, PotstillError, RecipeError
 from potstill.recipe import plugins
 from potstill.store.folder import RECIPE, RunDir
@@ -117,7 +118,7 @@ def _hint(state: str, run_folder: Path, last: dict[str, Any] | None) -> str:
 
 def goes_on(run_folder: Path) -> str:
     """The command that continues a run, as a shell takes it."""
-    return f"Continue with: potstill run {shlex.quote(str(run_folder))}"
+    return f"Continue with: {typed()} run {shlex.quote(str(run_folder))}"
 
 
 def _reason(error: dict[str, Any]) -> str:
@@ -135,7 +136,8 @@ def reason(error: Exception) -> PotstillError:
             fix="Let it print into a file and run the same command again; it goes on.",
         )
     return (
-        machine_error(error)
+        jobs.echo(error)
+        or machine_error(error)
         or plugins.fault(error)
         or PotstillError(
             f"{type(error).__name__}: {error}.",

@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.errors import ArtifactError, RecipeError
 from potstill.report.numbers import size
-from potstill.store import artifacts, unpacking
+from potstill.store import disk, unpacking
 from potstill.store.artifacts import Store
 from potstill.store.usage import Entry, Usage, read_usage, store_of
 
@@ -106,11 +106,11 @@ def free(place: Path, *, really: bool) -> Freed:
             return Freed(usage, entries, why_not, None)
         if why_not:
             raise ArtifactError(f"nothing is freed: {why_not}", fix="Then run the same command again.")
-        return Freed(usage, entries, "", sum(artifacts.free(entry.path) for entry in entries))
+        return Freed(usage, entries, "", sum(disk.free(entry.path) for entry in entries))
 
 
 def _unpacking(path: Path) -> Entry:
-    return Entry(path, "leftover", "half unpacked model", artifacts.size_of(path), path.lstat().st_mtime)
+    return Entry(path, "leftover", "half unpacked model", disk.size_of(path), path.lstat().st_mtime)
 
 
 def _unreachable(usage: Usage) -> list[str]:

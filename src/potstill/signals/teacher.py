@@ -18,7 +18,8 @@ class Teacher(Protocol):
         reads: how it reads text (`potstill.data.reader.Reader`), None for one that takes text as it is.
 
     A teacher with weights in this process has `loaded()`, its model and tokenizer; one that knows more has
-    `layers`, `context_length` and `batch_invariant` (a row's answer does not depend on its neighbours).
+    `layers`, `context_length`, `number_format` (of its stored weights) and `batch_invariant` (a row's answer does
+    not depend on its neighbours).
     """
 
     name: str

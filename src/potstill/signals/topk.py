@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from potstill.devices import exact
 from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
 from potstill.signals import ids as stored
@@ -69,11 +70,16 @@ class TopK:
             stored.require_within(self.ids[rows], width)
             return self._cut(rows)
         stored.require_within(self.ids[rows], self.vocabulary, "teacher")
-        return self._cut(rows)._shared(width, rows.start)
+        device = self.lp.device
+        return self._cut(rows)._on(exact.home(device))._shared(width, rows.start)._on(device)
 
     def _cut(self, rows: slice) -> TopK:
         lse = {t: values[rows] for t, values in self.lse.items()}
         return replace(self, ids=self.ids[rows], lp=self.lp[rows], lse=lse)
+
+    def _on(self, device: torch.device) -> TopK:
+        lse = {t: values.to(device) for t, values in self.lse.items()}
+        return replace(self, ids=self.ids.to(device), lp=self.lp.to(device), lse=lse)
 
     def _shared(self, width: int, start: int) -> TopK:
         """The ids below `width`, and every probability divided by 1 minus the mass of those above.
@@ -153,10 +159,12 @@ class TopK:
 def _require_distribution(lp: Tensor, used: Tensor) -> None:
     """Refuse log-probabilities above 0, and more mass than 1 beyond the rounding of the stored values."""
     eps = torch.finfo(lp.dtype).eps
-    exact = torch.where(used, lp.double(), NEG_INF)
-    mass = exact.exp().sum(-1)
+    home = exact.home(lp.device)
+    lp, used = lp.to(home), used.to(home)
+    wide = torch.where(used, lp.double(), NEG_INF)
+    mass = wide.exp().sum(-1)
     wrong = used & ~(lp <= 4 * eps)
-    heavy = mass > 1 + _rounding(exact, eps).squeeze(-1) + 1e-5
+    heavy = mass > 1 + _rounding(wide, eps).squeeze(-1) + 1e-5
     if not torch.stack([wrong.any(), heavy.any()]).any():  # one question to the device for both
         return
     if wrong.any():
@@ -186,9 +194,10 @@ def _rest(teacher_lp: Tensor, others: Tensor, stored_as: torch.dtype) -> Tensor:
     own mass there is taken up to that end, so an exact copy is at 0 and no target is called impossible.
     """
     eps = max(torch.finfo(stored_as).eps, torch.finfo(teacher_lp.dtype).eps)
-    lp = teacher_lp.double()
+    lp = exact.wide(teacher_lp)
     mass = 1.0 - lp.exp().sum(-1, keepdim=True)
     noise = _rounding(lp, eps)
     highest = (mass.clamp(min=0) + noise).log()
     certain = mass.clamp(min=1e-300).log()
-    return torch.where(mass > noise, certain, torch.minimum(others.double(), highest)).to(teacher_lp.dtype)
+    rest = torch.where(mass > noise, certain, torch.minimum(exact.wide(others), highest))
+    return exact.back(rest, teacher_lp)

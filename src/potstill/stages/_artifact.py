@@ -9,23 +9,63 @@ from pathlib import Path
 from typing import Any
 
 from potstill.console import clock
+from potstill.devices import ranks
 from potstill.errors import ArtifactError
 from potstill.stages._context import Context
-from potstill.store.artifacts import MANIFEST, Artifact, discard, key_of, peak_rss, set_aside, write_text
+from potstill.store.artifacts import MANIFEST, Artifact, key_of
+from potstill.store.disk import discard, peak_rss, set_aside, write_text
 
 Build = Callable[[Path], Mapping[str, Any]]
 """Writes into a folder and returns the facts that later readers need."""
 
 
-def produce(context: Context, kind: str, name: str, inputs: Mapping[str, Any], build: Build) -> Artifact:
-    """The artifact of these inputs: taken from the store, or built while no other process builds it.
+def produce(
+    context: Context, kind: str, name: str, inputs: Mapping[str, Any], build: Build, *, together: bool = False
+) -> Artifact:
+    """The artifact of these inputs: taken from the store, or built while no other run builds it.
 
-    A damaged one is named, moved aside and built again.
+    A damaged one is named, moved aside and built again. Of a run's processes the first one builds it, or all
+    of them `together`, in the same folder.
 
     Raises:
         Interrupted: a signal arrived before it was begun.
     """
     key = key_of(kind, inputs)
+    if len(set(ranks.gather(key))) > 1:
+        raise ArtifactError(
+            f"{name}: the processes of this run do not read the same inputs.",
+            fix="Give every machine the same recipe, data, models and versions of libraries.",
+        )
+    if not ranks.first():
+        return _follow(build)
+    build = _led(build) if together else build
+    artifact = _produce(context, kind, name, key, inputs, build)
+    ranks.broadcast(artifact)
+    return artifact
+
+
+def _led(build: Build) -> Build:
+    """A build that the other processes begin as well."""
+
+    def together(folder: Path) -> Mapping[str, Any]:
+        ranks.broadcast(folder)
+        return build(folder)
+
+    return together
+
+
+def _follow(build: Build) -> Artifact:
+    """Build with the first process wherever it says so, until it has the artifact."""
+    order: Path | Artifact = ranks.broadcast()
+    while not isinstance(order, Artifact):
+        build(order)
+        order = ranks.broadcast()
+    return order
+
+
+def _produce(
+    context: Context, kind: str, name: str, key: str, inputs: Mapping[str, Any], build: Build
+) -> Artifact:
     waiting = False
     while True:
         artifact, damage = _find(context, kind, key)

@@ -13,10 +13,12 @@ import torch
 from potstill.console import Console
 from potstill.data.dataset import Dataset
 from potstill.data.reader import Readers
+from potstill.devices import ranks
 from potstill.errors import Interrupted
 from potstill.models.loading import fast_bf16
 from potstill.recipe import plugins
 from potstill.recipe.defaults import Default, Facts
+from potstill.recipe.devices import DevicesSpec
 from potstill.recipe.specs import Choice
 from potstill.recipe.stages import StageSpec, replaced
 from potstill.signals.teacher import Teacher
@@ -53,6 +55,7 @@ class Setup:
     max_length: int
     context_length: int
     notes: tuple[str, ...] = ()
+    devices: DevicesSpec = field(default_factory=DevicesSpec)
     date: datetime | None = None  # what templates print that print the date, from the run's first start
     data_seed: int = 0  # of splits, answers and resampled prompts; `Context.seed` trains
     compares: bool = False  # a stage compares distributions, so the teacher is given the student's ids
@@ -81,6 +84,7 @@ class Setup:
             parameters=parameters,
             answer_tokens=answer_tokens,
             context=self.context_length,
+            teacher_format=getattr(self.teacher, "number_format", None),
             **(sizes or {}),
         )
 
@@ -119,8 +123,9 @@ class Context:
     """Where stages work.
 
     `stages` are those of the run as the recipe writes them. `stop_signal` returns the number of a received
-    signal, 0 before one came. `announce` tells the run folder where a stage's progress is written. `memo` keeps
-    what is read once and used by several stages.
+    signal, 0 before one came. `announce` tells the run folder where a stage's progress is written. `track` passes
+    a training's steps and validations on to the recipe's trackers. `memo` keeps what is read once and used by
+    several stages.
     """
 
     setup: Setup
@@ -130,6 +135,7 @@ class Context:
     stages: tuple[StageSpec, ...] = ()
     stop_signal: Callable[[], int] = lambda: 0
     announce: Callable[[Mapping[str, Any]], None] = lambda values: None
+    track: Callable[[str, Mapping[str, Any]], None] = lambda stage, event: None
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def stop_if_signalled(self) -> None:
@@ -139,6 +145,17 @@ class Context:
             Interrupted: a signal arrived.
         """
         if number := self.stop_signal():
+            raise Interrupted(
+                "stopped by a signal; everything finished so far is kept.", signal_number=number
+            )
+
+    def stop_together(self) -> None:
+        """`stop_if_signalled` in all processes of the run at once, where they would wait for each other.
+
+        Raises:
+            Interrupted: a signal arrived in one of them.
+        """
+        if number := ranks.highest(self.stop_signal()):
             raise Interrupted(
                 "stopped by a signal; everything finished so far is kept.", signal_number=number
             )

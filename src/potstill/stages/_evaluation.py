@@ -12,8 +12,9 @@ import torch
 
 from potstill.data.questions import Question
 from potstill.data.reader import Reader
+from potstill.devices import ranks
 from potstill.errors import RecipeError
-from potstill.evaluate import stats
+from potstill.evaluate import by_prompt, stats
 from potstill.evaluate.subject import Answer, Metric, Subject
 from potstill.models import loading
 from potstill.recipe.specs import MetricChoice
@@ -22,12 +23,14 @@ from potstill.stages import _measure
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._metrics import metrics_of
-from potstill.store.artifacts import Artifact, write_json
+from potstill.store.artifacts import Artifact, key_of
+from potstill.store.disk import write_json
 from potstill.store.lines import write_lines
 from potstill.types import Example, Figure
 
-VERSION = 7  # raised when a figure changes its meaning
+VERSION = 8  # raised when a figure changes its meaning, or a file what it holds
 RESULT = "evaluation.json"
+PROMPTS = "prompts.json"
 SAMPLES = "samples.jsonl"
 Table = dict[str, Figure]
 
@@ -89,7 +92,9 @@ def evaluate(job: Job) -> Artifact:
         "resamples": job.resamples,
         "seed": job.context.setup.data_seed,
     }
-    return produce(job.context, "evaluate", job.name, inputs, lambda folder: _build(job, folder))
+    return produce(
+        job.context, "evaluate", job.name, inputs, lambda folder: _build(job, folder), together=True
+    )
 
 
 def _build(job: Job, folder: Path) -> Mapping[str, Any]:
@@ -107,16 +112,22 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
         model = job.model("teacher", job.teacher.fingerprint, job.teacher.loaded, readers.teacher_reader)
         teacher = _with_answers(job, teacher, model, made)
     tables: dict[str, Table] = {}
+    prompts: dict[str, Any] = {}
     answers = {"teacher": teacher.answers}
     for role in job.students:
         student = _measured(job, replace(teacher, role=role, answers=(), seconds=0.0), made)
-        tables[role], answers[role] = _table(job, student), student.answers
+        measured = _measured_by(job, student)
+        tables[role], answers[role] = _table(job, measured), student.answers
+        if role == "after":
+            prompts = _prompts(job, measured)
         if student.scores is not None and not job.foreign:
             teacher = replace(teacher, scores=student.scores.of_teacher())
-    tables["teacher"] = _table(job, teacher)
+    tables["teacher"] = _table(job, _measured_by(job, teacher))
     sizes = {key: value for one in made for key, value in one.facts.items() if key.startswith("teacher_")}
     sizes = sizes or _measure.teacher_sizes(job.teacher)
     job.teacher.close()
+    if not ranks.first():
+        return {}
     write_json(
         folder / RESULT,
         {
@@ -127,6 +138,7 @@ def _build(job: Job, folder: Path) -> Mapping[str, Any]:
             "scored_tokens": sum(e.count for e in job.examples),
         },
     )
+    write_json(folder / PROMPTS, prompts)
     write_lines(folder / SAMPLES, _samples(job, answers))
     return {
         "prompts": len({e.row_id for e in job.examples}),
@@ -169,17 +181,25 @@ def _with_answers(job: Job, subject: Subject, model: _measure.Model, made: list[
     return replace(subject, answers=answers, seconds=measurement.facts["writing_seconds"])
 
 
-def _table(job: Job, subject: Subject) -> Table:
-    """Every metric's figures of one model.
+def _measured_by(job: Job, subject: Subject) -> list[tuple[Metric, Sequence[Figure]]]:
+    """Every metric with its figures of one model; without weights here a teacher writes no text."""
+    silent = len(subject.answers) < len(subject.questions)
+    return [
+        (metric, metric.measure(subject))
+        for metric in job.metrics
+        if not (silent and "answers" in metric.needs)
+    ]
+
+
+def _table(job: Job, measured: Sequence[tuple[Metric, Sequence[Figure]]]) -> Table:
+    """The figures of one model by their keys.
 
     Raises:
         RecipeError: two metrics give a figure of the same key.
     """
     table: Table = {}
-    for metric in job.metrics:
-        if "answers" in metric.needs and len(subject.answers) < len(subject.questions):
-            continue  # a teacher without weights here writes no text
-        for figure in metric.measure(subject):
+    for metric, figures in measured:
+        for figure in figures:
             if figure.key in table:
                 raise RecipeError(
                     f"the metric {metric.name} gives {figure.key}, which another metric gives too.",
@@ -188,6 +208,18 @@ def _table(job: Job, subject: Subject) -> Table:
                 )
             table[figure.key] = figure
     return table
+
+
+def _prompts(job: Job, measured: Sequence[tuple[Metric, Sequence[Figure]]]) -> dict[str, Any]:
+    """The trained student's figures prompt by prompt, with what they were measured on."""
+    scored = key_of("scored", {"rows": [[e.row_id, e.input_ids, e.scored] for e in job.examples]})
+    asked = key_of("asked", {"rows": [[q.row_id, q.prompt, q.gold, q.written] for q in job.questions]})
+    entries = {
+        figure.key: by_prompt.stored(figure, asked if "answers" in metric.needs else scored)
+        for metric, figures in measured
+        for figure in figures
+    }
+    return {key: entry for key, entry in entries.items() if entry is not None}
 
 
 def _retention(job: Job, teacher: Table, student: Table) -> Table:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.prompts import Prompt
+from potstill.devices import ranks
 from potstill.generate.request import Completion, GenerationProgress, Request
 from potstill.generate.sampling import Sampling
 from potstill.recipe.specs import EngineChoice
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._rows import ANSWERS
-from potstill.store.artifacts import Artifact, key_of, write_text
+from potstill.store.artifacts import Artifact, key_of
+from potstill.store.disk import write_text
 from potstill.store.lines import append_line, read_journal, read_lines, write_journal, write_lines
 
 STAGE = "generate"
@@ -73,7 +75,7 @@ def write_answers(
         "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
     }
     writing = Writing(name, engine, request, prompts, inputs["settings"], context)
-    return produce(context, STAGE, name, inputs, writing.build)
+    return produce(context, STAGE, name, inputs, writing.build, together=True)
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,8 @@ class Writing:
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Write what the journal in `folder` does not hold yet, and put all answers in order."""
-        journal, wanted = folder / JOURNAL, {draw for _, _, draw in self.rows}
-        write_text(folder / SETTINGS, self.settings)
-        if journal.is_file():
-            lines = [line for line in read_journal(journal) if _draw(line) in wanted]
-        else:
-            lines = [{**line, "kept": True} for draw, line in self._earlier(folder).items() if draw in wanted]
-        write_journal(journal, lines)  # without half a last line
-        kept = {_draw(line) for line in lines if line.get("kept")}
-        done = {_draw(line) for line in lines}
+        wanted = {draw for _, _, draw in self.rows}
+        kept, done = ranks.by_first(lambda: self._begin(folder, wanted))
         if kept:
             beside = (
                 "" if self.batch_invariant else ", in half precision rounded beside the rows of those runs"
@@ -131,9 +126,20 @@ class Writing:
             already = f"{len(done - kept)} of {len(wanted)} answers were already written"
             self.context.console.say(f"{self.name}: {already}")
         if done < wanted:
-            self._write(journal, wanted - kept, done)
+            self._write(folder, wanted - kept, done)
             self.context.setup.teacher.close()
-        return self._finish(folder)
+        self.context.stop_together()
+        return ranks.by_first(lambda: self._finish(folder))
+
+    def _begin(self, folder: Path, wanted: set[Draw]) -> tuple[set[Draw], set[Draw]]:
+        """The answers kept from earlier runs, and all that are there; the journal holds them."""
+        write_text(folder / SETTINGS, self.settings)
+        if any(folder.glob(f"{JOURNAL}*")):
+            lines = [line for line in _joined(folder) if _draw(line) in wanted]
+        else:
+            lines = [{**line, "kept": True} for draw, line in self._earlier(folder).items() if draw in wanted]
+        write_journal(folder / JOURNAL, lines)  # without half a last line
+        return {_draw(line) for line in lines if line.get("kept")}, {_draw(line) for line in lines}
 
     def _earlier(self, folder: Path) -> dict[Draw, Line]:
         """The answers with these settings that the store holds: of finished stages, else of unfinished ones."""
@@ -141,29 +147,33 @@ class Writing:
         for other in store.underway(STAGE):
             with suppress(OSError):
                 if other != folder and (other / SETTINGS).read_text() == self.settings:
-                    earlier |= {_draw(line): _answer(line) for line in read_journal(other / JOURNAL)}
+                    earlier |= {_draw(line): _answer(line) for line in _lines(other)}
         for artifact in store.alike(STAGE, "settings", self.settings):
             for line in read_lines(artifact.path / ANSWERS):
                 line = _answer({**line, "sample": line["draw"]})
                 earlier[_draw(line)] = line
         return earlier
 
-    def _write(self, journal: Path, missing: set[Draw], done: set[Draw]) -> None:
-        """Write the answers that no earlier run left, portion by portion.
+    def _write(self, folder: Path, missing: set[Draw], done: set[Draw]) -> None:
+        """Write this process's share of the answers that no earlier run left, portion by portion.
 
         An interrupted portion is written again from its start: in half precision an answer depends on the
         rows beside it, and these must be the same ones.
         """
         engine, reader = self.context.plugin(self.engine), self.context.setup.readers.teacher_reader
-        total = len({draw for _, _, draw in self.rows})
+        portions = [portion for portion in self._portions(missing) if not portion <= done]
+        # As many for each process: of a sharded teacher every one has a part.
+        portions = [*ranks.mine([*portions, *[set[Draw]()] * (-len(portions) % ranks.world())])]
+        agreed = ranks.anyone if getattr(self.context.setup.teacher, "sharded", False) else bool
+        journal = folder / (JOURNAL if ranks.first() else f"{JOURNAL}.{ranks.rank()}")
+        # The first process shows its own share: the others have as much.
+        total = len(done) + sum(len(portion - done) for portion in portions)
         with self.context.console.bar(f"{self.name}: the teacher writes", total, len(done)) as bar:
 
             def progress(now: GenerationProgress) -> None:
                 bar.update(len(done), f"{now.tokens / max(now.seconds, 1e-9):.0f} tok/s")
 
-            for portion in self._portions(missing):
-                if portion <= done:
-                    continue
+            for portion in portions:
                 prompts = {digest for digest, _ in portion}
                 digests = [digest for digest in self.ids if digest in prompts]
                 for completion in engine.write(self._part(digests, portion, progress), **self.engine.options):
@@ -171,11 +181,12 @@ class Writing:
                     if _draw(line) not in done:
                         done.add(_draw(line))
                         append_line(journal, line)
-                self.context.stop_if_signalled()
+                if agreed(bool(self.context.stop_signal())):
+                    return
 
     def _part(self, digests: Sequence[str], portion: set[Draw], progress: Any) -> Request:
         """The request for one portion."""
-        samples = 1 + max(sample for _, sample in portion)
+        samples = 1 + max((sample for _, sample in portion), default=0)
         every = {(index, sample) for index in range(len(digests)) for sample in range(samples)}
         return replace(
             self.request,
@@ -195,7 +206,7 @@ class Writing:
         return [set(draws[start : start + size]) for start in range(0, len(draws), size)]
 
     def _finish(self, folder: Path) -> Mapping[str, Any]:
-        by_draw = {_draw(line): _answer(line) for line in read_journal(folder / JOURNAL)}
+        by_draw = {_draw(line): _answer(line) for line in _joined(folder)}
         rows = [
             {"row_id": row_id, **by_draw[draw], "sample": sample, "draw": draw[1]}
             for row_id, sample, draw in self.rows
@@ -209,6 +220,20 @@ class Writing:
             "cut_off": len(rows) - stopped,
             "empty": sum(not row["text"].strip() for row in rows),
         }
+
+
+def _lines(folder: Path) -> list[Line]:
+    """The lines of every process's journal."""
+    return [line for journal in sorted(folder.glob(f"{JOURNAL}*")) for line in read_journal(journal)]
+
+
+def _joined(folder: Path) -> list[Line]:
+    """The lines of every process's journal, which are in the first one's from now on."""
+    lines = _lines(folder)
+    write_journal(folder / JOURNAL, lines)
+    for journal in folder.glob(f"{JOURNAL}.*"):
+        journal.unlink()
+    return lines
 
 
 def _digest(ids: Sequence[int]) -> str:

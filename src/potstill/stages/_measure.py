@@ -18,6 +18,7 @@ import torch
 
 from potstill.data.questions import Question
 from potstill.data.reader import Reader
+from potstill.devices import ranks
 from potstill.evaluate import scores
 from potstill.evaluate.scores import Scores
 from potstill.evaluate.subject import Answer
@@ -30,14 +31,16 @@ from potstill.recipe import plugins
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
-from potstill.store.artifacts import Artifact, write_json
+from potstill.store.artifacts import Artifact
+from potstill.store.disk import write_json
 from potstill.store.lines import read_lines, write_lines
 from potstill.types import Example
 
-VERSION = 1  # raised when a measurement changes its meaning
+VERSION = 2  # raised when a measurement changes its meaning
 SCORES = "scores.json"
 ANSWERS = "answers.jsonl"
 BATCH_ROWS = 32
+PORTION = 2 * BATCH_ROWS
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def scores_of(model: Model, teacher: Teacher | None, examples: Sequence[Example]
 
             def progress(done: int, total: int) -> None:
                 bar.update(done)
-                context.stop_if_signalled()
+                context.stop_together()
 
             result = scores.score(
                 model.loaded.model,
@@ -99,7 +102,8 @@ def scores_of(model: Model, teacher: Teacher | None, examples: Sequence[Example]
                 reverse_kl=reverse_kl,
                 on_progress=progress,
             )
-        write_json(folder / SCORES, asdict(result))
+        if ranks.first():
+            write_json(folder / SCORES, asdict(result))
         return teacher_sizes(teacher)
 
     inputs = model.inputs | {
@@ -107,7 +111,7 @@ def scores_of(model: Model, teacher: Teacher | None, examples: Sequence[Example]
         "teacher": None if teacher is None else teacher.fingerprint,
         "examples": [[e.row_id, e.input_ids, e.scored] for e in examples],
     }
-    made = produce(context, "scores", name, inputs, build)
+    made = produce(context, "scores", name, inputs, build, together=True)
     stored = json.loads((made.path / SCORES).read_text(encoding="utf-8"))
     sums = {column: tuple(values) for column, values in stored["sums"].items()}
     return Scores(tuple(stored["row_ids"]), tuple(stored["tokens"]), sums), made
@@ -122,27 +126,32 @@ def answers_of(
     prompts = [q.teacher_prompt_ids if as_teacher else q.prompt_ids for q in questions]
 
     def build(folder: Path) -> Mapping[str, Any]:
-        answers: dict[int, Answer] = {}
-        started = time.monotonic()
-        with context.console.bar(name, len(questions)) as bar:
-            for completion in local.generate(
-                model.loaded.model,
-                prompts,
-                Sampling(max_new_tokens=max_new_tokens, temperature=0.0),
-                stop_ids=model.reader.stop_ids,
-                pad_id=model.reader.pad_id,
-                seed=context.setup.data_seed,
-                batch_rows=BATCH_ROWS,
-                vocabulary=model.reader.vocabulary.size,
-                unused=model.reader.unused_ids,
-                on_progress=lambda progress: bar.update(progress.done),
-                should_stop=lambda: bool(context.stop_signal()),
-            ):
-                text = model.reader.decode(completion.ids)
-                answers[completion.index] = Answer(text, len(completion.ids), completion.finish == "stop")
-        context.stop_if_signalled()
-        seconds = time.monotonic() - started
-        write_lines(folder / ANSWERS, (asdict(answers[index]) for index in range(len(questions))))
+        written: dict[int, Answer] = {}
+        started, portions = time.monotonic(), _portions(prompts)
+        with context.console.bar(name, sum(map(len, portions))) as bar:
+            for portion in portions:
+                for completion in local.generate(
+                    model.loaded.model,
+                    [prompts[index] for index in portion],
+                    Sampling(max_new_tokens=max_new_tokens, temperature=0.0),
+                    stop_ids=model.reader.stop_ids,
+                    pad_id=model.reader.pad_id,
+                    seed=context.setup.data_seed,
+                    batch_rows=BATCH_ROWS,
+                    vocabulary=model.reader.vocabulary.size,
+                    unused=model.reader.unused_ids,
+                    should_stop=lambda: bool(context.stop_signal()),
+                ):
+                    text = model.reader.decode(completion.ids)
+                    answer = Answer(text, len(completion.ids), completion.finish == "stop")
+                    written[portion[completion.index]] = answer
+                    bar.update(len(written))
+                context.stop_together()
+        # Of several processes each has taken its time; a token's rate is that of one.
+        seconds = sum(ranks.gather(time.monotonic() - started))
+        answers = {index: answer for part in ranks.gather(written) for index, answer in part.items()}
+        if ranks.first():
+            write_lines(folder / ANSWERS, (asdict(answers[index]) for index in range(len(questions))))
         return {"writing_seconds": seconds, **(teacher_sizes(context.setup.teacher) if as_teacher else {})}
 
     inputs = model.inputs | {
@@ -151,8 +160,16 @@ def answers_of(
         "max_new_tokens": max_new_tokens,
         "batch_rows": BATCH_ROWS,
     }
-    made = produce(context, "greedy", name, inputs, build)
+    made = produce(context, "greedy", name, inputs, build, together=True)
     return [Answer(**line) for line in read_lines(made.path / ANSWERS)], made
+
+
+def _portions(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """This process's questions in fixed portions: in half precision the rows of a batch round each other, and an
+    answer must not depend on how many processes share the work. Each process has as many, some perhaps empty."""
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    portions = [order[start : start + PORTION] for start in range(0, len(order), PORTION)]
+    return [*ranks.mine([*portions, *[[]] * (-len(portions) % ranks.world())])]
 
 
 def teacher_sizes(teacher: Teacher | None) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill.models import anatomy, generation, saving
+from potstill.models import generation, saving
 from potstill.recipe import plugins
 from potstill.stages import _rows
 from potstill.stages._artifact import produce
@@ -49,8 +49,8 @@ def _make(context: Context, examples: Callable[[], Sequence[Example]]) -> Artifa
         if ref.template is not None:
             built.tokenizer.chat_template = ref.template
         generation.keep_valid(built.model)
-        saving.save(built.model, built.tokenizer, folder / "student")
+        sizes = saving.save(built.model, built.tokenizer, folder / "student")
         context.setup.teacher.close()
-        return {**built.facts, **anatomy.sizes(built.model)}
+        return {**built.facts, **sizes}
 
     return produce(context, "student", "student", inputs, build)

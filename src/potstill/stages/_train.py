@@ -10,28 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from potstill.data.batch import collate
-from potstill.errors import Interrupted
+from potstill.devices import ranks
+from potstill.errors import Interrupted, RecipeError
 from potstill.evaluate.teacher import check_teacher
-from potstill.models import anatomy, generation, loading, saving
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
+from potstill.models import generation, loading, saving
 from potstill.recipe import plugins
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context, State
+from potstill.stages._module import load_student, module_of, shipped
 from potstill.stages._objective import Objective, objective_of, require_signal, yardstick
 from potstill.stages._rows import TrainingRows
 from potstill.store.artifacts import Artifact
-from potstill.train import packing
-from potstill.train.folder import TrainingFolder
+from potstill.store.lines import read_lines
+from potstill.train import packing, parallel
+from potstill.train.folder import METRICS, TrainingFolder
 from potstill.train.loop import Hooks, Progress, make_optimizer, plan_epoch, settled, train
 from potstill.train.step import StudentModule
 from potstill.train.validation import Validation
 
 VERSION = 2  # raised when training changes its meaning
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Run:
     teacher: Teacher | None
     steps: int
     context: Context
+    sharding: parallel.Sharding = "none"
 
     @property
     def vocabulary(self) -> int:
@@ -73,7 +76,16 @@ def train_student(
     objective = objective_of(spec)
     if teacher is not None:
         require_signal(objective, spec.name, teacher.provides)
-    run = Run(spec, student, rows, objective, teacher, _steps(spec, rows, context.seed), context)
+    run = Run(
+        spec,
+        student,
+        rows,
+        objective,
+        teacher,
+        _steps(spec, rows, context.seed),
+        context,
+        _sharding(student, context),
+    )
     inputs = {
         "version": VERSION,
         "student": student.key,
@@ -86,9 +98,35 @@ def train_student(
         "settings": spec.identity() | {"steps": run.steps, "seed": context.seed},
         "stop_ids": context.setup.readers.student.stop_ids,
     }
-    trained = produce(context, "train", spec.name, inputs, lambda folder: _build(run, folder))
+    trained = produce(context, "train", spec.name, inputs, lambda folder: _build(run, folder), together=True)
     context.announce({"training": None})
+    if trained.reused and ranks.first():
+        for event in read_lines(trained.path / METRICS):
+            context.track(spec.name, event)
     return trained
+
+
+def _sharding(student: Artifact, context: Context) -> parallel.Sharding:
+    """How the processes of this run train together.
+
+    Raises:
+        RecipeError: the recipe wants none of it, and there are several.
+    """
+    wanted = context.setup.devices.sharding
+    if ranks.world() == 1:
+        return "none"
+    if wanted == "none":
+        raise RecipeError(
+            f"none cannot train in {ranks.world()} processes.",
+            path="devices.sharding",
+            fix="Use ddp or fsdp.",
+        )
+    if wanted != "auto":
+        return wanted
+    # Weights, gradients and two averages in float32.
+    chosen, why = parallel.choose(16 * student.facts["params"], context.setup.device)
+    context.console.say(f"{ranks.world()} processes, sharding {chosen}: {why}")
+    return chosen
 
 
 def _steps(spec: Training, rows: TrainingRows, seed: int) -> int:
@@ -124,29 +162,25 @@ class Pad:
 def _build(run: Run, path: Path) -> Mapping[str, Any]:
     spec, console, folder = run.spec, run.context.console, TrainingFolder(path)
     torch.manual_seed(run.context.seed)
-    source = loading.find_source(str(run.student.path / "student"))
-    loaded = loading.load(source, dtype=torch.float32, device=run.device)
-    student = loaded.model
-    if spec.activation_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = StudentModule(
-        student,
-        run.vocabulary,
-        autocast=DTYPES[spec.precision],
-        chunk_bytes=getattr(spec, "chunk_bytes", DEFAULT_CHUNK_BYTES),
-    )
     _look_at_teacher(run)
-    if spec.packing:
-        weights_here = hasattr(run.teacher, "loaded")
-        for model in (student, *([run.teacher.loaded().model] if weights_here else ())):  # type: ignore[union-attr]
-            packing.prove(model, run.rows.train, run.pad_id)
+    if spec.packing and hasattr(run.teacher, "loaded"):
+        packing.prove(run.teacher.loaded().model, run.rows.train, run.pad_id)  # type: ignore[union-attr]
+    module = module_of(run)
     optimizer = make_optimizer(module, spec)
     progress, threads = folder.resume(module, optimizer)
+    folder.require_room(module)
     _say_where(run, progress, threads)
     run.context.announce({"training": {"metrics": str(folder.metrics.resolve()), "steps": run.steps}})
+
+    def log(event: Mapping[str, Any]) -> None:
+        folder.log(event)
+        run.context.track(spec.name, event)
+
+    for past in folder.events() if ranks.first() else ():  # of the process before
+        run.context.track(spec.name, past)
     validate, few = partial(_validation(run), module), {"rows": len(run.rows.validation)}
     if progress.step == 0 and run.rows.validation:
-        folder.log({"event": "validation", "step": 0, "best": False, **few, **validate()})
+        log({"event": "validation", "step": 0, "best": False, **few, **validate()})
     with console.bar(spec.name, run.steps, progress.step) as bar:
         last = ""
 
@@ -154,9 +188,9 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
             nonlocal last
             if values["event"] == "validation":
                 last = f" · validation {values['loss']:.3f} ({few['rows']} rows)"
-                folder.log({**values, **few})
+                log({**values, **few})
                 return
-            folder.log(values)
+            log(values)
             rate = values["tokens"] / max(values["seconds"], 1e-9)
             bar.update(values["step"], f"loss {values['loss']:.3f} · {rate:.0f} tok/s{last}")
 
@@ -171,6 +205,7 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
             Hooks(
                 event=event,
                 validate=validate if run.rows.validation else None,
+                keep_best=partial(folder.save_best, module),
                 save=partial(folder.save, module),
                 should_stop=lambda: bool(run.context.stop_signal()),
             ),
@@ -180,20 +215,29 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
         )
     if run.teacher is not None:
         run.teacher.close()
-    if (number := run.context.stop_signal()) and progress.step < run.steps:
+    if (number := ranks.highest(run.context.stop_signal())) and progress.step < run.steps:
         raise Interrupted(
             f"{spec.name} stopped at step {progress.step} of {run.steps}; a checkpoint is saved.",
             signal_number=number,
         )
+    if not ranks.first():
+        return {}
     if warning := _never_better(folder.events(), spec.best_by):
         console.warn(f"{spec.name}: {warning}")
-    folder.take_best(student)
-    stop_ids = run.context.setup.readers.student.stop_ids
-    student.generation_config = generation.settings_for(
-        student, stop_ids, run.context.setup.readers.student.pad_id
-    )
-    saving.save(student.cpu(), loaded.tokenizer, path / "student")
-    return _facts(progress) | {"validation_rows": len(run.rows.validation)} | anatomy.sizes(student)
+    sizes = _export(run, folder, module, path / "student")
+    return _facts(progress) | {"validation_rows": len(run.rows.validation)} | sizes
+
+
+def _export(run: Run, folder: TrainingFolder, module: nn.Module, place: Path) -> dict[str, Any]:
+    """Write the student with its best weights, rounded to its number format, and return its sizes and format."""
+    loaded = load_student(run) if run.sharding == "fsdp" else None  # only a part of it is here
+    whole = parallel.unwrap(module) if loaded is None else StudentModule(loaded.model, run.vocabulary)
+    folder.take_best(whole)
+    student: Any = whole.student
+    reader = run.context.setup.readers.student
+    student.generation_config = generation.settings_for(student, reader.stop_ids, reader.pad_id)
+    tokenizer = loading.load_tokenizer(loading.find_source(str(run.student.path / "student")))
+    return saving.save(student.cpu(), tokenizer, place, shipped(run)) | {"dtype": run.spec.export_dtype}
 
 
 def _look_at_teacher(run: Run) -> None:
@@ -213,8 +257,15 @@ def _look_at_teacher(run: Run) -> None:
 def _say_where(run: Run, progress: Progress, threads: int) -> None:
     """Say where training continues, and what about it is unusual."""
     console, spec = run.context.console, run.spec
+    console.say(
+        f"{spec.name}: {run.steps} steps; loss and speed count scored tokens, those of answers; prompts are only read"
+    )
     if progress.step:
         console.say(f"{spec.name}: continues after step {progress.step}")
+    elif (rounded := run.student.facts.get("dtype", "float32")) != "float32":
+        console.say(
+            f"{spec.name}: goes on from the student as it was shipped, its weights rounded to {rounded}"
+        )
     if run.rows.validation:
         every = f"every {spec.validate_every} steps" if spec.validate_every else "now and then"
         console.say(f"{spec.name}: validates on {len(run.rows.validation)} rows, {every} and at the end")
@@ -238,7 +289,7 @@ def _validation(run: Run) -> Validation:
         yardstick=None if run.teacher is None else yardstick(),
         tokens=settled(run.spec.micro_batch_tokens),
         pad_id=run.pad_id,
-        before_batch=run.context.stop_if_signalled,
+        before_batch=run.context.stop_together,
     )
 
 

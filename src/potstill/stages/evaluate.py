@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from potstill.recipe.defaults import Automatic, Facts
-from potstill.recipe.specs import Auto, Conflict, Count, MetricChoice
+from potstill.recipe.specs import LARGEST, Auto, Conflict, Count, MetricChoice, whole
 from potstill.recipe.stages import StageName, StageSpec
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Evaluate(StageSpec):
     """Most tokens in an answer that is compared as text."""
     samples: Count | Auto = "auto"
     """Held-out prompts that are answered in text."""
-    resamples: Annotated[Count, Field(ge=100)] = 2000
+    resamples: Annotated[int, Field(ge=100, le=LARGEST), BeforeValidator(whole)] = 2000
     """Draws of the bootstrap behind each interval."""
 
     def conflicts(self) -> Iterator[Conflict]:

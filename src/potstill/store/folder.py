@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import ArtifactError, MachineError
-from potstill.store import artifacts
+from potstill.store import disk
 
 STATE = "run.json"
 RECIPE = "recipe.yaml"
@@ -67,7 +67,7 @@ class RunDir:
             ArtifactError: another process holds it.
         """
         with (self.path / ".lock").open("a+") as handle:
-            if not artifacts.lock(handle):
+            if not disk.lock(handle):
                 handle.seek(0)
                 owner = handle.read().strip() or "unknown"
                 raise ArtifactError(
@@ -78,8 +78,8 @@ class RunDir:
             handle.write(str(os.getpid()))
             handle.flush()
             for leftover in self.path.glob(".*.tmp"):  # of a process that was killed
-                artifacts.discard(leftover)
-            artifacts.sweep(self.path)
+                disk.discard(leftover)
+            disk.sweep(self.path)
             yield
 
     def owner(self) -> int | None:
@@ -88,7 +88,7 @@ class RunDir:
         if not place.is_file():
             return None
         with place.open() as handle:
-            if not artifacts.is_locked(handle):
+            if not disk.is_locked(handle):
                 return None
             text = handle.read().strip()
             return int(text) if text.isdigit() else -1
@@ -129,17 +129,13 @@ class RunDir:
         """Where its artifacts are: beside it, or where it was begun when a link led to it then."""
         state, beside = self.state(), self.path.parent / ".store"
         root, place = state.get("store"), state.get("place")
-        if (
-            not isinstance(root, str)
-            or place != str(artifacts.real(self.path))
-            or root == str(artifacts.real(beside))
-        ):
+        if not isinstance(root, str) or place != str(disk.real(self.path)) or root == str(disk.real(beside)):
             return beside
         return Path(root) if Path(root).is_dir() else beside
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge values into the state, atomically."""
-        artifacts.write_json(self.path / STATE, self.state() | dict(values))
+        disk.write_json(self.path / STATE, self.state() | dict(values))
 
     def update_at_end(self, values: Mapping[str, Any]) -> None:
         """Merge values into the state when a run ends, without an error that would hide the run's own.
@@ -162,10 +158,10 @@ class RunDir:
         place = self.path / name
         _refuse_folder(place)
         if os.path.lexists(place.parent) and not place.parent.is_dir():
-            artifacts.make_way(place.parent)
+            disk.make_way(place.parent)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-        artifacts.discard(temporary)
+        disk.discard(temporary)
         # The folder may be a link itself, and `..` starts where it leads.
         temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
         temporary.rename(place)
@@ -175,6 +171,27 @@ class RunDir:
         for place in (self.path / folder).glob("*"):
             if place.is_symlink() and place.name not in names:
                 place.unlink()
+
+
+class Onlooker(RunDir):
+    """A run folder in the other processes of a run: the first one owns and writes it."""
+
+    def create(self) -> None:
+        """Leave it to the first process."""
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Rely on the first process's lock."""
+        yield
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def link(self, name: str, target: Path) -> None:
+        """Leave it to the first process."""
+
+    def keep_links(self, folder: str, names: Collection[str]) -> None:
+        """Leave it to the first process."""
 
 
 def _require(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from potstill.store.artifacts import naming, write_text
+from potstill.store.disk import naming, write_text
 
 log = logging.getLogger("potstill")
 

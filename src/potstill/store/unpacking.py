@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from potstill.store import artifacts
+from potstill.store import disk
 
 START = ".unpacking-"
 LOCK = ".lock"
@@ -28,10 +28,10 @@ def begun() -> Iterator[Path]:
     """A new folder to unpack into, locked as long as this process works on it and removed afterwards."""
     gguf_folder().mkdir(parents=True, exist_ok=True)
     for path in leftovers():
-        artifacts.free(path)
+        disk.free(path)
     folder = Path(tempfile.mkdtemp(prefix=START, dir=gguf_folder()))
     with (folder / LOCK).open("a") as handle:
-        artifacts.lock(handle)
+        disk.lock(handle)
         try:
             yield folder
         finally:
@@ -44,12 +44,12 @@ def leftovers() -> list[Path]:
 
 
 def _is_leftover(path: Path) -> bool:
-    if path.name.endswith(artifacts.GONE):
+    if path.name.endswith(disk.GONE):
         return True
     if not path.name.startswith(START):
         return False
     try:
         with (path / LOCK).open() as handle:
-            return not artifacts.is_locked(handle)
+            return not disk.is_locked(handle)
     except OSError:  # of an earlier version, or not yet locked
         return time.time() - path.lstat().st_mtime > OLD

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from potstill.errors import ArtifactError
-from potstill.store import artifacts
-from potstill.store.artifacts import BUILDING, MANIFEST, OWNERS, REGISTER, Store, real
+from potstill.store import artifacts, disk
+from potstill.store.artifacts import BUILDING, MANIFEST, OWNERS, REGISTER, Store
+from potstill.store.disk import real
 from potstill.store.folder import RECIPE, STATE, RunDir
 
 Kind = Literal["artifact", "unfinished", "leftover"]
@@ -148,7 +149,7 @@ def _artifact(
         path,
         "artifact",
         what,
-        artifacts.size_of(path),
+        disk.size_of(path),
         _time(path / MANIFEST),
         tuple(runs),
         _held(store, name),
@@ -186,9 +187,7 @@ def _unfinished(store: Store, path: Path, runs: Mapping[str, Path]) -> Entry:
     else:  # of an earlier version: any run that is not finished may go on with it
         users = [label for label, run in runs.items() if _goes_on(run)]
     what = f"unfinished {name.rpartition('-')[0]}"
-    return Entry(
-        path, "unfinished", what, artifacts.size_of(path), _time(path), tuple(users), _held(store, name)
-    )
+    return Entry(path, "unfinished", what, disk.size_of(path), _time(path), tuple(users), _held(store, name))
 
 
 def _names(label: str, run: Path) -> set[str]:
@@ -205,13 +204,13 @@ def _goes_on(run: Path) -> bool:
 def _leftovers(root: Path) -> Iterator[Path]:
     """What was being deleted when a process was killed, and what was moved aside because it was damaged."""
     for path in sorted(root.glob(".*")):
-        if path.name.endswith(artifacts.GONE) or artifacts.is_aside(path):
+        if path.name.endswith(disk.GONE) or disk.is_aside(path):
             yield path
 
 
 def _leftover(path: Path) -> Entry:
-    what = "damaged, moved aside" if artifacts.is_aside(path) else "half deleted"
-    return Entry(path, "leftover", what, artifacts.size_of(path), _time(path))
+    what = "damaged, moved aside" if disk.is_aside(path) else "half deleted"
+    return Entry(path, "leftover", what, disk.size_of(path), _time(path))
 
 
 def _held(store: Store, name: str) -> bool:
@@ -220,13 +219,13 @@ def _held(store: Store, name: str) -> bool:
     if not place.is_file():
         return False
     with place.open() as handle:
-        return artifacts.is_locked(handle)
+        return disk.is_locked(handle)
 
 
 def _manifest(path: Path) -> Mapping[str, Any] | None:
     """An artifact's manifest, None where it is unreadable or another's."""
     try:
-        manifest = artifacts.read_sealed(path / MANIFEST)
+        manifest = disk.read_sealed(path / MANIFEST)
     except ArtifactError:
         return None
     return manifest if isinstance(manifest.get("facts"), dict) else None

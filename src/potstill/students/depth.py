@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from potstill.devices import exact
 from potstill.errors import RecipeError
 from potstill.models import anatomy, claims
 from potstill.models.border import border
@@ -110,7 +111,7 @@ def block_influence(model: Any, batches: Iterable[Batch]) -> list[float]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
             leaving = output if isinstance(output, Tensor) else output[0]
             cosine = torch.cosine_similarity(inputs[0].float(), leaving.float(), dim=-1)
-            totals[index] += (1 - cosine[mask]).double().sum().cpu()
+            totals[index] += exact.wide(1 - cosine[mask]).sum().cpu()
 
         return blocks[index].register_forward_hook(hook)
 

@@ -20,8 +20,12 @@ class TeacherContext:
         device: where its weights belong.
         reader: makes a reader of a tokenizer, and of the ids that end the model's answers where it has any,
             with the chat template and policies of the recipe's data.
+        sharded: whether each process of the run holds a part of it.
+        read_on: where its signals are read: the student's device; its own where none is named.
     """
 
     base: Path
     device: torch.device
     reader: Callable[..., Reader]
+    sharded: bool = False
+    read_on: torch.device | None = None

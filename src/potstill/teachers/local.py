@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from potstill.data.reader import Reader
-from potstill.models import anatomy, generation, loading
+from potstill.devices import ranks
+from potstill.models import anatomy, generation, loading, shards
 from potstill.models import licence as licences
 from potstill.signals.hidden import Hidden
 from potstill.teachers._context import TeacherContext
@@ -47,17 +48,33 @@ def _dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 class LocalTeacher:
-    """A frozen model. Its head is read only where a token is scored."""
+    """A frozen model. Its head is read only where a token is scored.
+
+    On a device of its own it hands over final hidden states, and the head is copied to where they are read, once:
+    logits would be V / H times as much in every step (16 for 128k ids and 8,192 values).
+
+    Args:
+        read_on: the device of its signals; the model's own when not given.
+    """
 
     name = "teacher"
     provides = frozenset({"dense"})
     reads: Reader | None = None
 
-    def __init__(self, model: nn.Module, *, vocabulary: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        vocabulary: int,
+        fingerprint: str,
+        form: anatomy.HeadForm | None = None,
+        read_on: torch.device | None = None,
+    ) -> None:
         model.eval().requires_grad_(False)
         self._model = model
         self._device = next(model.parameters()).device
-        self._head = anatomy.head_of(model, vocabulary, anatomy.head_form(model))
+        self._read_on = read_on or self._device
+        self._head = anatomy.head_of(model, vocabulary, form or anatomy.head_form(model)).to(self._read_on)
         self.fingerprint = fingerprint
 
     @torch.no_grad()
@@ -66,7 +83,8 @@ class LocalTeacher:
         # Someone may have called train() on a parent module; dropout must never reach a target.
         self._model.eval()
         on = batch.to(self._device)
-        return Hidden(anatomy.states_of(self._model, on)[on.predicts], self._head)
+        hidden = anatomy.states_of(self._model, on)[on.predicts]
+        return Hidden(hidden.to(self._read_on), self._head)
 
     def close(self) -> None:
         """Let go of the weights."""
@@ -88,9 +106,16 @@ class StoredTeacher:
         self.context_length = loading.context_length(config)
         self.fingerprint = f"{loading.fingerprint(source)} {dtype}"
         self.batch_invariant = dtype == torch.float32
-        self._device = context.device
+        self._device, self._read_on = context.device, context.read_on
+        self.sharded = context.sharded and ranks.world() > 1
+        self._form: anatomy.HeadForm | None = None
         self._loaded: loading.Loaded | None = None
         self._teacher: LocalTeacher | None = None
+
+    @property
+    def number_format(self) -> str:
+        """How its weights are stored, whatever `dtype` they are computed in."""
+        return loading.number_format(self.source)
 
     @property
     def licence(self) -> str:
@@ -100,8 +125,22 @@ class StoredTeacher:
     def loaded(self) -> loading.Loaded:
         """The model with its tokenizer."""
         if self._loaded is None:
-            self._loaded = loading.load(self.source, dtype=self.dtype, device=self._device)
+            self._loaded = self._in_parts() if self.sharded else self.whole(self._device)
         return self._loaded
+
+    def whole(self, device: torch.device | str = "cpu") -> loading.Loaded:
+        """A copy that works without the other processes."""
+        return loading.load(self.source, dtype=self.dtype, device=device)
+
+    def _in_parts(self) -> loading.Loaded:
+        """The model with a part of every block in each process."""
+        whole = self.whole() if ranks.first() else None
+        model = None if whole is None else whole.model
+        self._form = ranks.by_first(lambda: anatomy.head_form(model))
+        parts = shards.empty_like(model)
+        shards.shard_blocks(parts)
+        shards.fill(parts, {} if model is None else model.state_dict(), self._device)
+        return loading.Loaded(parts, loading.load_tokenizer(self.source))
 
     def signal(self, batch: Batch) -> Hidden:
         """Hidden states [N, H] at the scored positions, and the head."""
@@ -110,6 +149,8 @@ class StoredTeacher:
                 self.loaded().model,
                 vocabulary=self.reads.vocabulary.size,
                 fingerprint=self.fingerprint,
+                form=self._form,
+                read_on=self._read_on,
             )
         return self._teacher.signal(batch)
 

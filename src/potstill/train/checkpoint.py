@@ -1,6 +1,7 @@
 """Save and restore a training run: weights, optimizer, random state, cursor.
 
-A checkpoint is a folder `step-N` that appears by one rename; an incomplete one is never read.
+A checkpoint is a folder `step-N` that appears by one rename; an incomplete one is never read. The best weights
+lie beside the checkpoints that refer to them, and the last checkpoint of a training has none but these.
 Tensors are safetensors, everything else JSON.
 """
 
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from potstill.devices import ranks
 from potstill.errors import ArtifactError
-from potstill.store import artifacts
+from potstill.store import disk
+from potstill.train import parallel, tensors
 
 STATE = "state.json"
-WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+WEIGHTS, OPTIMIZER = "weights", "optimizer"  # folders
+RANDOM = "random.torch"
 KEPT = 2
 
 log = logging.getLogger("potstill")
@@ -36,36 +39,77 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    module: nn.Module | None,
+    optimizer: torch.optim.Optimizer | None,
+    state: Mapping[str, Any],
 ) -> Path:
-    """Write `step-N` and delete all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `step-N` and delete all but the newest two.
+
+    What ends a training has no optimizer, and no module either where the best weights lie beside it.
+    """
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    artifacts.discard(temporary)
-    temporary.mkdir()
-    save_file(trained_tensors(module), temporary / WEIGHTS)
-    packed = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, values in packed["state"].items()
-        for name, value in values.items()
+    parts: dict[str, Mapping[str, Tensor]] = {}
+    if module is not None:
+        parts[WEIGHTS] = trained_tensors(module)
+        if optimizer is not None:
+            parts[OPTIMIZER] = _packed(module, optimizer)
+    ranks.by_first(lambda: _begin(temporary, parts))
+    for name, values in parts.items():
+        tensors.write(temporary / name, values)
+    ranks.broadcast()
+    machine = {
+        "step": step,
+        "threads": torch.get_num_threads(),
+        "sha256": {name: tensors.hashes(temporary / name) for name in parts},
     }
-    save_file(tensors | {"random.torch": torch.get_rng_state()}, temporary / OPTIMIZER)
-    hashes = {name: artifacts.hash_once(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
-    machine = {"threads": torch.get_num_threads(), "groups": packed["param_groups"], "sha256": hashes}
-    artifacts.write_sealed(temporary / STATE, {"step": step, **machine, **state})
+    ranks.by_first(lambda: _publish(temporary, target, {**machine, **state}))
+    return target
+
+
+def _begin(temporary: Path, parts: Mapping[str, Any]) -> None:
+    disk.discard(temporary)
+    for name in ("", *parts):
+        (temporary / name).mkdir(parents=True)
+
+
+def _publish(temporary: Path, target: Path, state: Mapping[str, Any]) -> None:
+    disk.write_sealed(temporary / STATE, state)
+    folder = target.parent
     # A later step belongs to an abandoned training, after a damaged checkpoint was skipped for instance.
     for other in _steps(folder):
         if other.name >= target.name:
-            artifacts.hide(other)
-    artifacts.move_into_place(temporary, target)
+            disk.hide(other)
+    disk.move_into_place(temporary, target)
     complete = _complete(folder)
     for other in _steps(folder):
         if other not in complete[-KEPT:]:
-            artifacts.hide(other)
-    artifacts.sweep(folder)
-    return target
+            disk.hide(other)
+    disk.sweep(folder)
+    _drop_unused_best(folder)
+
+
+def save_best(folder: Path, step: int, module: nn.Module) -> dict[str, str]:
+    """Write the weights, which are the best so far, and return their hashes."""
+    place, temporary = best(folder, step), folder / ".best.tmp"
+    ranks.by_first(lambda: _begin(temporary, {}))
+    tensors.write(temporary, trained_tensors(module))
+    ranks.broadcast()
+    content = tensors.hashes(temporary)
+
+    def publish() -> None:
+        disk.discard(place)
+        disk.move_into_place(temporary, place)
+
+    ranks.by_first(publish)
+    return content
+
+
+def best(folder: Path, step: int) -> Path:
+    """The folder of the weights that were the best at `step`; beside the checkpoints that refer to it."""
+    return folder / f"best-{step:08d}"
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -75,12 +119,13 @@ def newest(folder: Path) -> Checkpoint | None:
     """
     for path in reversed(_complete(folder)):
         try:
-            state = artifacts.read_sealed(path / STATE)
-            parts = [(path / name, state["sha256"][name]) for name in (WEIGHTS, OPTIMIZER)]
+            state = disk.read_sealed(path / STATE)
+            parts = {path / name: content for name, content in state["sha256"].items()}
             if state.get("best_weights"):
-                parts.append((folder / best_name(state["best_step"]), state["best_weights"]))
-            damaged = [file for file, content in parts if not _is(file, content)]
-        except (ArtifactError, KeyError, TypeError):
+                parts[best(folder, state["best_step"])] = state["best_weights"]
+            files = {place / name: each for place, content in parts.items() for name, each in content.items()}
+            damaged = [file for file, content in files.items() if not _is(file, content)]
+        except (ArtifactError, KeyError, TypeError, AttributeError):
             damaged = [path / STATE]
         if not damaged:
             return Checkpoint(path, state)
@@ -89,57 +134,79 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def _is(file: Path, content: str) -> bool:
-    return file.is_file() and artifacts.hash_once(file) == content
+    return file.is_file() and disk.hash_once(file) == content
 
 
-def best_name(step: int) -> str:
-    """The file of the weights that were the best at `step`; beside the checkpoints that refer to it."""
-    return f"best-{step:08d}.safetensors"
-
-
-def drop_unused_best(folder: Path) -> None:
+def _drop_unused_best(folder: Path) -> None:
     """Remove best weights that no checkpoint refers to any more."""
     used = set()
     for path in _complete(folder):
         with suppress(ArtifactError, KeyError):
-            used.add(best_name(artifacts.read_sealed(path / STATE)["best_step"]))
-    for file in folder.glob("best-*.safetensors"):
-        if file.name not in used:
-            artifacts.discard(file)
+            used.add(best(folder, disk.read_sealed(path / STATE)["best_step"]))
+    for place in folder.glob("best-*"):
+        if place not in used:
+            disk.discard(place)
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimizer and random state back.
+    """Put weights, optimizer and random state back, as far as it holds them.
 
     Raises:
         ArtifactError: the checkpoint belongs to another model.
     """
-    weights = load_file(checkpoint.path / WEIGHTS)
-    parameters = dict(_named_trained(module))
-    if weights.keys() != parameters.keys():
-        name = sorted(weights.keys() ^ parameters.keys())[0]
+    if WEIGHTS in checkpoint.state["sha256"]:
+        _put(checkpoint.path / WEIGHTS, trained_tensors(module))
+    if OPTIMIZER not in checkpoint.state["sha256"]:
+        return
+    stored = tensors.shapes(checkpoint.path / OPTIMIZER)
+    random = torch.empty(stored.pop(RANDOM), dtype=torch.uint8)
+    values: dict[str, Tensor] = {RANDOM: random}
+    parameters = dict(parallel.named_trained(module))
+    for name, shape in stored.items():
+        owner, _, kind = name.rpartition("/")
+        parameter = parameters[owner]
+        empty = torch.zeros_like if shape == tuple(parameter.shape) else _scalar
+        values[name] = optimizer.state[parameter][kind] = empty(parameter.detach())
+    tensors.read(checkpoint.path / OPTIMIZER, values)
+    if ranks.first():
+        torch.set_rng_state(random)
+    else:  # dropout of their own; as many processes as before or not, these draws are no part of the plan
+        torch.manual_seed(checkpoint.state["step"] * 1_000_003 + ranks.rank())
+
+
+def _scalar(parameter: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
+def put_best(checkpoint: Checkpoint, module: nn.Module) -> None:
+    """Put the best weights into a whole module of this process alone; the checkpoint's own where it has no best."""
+    folder = checkpoint.path / WEIGHTS
+    if checkpoint.state.get("best_weights"):
+        folder = best(checkpoint.path.parent, checkpoint.state["best_step"])
+    _put(folder, trained_tensors(module), alone=True)
+
+
+def _put(folder: Path, into: Mapping[str, Tensor], *, alone: bool = False) -> None:
+    if different := sorted(tensors.shapes(folder).keys() ^ into.keys()):
         raise ArtifactError(
-            f"{checkpoint.path} is of another model: {name} is on one side only.", fix="Delete it."
+            f"{folder} is of another model: {different[0]} is on one side only.", fix="Delete it."
         )
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            parameters[name].copy_(tensor)
-    tensors = load_file(checkpoint.path / OPTIMIZER)
-    torch.set_rng_state(tensors.pop("random.torch"))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": checkpoint.state["groups"]})
+    tensors.read(folder, into, alone=alone)
+
+
+def _packed(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors by the names of their parameters, and the random state of the first process."""
+    packed = {
+        f"{name}/{kind}": value
+        for name, parameter in parallel.named_trained(module)
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+    return packed | {RANDOM: ranks.broadcast(torch.get_rng_state())}
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors that training changes, each shared one once."""
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in _named_trained(module)}
-
-
-def _named_trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    return {name: parameter.detach() for name, parameter in parallel.named_trained(module)}
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from potstill.errors import ArtifactError
-from potstill.store.artifacts import discard, hash_once, move_into_place, peak_rss
+from potstill.devices import ranks
+from potstill.errors import ArtifactError, MachineError
+from potstill.store.disk import discard, peak_rss
 from potstill.store.lines import append_line, read_journal, write_journal
-from potstill.train import checkpoint, parallel
+from potstill.train import checkpoint
 from potstill.train.loop import Progress
+
+METRICS = "metrics.jsonl"
+MOMENTS = 2  # averages that AdamW keeps of every weight
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,16 @@ class TrainingFolder:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def _checkpoints(self) -> Path:
         return self.path / ".checkpoints"  # hidden: no part of the artifact
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append a step or a validation to the metrics."""
-        append_line(self.metrics, {**event, "peak_rss_bytes": peak_rss()})
+        """Append a step or a validation to the metrics; the first process does."""
+        if ranks.first():
+            append_line(self.metrics, {**event, "peak_rss_bytes": peak_rss()})
 
     def events(self) -> list[dict[str, Any]]:
         """Read all that was logged."""
@@ -47,52 +52,66 @@ class TrainingFolder:
         Returns:
             where the training stands, and the number of threads that the checkpoint was made with.
         """
-        newest = checkpoint.newest(self._checkpoints)
+        newest = ranks.by_first(lambda: checkpoint.newest(self._checkpoints))
         if newest is None:
-            discard(self.metrics)
-            discard(self._checkpoints)
+            ranks.by_first(self._clear)
             return Progress(), torch.get_num_threads()
         checkpoint.restore(newest, module, optimizer)
         names = {field.name for field in fields(Progress)}
         progress = Progress(**{key: value for key, value in newest.state.items() if key in names})
         progress.best = math.inf if progress.best is None else progress.best
+        ranks.by_first(lambda: self._cut_metrics(progress))
+        return progress, newest.state["threads"]
+
+    def require_room(self, module: nn.Module) -> None:
+        """Refuse a disk that cannot hold what a training writes: two checkpoints, the best weights, the student.
+
+        Raises:
+            MachineError: states what is needed and what is free.
+        """
+        weights = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+        needed, free = weights * 2 * (1 + MOMENTS) + 2 * weights, shutil.disk_usage(self.path).free
+        if free < needed:
+            raise MachineError(
+                f"the student and its checkpoints need {needed / 1e9:.1f} GB, and {self.path} has "
+                f"{free / 1e9:.1f} GB free.",
+                fix="Free space, or choose another disk with `runs:` in the recipe.",
+            )
+
+    def _clear(self) -> None:
+        discard(self.metrics)
+        discard(self._checkpoints)
+
+    def _cut_metrics(self, progress: Progress) -> None:
+        """Drop what was logged after the checkpoint."""
         kept = [line for line in self.events() if line["step"] <= progress.step]
         if progress.validation_due:
             kept = [line for line in kept if (line["event"], line["step"]) != ("validation", progress.step)]
         write_journal(self.metrics, [*kept, {"event": "resumed", "step": progress.step}])
-        return progress, newest.state["threads"]
 
-    def save(
-        self, module: nn.Module, progress: Progress, optimizer: torch.optim.Optimizer, best: bool
-    ) -> None:
-        """Write a checkpoint, and the weights by themselves where they are the best so far. Rank 0 writes."""
-        if parallel.rank() != 0:
-            return
-        self._checkpoints.mkdir(exist_ok=True)
-        weights = self._checkpoints / checkpoint.best_name(progress.best_step)
-        if best:
-            temporary = self._checkpoints / ".best.tmp"
-            save_file(checkpoint.trained_tensors(module), temporary)
-            move_into_place(temporary, weights)
+    def save(self, module: nn.Module, progress: Progress, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write a checkpoint to go on from; without an optimizer the last one of a training.
+
+        The last one holds weights only where no validation has kept any.
+        """
         state = {key: None if value == math.inf else value for key, value in asdict(progress).items()}
-        state["best_weights"] = None if math.isinf(progress.best) else hash_once(weights)
-        checkpoint.save(self._checkpoints, progress.step, module, optimizer, state)
-        checkpoint.drop_unused_best(self._checkpoints)
+        weights = optimizer is not None or not progress.best_weights
+        checkpoint.save(self._checkpoints, progress.step, module if weights else None, optimizer, state)
 
-    def take_best(self, student: nn.Module) -> None:
-        """Put the best weights into the student.
+    def save_best(self, module: nn.Module, progress: Progress) -> None:
+        """Write the weights by themselves: they are the best so far."""
+        progress.best_weights = checkpoint.save_best(self._checkpoints, progress.best_step, module)
+
+    def take_best(self, module: nn.Module) -> None:
+        """Put the best weights of a finished training into a whole module; the last ones where none were kept.
 
         Raises:
             ArtifactError: there were some, and they are gone.
         """
-        newest = checkpoint.newest(self._checkpoints)
-        if newest is not None and newest.state["best_weights"]:
-            weights = load_file(self._checkpoints / checkpoint.best_name(newest.state["best_step"]))
-            with torch.no_grad():
-                for name, parameter in student.named_parameters():
-                    parameter.copy_(weights[f"student.{name}"])
-        elif any(event.get("best") for event in self.events()):
+        last = checkpoint.newest(self._checkpoints)
+        if last is None:
             raise ArtifactError(
-                f"the best weights are gone from {self._checkpoints}.",
+                f"the trained weights are gone from {self._checkpoints}.",
                 fix="Run the same command again; the training begins again.",
             )
+        checkpoint.put_best(last, module)

@@ -6,15 +6,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from potstill.data.plan import Step, plan_steps, shard
+from potstill.devices import ranks
 from potstill.errors import Interrupted, TrainingStopped
 from potstill.objectives.terms import Terms
+from potstill.recipe.specs import seconds_of
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.train import parallel
@@ -47,6 +49,7 @@ class Progress:
     best: float = math.inf
     best_step: int = 0
     worse_in_a_row: int = 0
+    best_weights: Mapping[str, str] = field(default_factory=dict)  # the hashes of their files
     validation_due: bool = False
     loss_scale: float = 65536.0
     strategy: Mapping[str, Any] = field(default_factory=dict)
@@ -59,13 +62,15 @@ class Hooks:
     Args:
         event: receives one flat dict a step and a validation; rank 0 writes it.
         validate: metrics of the student on validation rows; `best_by` decides which weights are best.
-        save: writes a checkpoint; `best` says that the weights are the best so far.
+        keep_best: keeps the weights, the best so far.
+        save: writes a checkpoint; without an optimizer the last one of a training.
         should_stop: polled every step; True saves and ends.
     """
 
     event: Callable[[Mapping[str, Any]], None] = lambda event: None
     validate: Callable[[], Mapping[str, float]] | None = None
-    save: Callable[[Progress, torch.optim.Optimizer, bool], None] = lambda progress, optimizer, best: None
+    keep_best: Callable[[Progress], None] = lambda progress: None
+    save: Callable[[Progress, torch.optim.Optimizer | None], None] = lambda progress, optimizer: None
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -123,7 +128,7 @@ def train(
     `spec` holds the options of the stage, none of them `auto` or in epochs any more; `seed` orders the rows.
     """
     steps, validate_every = settled(spec.steps), settled(spec.validate_every)
-    checkpoint_every = settled(spec.checkpoint_every)
+    pace = Pace(settled(spec.checkpoint_every))
     optimizer = optimizer or make_optimizer(module, spec)
     progress = progress or Progress()
     strategy.restore(progress.strategy)
@@ -134,12 +139,11 @@ def train(
         device.type, init_scale=progress.loss_scale, enabled=spec.precision == "float16"
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    if progress.validation_due and hooks.validate and _validate(hooks, progress, optimizer, spec.best_by):
-        hooks.save(progress, optimizer, True)
-    if _tired(progress, spec):
-        return progress
+    if progress.validation_due and hooks.validate:
+        _validate(hooks, progress, optimizer, spec.best_by)
     module.train()
-    for rows in _coming_steps(examples, spec, seed, progress):
+    stopped = False
+    for rows in () if _tired(progress, spec) else _coming_steps(examples, spec, seed, progress):
         started = time.monotonic()
         batches = list(strategy.batches(sampler, rows))
         if spec.normalize == "sequence_mean":
@@ -154,7 +158,7 @@ def train(
             log.warning("step %d scores no token of any weight and is skipped", progress.step + 1)
             continue
         scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, spec.max_grad_norm or math.inf))
+        norm = parallel.clip(trained, spec.max_grad_norm)
         if math.isfinite(norm) or not scaler.is_enabled():  # a scaler skips what overflowed
             _require_usable(progress, result, norm)
         scaler.step(optimizer)
@@ -176,17 +180,40 @@ def train(
             {"event": "step", "step": progress.step, "epoch": progress.epoch, **means, "grad_norm": norm}
             | {"learning_rate": rate, "tokens": result.tokens, "seconds": seconds}
         )
-        last, better = progress.step >= steps, False
+        last = progress.step >= steps
         if hooks.validate and (last or _due(progress.step, validate_every)):
-            better = _validate(hooks, progress, optimizer, spec.best_by)
-        stop = parallel.anyone(hooks.should_stop(), device)
-        # The first one too: a folder that cannot be written to shows before hours are spent.
-        first = progress.step == 1 and checkpoint_every > 0
-        if better or first or last or stop or _due(progress.step, checkpoint_every):
-            hooks.save(progress, optimizer, better)
-        if last or stop or _tired(progress, spec):
+            _validate(hooks, progress, optimizer, spec.best_by)
+        if last:
             break
+        stopped = ranks.anyone(hooks.should_stop())
+        if pace.due(progress.step) or stopped:
+            hooks.save(progress, optimizer)
+        if stopped or _tired(progress, spec):
+            break
+    if not stopped:
+        hooks.save(progress, None)
     return progress
+
+
+class Pace:
+    """When a checkpoint is due: after so many steps, or so much time; the first process's clock decides.
+
+    Args:
+        every: steps (0: never), or a duration as `5m`.
+    """
+
+    def __init__(self, every: int | str) -> None:
+        self._steps = every if isinstance(every, int) else 0
+        self._seconds = math.inf if isinstance(every, int) else seconds_of(every)
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether one is due after this step."""
+        late = ranks.first() and time.monotonic() - self._last > self._seconds
+        if not _due(step, self._steps) and not ranks.anyone(late):
+            return False
+        self._last = time.monotonic()
+        return True
 
 
 def _due(step: int, every: int) -> bool:
@@ -197,23 +224,23 @@ def _tired(progress: Progress, spec: Training) -> bool:
     return spec.patience is not None and progress.worse_in_a_row > spec.patience
 
 
-def _validate(hooks: Hooks, progress: Progress, optimizer: torch.optim.Optimizer, best_by: str) -> bool:
-    """Measure, report, and say whether this is the best so far. A stop saves, and measures after a resume."""
+def _validate(hooks: Hooks, progress: Progress, optimizer: torch.optim.Optimizer, best_by: str) -> None:
+    """Measure, report, and keep the best weights. A stop saves, and measures after a resume."""
     assert hooks.validate is not None
     progress.validation_due = True
     try:
         measured = dict(hooks.validate())
     except Interrupted:
-        hooks.save(progress, optimizer, False)
+        hooks.save(progress, optimizer)
         raise
     progress.validation_due = False
     better = measured[best_by] < progress.best
     if better:
         progress.best, progress.best_step, progress.worse_in_a_row = measured[best_by], progress.step, 0
+        hooks.keep_best(progress)
     else:
         progress.worse_in_a_row += 1
     hooks.event({"event": "validation", "step": progress.step, "best": better, **measured})
-    return better
 
 
 def _require_usable(progress: Progress, result: StepResult, norm: float) -> None:
@@ -235,12 +262,12 @@ def _coming_steps(
 ) -> Iterator[list[list[Example]]]:
     """This rank's micro-batches of each coming step, from the cursor in `progress` on."""
     lengths = [len(example.input_ids) for example in examples]
-    rank, world = parallel.rank(), parallel.world()
+    rank, world = ranks.rank(), ranks.world()
     while progress.step < settled(spec.steps):
         before, began = progress.step, progress.step_in_epoch
         for step in plan_epoch(spec, examples, seed, progress.epoch)[progress.step_in_epoch :]:
             mine = step if world == 1 else shard(step, rank, world, lengths=lengths)
-            yield [[examples[row] for row in micro] or [_silent(examples[step[0][0]])] for micro in mine]
+            yield [[examples[row] for row in micro] or [examples[step[0][0]].silent()] for micro in mine]
         if progress.step == before and began == 0:
             raise TrainingStopped(
                 f"no token was scored in all of epoch {progress.epoch + 1}.",
@@ -248,9 +275,3 @@ def _coming_steps(
             )
         progress.epoch += 1
         progress.step_in_epoch = 0
-
-
-def _silent(example: Example) -> Example:
-    """A row that scores nothing: a rank without rows must still join the collectives."""
-    reading = example.reading and replace(example.reading, scored=(False,) * len(example.reading.scored))
-    return replace(example, scored=(False,) * len(example.scored), reading=reading)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from potstill.devices import exact, ranks
 from potstill.errors import NotFinite, TrainingStopped
 from potstill.models import anatomy
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
@@ -32,6 +33,7 @@ class StudentModule(nn.Module):
     Args:
         student: the model that is trained and exported.
         vocabulary: ids of its softmax; rows beyond (padding, or ids that the teacher lacks) are cut before it.
+        form: how the student shapes its logits; found by a forward pass when not given.
         terms: those that own trained parameters.
         autocast: dtype of the student's forward pass.
         chunk_bytes: memory for a chunk's logits.
@@ -42,6 +44,7 @@ class StudentModule(nn.Module):
         student: nn.Module,
         vocabulary: int,
         *,
+        form: anatomy.HeadForm | None = None,
         terms: Sequence[nn.Module] = (),
         autocast: torch.dtype | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -50,7 +53,7 @@ class StudentModule(nn.Module):
         self.student = student
         self.terms = nn.ModuleList(terms)
         self._vocabulary = vocabulary
-        self._form = anatomy.head_form(student)
+        self._form = form or anatomy.head_form(student)
         self._autocast = autocast
         self._chunk_bytes = chunk_bytes
 
@@ -63,7 +66,8 @@ class StudentModule(nn.Module):
         with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
             states = anatomy.states_of(self.student, batch)
         head = anatomy.head_of(self.student, self._vocabulary, self._form)
-        view = StudentView(states[batch.predicts], head, batch, self._chunk_bytes, metrics)
+        rounded = self._autocast == torch.bfloat16
+        view = StudentView(states[batch.predicts], head, batch, self._chunk_bytes, metrics, rounded)
         summed, sums = total(terms, view, signal)
         return summed, denominator(batch), sums
 
@@ -134,22 +138,24 @@ def accumulate(
     weight, tokens = _counted(batches, device)
     if tokens == 0 or weight == 0:
         return None
-    summed = torch.zeros((), dtype=torch.float64, device=device)
+    summed = exact.zero(device)
     metrics = {name: torch.zeros_like(summed) for name in totals}
     estimated = False
-    for batch in batches:
-        batch = batch.to(device)
-        signal = teacher.signal(batch.for_teacher) if teacher is not None else Text()
-        estimated |= signal.estimated
-        loss, sums = _forward(module, batch, signal, terms)
-        # The wrappers average over ranks; the divisor already counts all of them.
-        scaled = loss * (parallel.world() / weight)
-        (scaler.scale(scaled) if scaler is not None else scaled).backward()
-        summed += loss.detach().double()
-        for name, value in sums.items():
-            metrics[name] = metrics.get(name, torch.zeros_like(summed)) + value
+    with parallel.cast_once(module, device):
+        for index, batch in enumerate(batches):
+            batch = batch.to(device)
+            signal = teacher.signal(batch.for_teacher) if teacher is not None else Text()
+            estimated |= signal.estimated
+            with parallel.micro_batch(module, last=index == len(batches) - 1):
+                loss, sums = _forward(module, batch, signal, terms)
+                # The wrappers average over ranks; the divisor already counts all of them.
+                scaled = loss * (ranks.world() / weight)
+                (scaler.scale(scaled) if scaler is not None else scaled).backward()
+            summed += exact.wide(loss.detach())
+            for name, value in sums.items():
+                metrics[name] = metrics.get(name, torch.zeros_like(summed)) + exact.wide(value)
     names = sorted(metrics)
-    values = parallel.total(torch.stack([summed, *(metrics[n].double() for n in names)])).tolist()
+    values = ranks.total(torch.stack([summed, *(metrics[n] for n in names)])).tolist()
     by_name = dict(zip(names, values[1:], strict=True))
     if "weight" in by_name:
         # The weights came from the distributions, so the gradient has been divided by another sum.
@@ -169,7 +175,8 @@ def _counted(batches: Sequence[Batch], device: torch.device) -> tuple[float, int
     """Sum the divisor of a step and its scored tokens over all ranks."""
     weight = float(sum(float(denominator(batch)) for batch in batches))
     tokens = float(sum(batch.count for batch in batches))
-    both = parallel.total(torch.tensor([weight, tokens], dtype=torch.float64, device=device)).tolist()
+    parts = torch.tensor([weight, tokens], dtype=torch.float64, device=exact.home(device))
+    both = ranks.total(parts).tolist()
     return both[0], int(both[1])
 
 

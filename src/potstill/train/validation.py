@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from potstill.data.batch import collate
+from potstill.devices import ranks
 from potstill.models.beside import evaluating
 from potstill.objectives.terms import Terms
 from potstill.signals.teacher import Teacher
 from potstill.signals.text import Text
 from potstill.types import Batch, Example
+
+_TOKENS = "scored tokens"
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,27 @@ class Validation:
 
     def _means(self, module: nn.Module) -> Mapping[str, float]:
         sums: dict[str, float] = {}
-        tokens, weight = 0, 0.0
         device = next(module.parameters()).device
         for batch in self._batches():
             self.before_batch()
             batch = batch.to(device)
             signal = Text() if self.teacher is None else self.teacher.signal(batch.for_teacher)
             total, weights, metrics = module(batch, signal, self.objective, metrics=True)
-            weight += float(weights)
-            figures = {"loss": total, **metrics}
+            figures = {"loss": total, **metrics, _TOKENS: batch.count}
+            figures.setdefault("weight", weights)
             if self.yardstick is not None:
                 figures["forward_kl"] = module(replace(batch, weights=None), signal, self.yardstick)[0]
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-            tokens += batch.count
-        weight = sums.pop("weight", weight) or math.inf
+        parts = ranks.gather(sums)
+        sums = {name: math.fsum(part.get(name, 0.0) for part in parts) for name in parts[0]}
+        tokens, weight = sums.pop(_TOKENS), sums.pop("weight") or math.inf
         return {name: value / (weight if name == "loss" else tokens) for name, value in sums.items()}
 
     def _batches(self) -> list[Batch]:
+        """This process's batches: as many as every other one has, the last ones perhaps without a scored token."""
         rows = sorted(self.rows, key=lambda example: len(example.input_ids))
         size = max(1, self.tokens // max(1, max(len(row.input_ids) for row in rows)))
-        return [collate(rows[i : i + size], pad_id=self.pad_id) for i in range(0, len(rows), size)]
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        batches += [[rows[0].silent()]] * (-len(batches) % ranks.world())
+        return [collate(batch, pad_id=self.pad_id) for batch in ranks.mine(batches)]

@@ -1,0 +1,149 @@
+"""The product in several processes gives what it gives in one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+
+import pytest
+from safetensors.torch import load_file
+
+from builders.many import Left, finished, prepare, start, stopped, trained
+from builders.outside import tracker
+
+WAYS = {
+    "2 replicas": ("devices.processes=2",),
+    "2 parts of student and teacher": (
+        "devices.processes=2", "devices.sharding=fsdp", "devices.teacher=sharded",
+    ),
+    "4 replicas": ("devices.processes=4", "devices.sharding=ddp"),
+    "4 parts": ("devices.processes=4", "devices.sharding=fsdp"),
+}  # fmt: skip
+LONG = [pytest.param(way, marks=pytest.mark.prove) for way in ("4 replicas", "4 parts")]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Left:
+    return finished(prepare(tmp_path_factory.mktemp("alone")), "many.yaml")
+
+
+def assert_same(some: Left, alone: Left) -> None:
+    """The same answers; losses, gradient norms and figures to rounding; the same weights to rounding."""
+    assert some.answers == alone.answers
+    assert [event["tokens"] for event in some.steps] == [event["tokens"] for event in alone.steps]
+    for key in ("loss", "grad_norm", "divergence"):
+        got, wanted = ([event[key] for event in left.steps] for left in (some, alone))
+        assert got == pytest.approx(wanted, rel=1e-4 if key == "grad_norm" else 1e-5), key
+    assert some.validations == pytest.approx(alone.validations, rel=1e-5)
+    assert some.figures == pytest.approx(alone.figures, rel=1e-5)
+    one, other = (load_file(left.path / "student/model.safetensors") for left in (some, alone))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert (tensor - other[name]).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize("way", ["2 replicas", "2 parts of student and teacher", *LONG])
+def test_many_processes_give_what_one_gives(alone, tmp_path, way):
+    """Answers, every step's loss and gradient norm, validations, figures; some steps leave a process no row."""
+    some = finished(prepare(tmp_path), "many.yaml", *WAYS[way])
+    assert_same(some, alone)
+
+
+def test_one_process_of_several_talks_to_trackers(tmp_path):
+    place = prepare(tmp_path)
+    shutil.copy(tracker.__file__, place / "mine.py")
+    mine = "trackers=[{'mine:lines': {file: tracked.jsonl}}]"
+    some = finished(place, "many.yaml", "devices.processes=2", mine)
+    lines = [json.loads(line) for line in (tmp_path / "tracked.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines if line["kind"] != "log"] == ["start", "close"]
+    losses = [line["values"].get("distill/loss") for line in lines if line["kind"] == "log"]
+    assert [loss for loss in losses if loss is not None] == [event["loss"] for event in some.steps]
+
+
+def test_a_run_in_parts_goes_on_in_one_process(alone, tmp_path):
+    """Stopped in the middle of its training, with a checkpoint in two parts, and gone on with alone."""
+    place = prepare(tmp_path)
+    code, said = stopped(place, "many.yaml", *WAYS["2 parts of student and teacher"])
+    assert code == 128 + signal.SIGTERM, said
+    assert "Continue with: potstill run runs/many" in said
+    (newest, *_) = sorted(place.glob("runs/.store/.building-train-*/.checkpoints/step-*"), reverse=True)
+    names = {}
+    for part in ("weights", "optimizer"):
+        files = list((newest / part).glob("*.safetensors"))
+        assert len(files) == 2
+        names[part] = {name for file in files for name in load_file(file)}
+    # A step count and two averages of every parameter, and the random state.
+    assert len(names["optimizer"]) == 3 * len(names["weights"]) + 1
+    assert_same(finished(place, "runs/many", "devices.processes=1", "devices.sharding=auto"), alone)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("before", ["2 replicas", "4 parts"])
+@pytest.mark.parametrize("after", ["2 parts of student and teacher", "4 replicas"])
+def test_a_run_goes_on_in_another_number_of_processes(alone, tmp_path, before, after):
+    place = prepare(tmp_path)
+    code, said = stopped(place, "many.yaml", *WAYS[before], number=signal.SIGINT)
+    assert code == 128 + signal.SIGINT, said
+    assert_same(finished(place, "runs/many", *WAYS[after]), alone)
+
+
+STRATEGY = """\
+from potstill.data.batch import collate
+from potstill.devices import ranks
+
+
+class Breaks:
+    steps = 0
+
+    def batches(self, sampler, rows):
+        self.steps += 1
+        if self.steps > 3 and ranks.rank() == 1:
+            raise ValueError("only here")
+        yield from (collate(micro, pad_id=sampler.pad_id) for micro in rows)
+
+    def observe(self, metrics): pass
+    def state(self): return {}
+    def restore(self, state): pass
+
+
+def build():
+    return Breaks()
+"""
+
+
+def test_the_reason_of_the_process_that_failed_is_what_a_run_ends_with(tmp_path):
+    """Another process then only sees a closed connection, and says nothing of it."""
+    place = prepare(tmp_path)
+    (place / "breaks.py").write_text(STRATEGY)
+    process = start(place, "run", "many.yaml", "devices.processes=2", "distill.strategy=breaks:build")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "breaks:build failed: ValueError: only here" in errors[0]
+    status = start(place, "status", "runs/many").communicate(timeout=60)[0]
+    assert "failed" in status
+    assert "only here" in status
+
+
+@pytest.mark.prove
+def test_a_process_that_is_killed_ends_the_run_within_a_minute(tmp_path):
+    import psutil
+
+    place = prepare(tmp_path)
+    process = start(place, "run", "many.yaml", "devices.processes=2", "distill.steps=2000")
+    while not trained(place):
+        assert process.poll() is None
+    psutil.Process(process.pid).children()[-1].kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "ended by SIGKILL, without a word" in said
+
+
+def test_none_is_refused_for_several_processes(tmp_path):
+    place = prepare(tmp_path)
+    process = start(place, "run", "many.yaml", "devices.processes=2", "devices.sharding=none")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "devices.sharding: none" in said
