@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from potstill.devices import jobs
+from potstill.devices import jobs, launch
 from potstill.errors import Interrupted, MachineError, PotstillError, TrainingStopped
 
 
@@ -139,3 +139,18 @@ def test_an_interruption_is_one_to_whoever_started_the_processes(tmp_path, monke
 
 def test_processes_that_only_saw_others_go_give_no_reason(tmp_path, monkeypatch):
     assert reasons(tmp_path, monkeypatch, (0, MachineError("gone."), True)) is None
+
+
+@pytest.mark.parametrize(
+    ("codes", "echoes", "blamed"),
+    [
+        ({0: 3, 1: -9}, [0], "process 1 ended by SIGKILL"),
+        ({0: -15, 1: -9}, [], "process 1 ended by SIGKILL"),
+        ({0: 3, 1: -15, 2: -11}, [0], "process 2 ended by SIGSEGV"),
+        ({0: 3}, [0], "process 0 ended with exit code 3"),
+    ],
+)
+def test_a_process_that_was_killed_is_told_from_those_that_only_noticed(tmp_path, codes, echoes, blamed):
+    for number in echoes:
+        (tmp_path / f"{number}.json").write_text("{}")
+    assert launch._without_a_word(codes, tmp_path).message.startswith(blamed)

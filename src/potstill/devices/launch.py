@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from potstill.devices import jobs
@@ -57,13 +57,20 @@ def launch(arguments: Sequence[str], processes: int) -> None:
                 "stopped by a signal.", signal_number=int(stop.sigval)
             ) from None
         except ChildFailedError as failed:
-            number, failure = failed.get_first_failure()
-            raise jobs.reason(Path(folder)) or _without_a_word(number, failure.exitcode) from None
+            codes = {number: failure.exitcode for number, failure in failed.failures.items()}
+            raise jobs.reason(Path(folder)) or _without_a_word(codes, Path(folder)) from None
         finally:
             del os.environ[jobs.LAUNCHED]
 
 
-def _without_a_word(number: int, exit_code: int) -> PotstillError:
+def _without_a_word(codes: Mapping[int, int], folder: Path) -> PotstillError:
+    """What to say where no process has left a cause: at best an echo of one that was killed, or the agent's SIGTERM."""
+
+    def guess(number: int) -> tuple[bool, bool]:
+        return (folder / f"{number}.json").is_file(), codes[number] == -signal.SIGTERM
+
+    number = min(codes, key=guess)
+    exit_code = codes[number]
     how = f"with exit code {exit_code}" if exit_code >= 0 else f"by {signal.Signals(-exit_code).name}"
     return MachineError(
         f"process {number} ended {how}, without a word.",
