@@ -15,7 +15,7 @@ from builders.cli import potstill
 from builders.survival import faults, faults_of_child
 
 COUNTS = {"recipe": 2000, "number": 400, "data": 2000, "model": 500, "gguf": 200, "template": 300, "run": 300}
-FEW = {"recipe": 60, "number": 20, "data": 60, "model": 20, "gguf": 10, "template": 30, "run": 6}
+FEW = {"recipe": 30, "number": 10, "data": 30, "model": 10, "gguf": 5, "template": 15, "run": 3}
 # Cases of one test.
 PROVED = {"recipe": 500, "number": 400, "data": 500, "model": 100, "gguf": 50, "template": 150, "run": 60}
 
