@@ -61,7 +61,7 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         rendered = [_marked(setup, example, rows[example.row_id]) for example in examples[:SHOWN]]
     of_stages = dict.fromkeys((stage.name for stage in recipe.stages), of_recipe)
     for name, parts in setup.data.of_stages.items():
-        own = [_encoded(setup, rows, needed=False) for rows in (parts.train, parts.validation)]
+        own = [_encoded(setup, rows, needed=False, own=True) for rows in (parts.train, parts.validation)]
         of_stages[name] = sizes(own[0].examples, own[1].examples)
         kept.append(rows_left(setup, f" of {name}", lost(own, setup.max_length)))
     resolved, of_stages_defaults = _defaults(recipe.stages, setup, of_stages, new_tokens)
@@ -124,7 +124,8 @@ def _named(spec: object) -> str:
     return str(getattr(spec, "model", None) or getattr(spec, "name", ""))
 
 
-def _encoded(setup: Setup, rows: Sequence[Row], needed: bool = True) -> Encoded:
+def _encoded(setup: Setup, rows: Sequence[Row], *, needed: bool = True, own: bool = False) -> Encoded:
+    """Rows as a run encodes them; of a stage's `own` rows the teacher reads none."""
     return encode(
         rows,
         setup.readers.student.templater,
@@ -132,7 +133,7 @@ def _encoded(setup: Setup, rows: Sequence[Row], needed: bool = True) -> Encoded:
         on_bad_row=setup.on_bad_row,
         needed=needed,
         teacher=setup.readers.other_templater,
-        known_ids=setup.known_ids,
+        known_ids=None if own else setup.known_ids,
     )
 
 

@@ -79,7 +79,7 @@ def leave_reason(error: PotstillError, *, echo: bool = False) -> None:
     `echo` marks an error that only says that another process has gone.
     """
     place = Path(os.environ[LAUNCHED], f"{number()}.json")
-    words = {**error.as_dict(), "time": time.time(), "echo": echo, "process": number()}
+    words = {**error.as_dict(), "time": time.time(), "echo": echo}
     place.write_text(json.dumps(words), encoding="utf-8")
 
 

@@ -13,15 +13,10 @@ from potstill.recipe.specs import Auto, Conflict, Count, Duration, Positive
 from potstill.recipe.stages import StageSpec
 
 # A training that ran out of memory goes on with other micro-batches and more checkpoints.
+# The number of validation rows is left out because the rows themselves are in the key.
 _PLACE_AND_PACE = {
-    "micro_batch_tokens",
-    "checkpoint_every",
-    "activation_checkpointing",
-    "epochs",
-    "steps",
-} | {
-    "validation_rows"  # the rows themselves are
-}
+    "micro_batch_tokens", "checkpoint_every", "activation_checkpointing", "epochs", "steps", "validation_rows",
+}  # fmt: skip
 # Cost is counted in tokens through both models. A token that is trained on costs three passes of the student
 # and one of the teacher, a validated one a pass of each: as much at most, and a third of it without a teacher.
 COST_SHARE = 0.05

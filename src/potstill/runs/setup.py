@@ -15,7 +15,6 @@ from typing import Any
 from potstill.data.answers import weights_of
 from potstill.data.dataset import Dataset
 from potstill.data.reader import Reader, Readers, reader_of
-from potstill.data.row import SYSTEM
 from potstill.data.template import Templater
 from potstill.devices import placement
 from potstill.errors import RecipeError
@@ -232,8 +231,7 @@ def _system_notes(readers: Readers, spec: DataSpec, data: Dataset) -> list[str]:
     """Which system prompts templates add of their own, and to how many rows."""
     rows = [row for row in (*data.trained_on, *data.heldout) if row.text is None]
     # A prompt that is merged into the user's turn, or dropped, is none to the template.
-    kept = SYSTEM if spec.system == "keep" else ()
-    without = sum(all(message["role"] not in kept for message in row.messages) for row in rows)
+    without = sum(spec.system != "keep" or not row.has_system for row in rows)
     if not without:
         return []
     systems = {"the": readers.student.templater.default_system}

@@ -1,22 +1,79 @@
-"""The student as it is trained: backbone, head and objective in one module, whole or in parts."""
+"""One training, and the student as it is trained: backbone, head and objective in one module, whole or in parts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from potstill.devices import ranks
+from potstill.errors import RecipeError
 from potstill.models import anatomy, loading, saving, shards
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
+from potstill.recipe.training import Training
+from potstill.signals.teacher import Teacher
+from potstill.stages._context import Context
+from potstill.stages._objective import Objective
+from potstill.stages._rows import TrainingRows
+from potstill.store.artifacts import Artifact
 from potstill.train import packing, parallel
 from potstill.train.step import StudentModule
 
-if TYPE_CHECKING:
-    from potstill.stages._train import Run
-
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a resolved stage, its student, rows, objective and teacher (None: text alone)."""
+
+    spec: Training
+    student: Artifact
+    rows: TrainingRows
+    objective: Objective
+    teacher: Teacher | None
+    steps: int
+    context: Context
+    sharding: parallel.Sharding = "none"
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids of the student's softmax: those that the teacher has too, or all for text alone."""
+        readers = self.context.setup.readers
+        return readers.student.vocabulary.size if self.teacher is None else readers.shared_ids
+
+    @property
+    def pad_id(self) -> int:
+        readers = self.context.setup.readers
+        return readers.student.pad_id if self.teacher is None else readers.padding
+
+    @property
+    def device(self) -> torch.device:
+        return self.context.setup.device
+
+
+def sharding_of(student: Artifact, context: Context) -> parallel.Sharding:
+    """How the processes of this run train together.
+
+    Raises:
+        RecipeError: the recipe wants none of it, and there are several.
+    """
+    wanted = context.setup.devices.sharding
+    if ranks.world() == 1:
+        return "none"
+    if wanted == "none":
+        raise RecipeError(
+            f"none cannot train in {ranks.world()} processes.",
+            path="devices.sharding",
+            fix="Use ddp or fsdp.",
+        )
+    if wanted != "auto":
+        return wanted
+    # Weights, gradients and two averages in float32.
+    chosen, why = parallel.choose(16 * student.facts["params"], context.setup.device)
+    context.console.say(f"{ranks.world()} processes, sharding {chosen}: {why}")
+    return chosen
 
 
 def load_student(run: Run, device: torch.device | str = "cpu") -> loading.Loaded:

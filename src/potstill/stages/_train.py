@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.data.batch import collate
 from potstill.devices import ranks
-from potstill.errors import Interrupted, RecipeError
+from potstill.errors import Interrupted
 from potstill.evaluate.teacher import check_teacher
 from potstill.models import generation, loading, saving
 from potstill.recipe import plugins
@@ -22,8 +22,8 @@ from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context, State
-from potstill.stages._module import load_student, module_of, shipped
-from potstill.stages._objective import Objective, objective_of, require_signal, yardstick
+from potstill.stages._module import Run, load_student, module_of, sharding_of, shipped
+from potstill.stages._objective import objective_of, require_signal, yardstick
 from potstill.stages._rows import TrainingRows
 from potstill.store.artifacts import Artifact
 from potstill.store.lines import read_lines
@@ -34,35 +34,6 @@ from potstill.train.step import StudentModule
 from potstill.train.validation import Validation
 
 VERSION = 2  # raised when training changes its meaning
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: a resolved stage, its student, rows, objective and teacher (None: text alone)."""
-
-    spec: Training
-    student: Artifact
-    rows: TrainingRows
-    objective: Objective
-    teacher: Teacher | None
-    steps: int
-    context: Context
-    sharding: parallel.Sharding = "none"
-
-    @property
-    def vocabulary(self) -> int:
-        """Ids of the student's softmax: those that the teacher has too, or all for text alone."""
-        readers = self.context.setup.readers
-        return readers.student.vocabulary.size if self.teacher is None else readers.shared_ids
-
-    @property
-    def pad_id(self) -> int:
-        readers = self.context.setup.readers
-        return readers.student.pad_id if self.teacher is None else readers.padding
-
-    @property
-    def device(self) -> torch.device:
-        return self.context.setup.device
 
 
 def train_student(
@@ -84,7 +55,7 @@ def train_student(
         teacher,
         _steps(spec, rows, context.seed),
         context,
-        _sharding(student, context),
+        sharding_of(student, context),
     )
     inputs = {
         "version": VERSION,
@@ -104,29 +75,6 @@ def train_student(
         for event in read_lines(trained.path / METRICS):
             context.track(spec.name, event)
     return trained
-
-
-def _sharding(student: Artifact, context: Context) -> parallel.Sharding:
-    """How the processes of this run train together.
-
-    Raises:
-        RecipeError: the recipe wants none of it, and there are several.
-    """
-    wanted = context.setup.devices.sharding
-    if ranks.world() == 1:
-        return "none"
-    if wanted == "none":
-        raise RecipeError(
-            f"none cannot train in {ranks.world()} processes.",
-            path="devices.sharding",
-            fix="Use ddp or fsdp.",
-        )
-    if wanted != "auto":
-        return wanted
-    # Weights, gradients and two averages in float32.
-    chosen, why = parallel.choose(16 * student.facts["params"], context.setup.device)
-    context.console.say(f"{ranks.world()} processes, sharding {chosen}: {why}")
-    return chosen
 
 
 def _steps(spec: Training, rows: TrainingRows, seed: int) -> int:
