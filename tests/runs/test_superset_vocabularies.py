@@ -268,3 +268,13 @@ def test_a_conflict_is_refused_with_counts_and_an_example(tmp_path):
     assert done.returncode == 2
     assert "id 20 is 'w20' for the teacher and 'w21' for the student" in done.stderr
     assert "ids with another token: 3, tokens with another id: 2" in done.stderr
+
+
+def test_check_keeps_a_stages_own_rows_in_ids_of_the_student_alone(tmp_path, caplog):
+    """The teacher reads none of them, so none is left out, neither in a run nor in what check says."""
+    place = models(tmp_path, 128, 160)
+    recipe(place, stages="[{distill: {steps: 1}}, {finetune: {data: [own.jsonl], steps: 1}}]")
+    own = [{"id": f"o{i}", "prompt": f"w{12 + i}", "response": f"w{OTHER}"} for i in range(24)]
+    write_lines(place / "own.jsonl", *own)
+    assert places.checked(place).passed
+    assert "ids that the teacher does not have" not in caplog.text
