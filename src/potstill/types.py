@@ -38,6 +38,9 @@ class Example:
     part_of: str | None = None  # the row it is a part of, where a row gives several examples
     share: float = 1.0  # of its conversation's scored tokens, where a template makes turns examples
     reading: Reading | None = None  # the teacher's, where it reads the row as other ids
+    version: int | None = None  # optimizer steps that the student had behind it when it wrote the row
+    student_lp: tuple[float, ...] | None = None  # of the scored tokens when they were drawn, at T = 1
+    teacher_lp: tuple[float, ...] | None = None
 
     @property
     def row_id(self) -> str:
@@ -52,7 +55,8 @@ class Example:
     def silent(self) -> Example:
         """The same row with nothing scored: a process without rows of its own still works beside the others."""
         reading = self.reading and replace(self.reading, scored=(False,) * len(self.reading.scored))
-        return replace(self, scored=(False,) * len(self.scored), reading=reading)
+        nothing = (False,) * len(self.scored)
+        return replace(self, scored=nothing, reading=reading, student_lp=None, teacher_lp=None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Batch:
     row_ids: tuple[str, ...]
     hard: Tensor  # [N] bool: the token was written by data or teacher, so cross-entropy may use it
     weights: Tensor | None = None  # [N] float32: weight of each token's loss, 1 when absent
+    student_lp: Tensor | None = None  # [N] float32, when the tokens were drawn; NaN where nobody asked
+    teacher_lp: Tensor | None = None  # [N] float32, beside it
     packed: bool = False  # examples stand end to end; position_ids restart at 0 where one begins
     teacher: Batch | None = None  # the same rows and scored tokens as the teacher reads them
 

@@ -34,6 +34,24 @@ def test_a_logit_is_scored_against_the_next_token() -> None:
     assert batch.targets.tolist() == [6, 7, 2]
 
 
+def test_log_probabilities_of_the_time_of_drawing_stand_beside_their_targets() -> None:
+    drawn = replace(example([1, 2, 3, 4], 2, "student"), student_lp=(-1.0, -2.0), teacher_lp=(-3.0, -4.0))
+    batch = collate([example([7, 8], 1), drawn], pad_id=0)
+    assert batch.targets.tolist() == [8, 3, 4]
+    assert batch.student_lp is not None
+    assert batch.teacher_lp is not None
+    assert batch.student_lp[0].isnan()
+    assert batch.student_lp[1:].tolist() == [-1.0, -2.0]
+    assert batch.teacher_lp[0].isnan()
+    assert batch.teacher_lp[1:].tolist() == [-3.0, -4.0]
+    assert collate([drawn.silent()], pad_id=0).student_lp is None
+
+
+def test_as_many_log_probabilities_as_scored_tokens_are_needed() -> None:
+    with pytest.raises(ValueError, match="scores 2 tokens, student_lp has 1"):
+        collate([replace(example([1, 2, 3, 4], 2, "student"), student_lp=(-1.0,))], pad_id=0)
+
+
 def test_a_one_token_answer_has_exactly_one_scored_position() -> None:
     batch = collate([example([4, 5, 6], 2)], pad_id=0)
     assert batch.count == 1

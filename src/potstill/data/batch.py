@@ -27,7 +27,8 @@ def collate(
     Where examples carry the teacher's reading, the batch holds both.
 
     Raises:
-        ValueError: no example, or the teacher's reading is missing or scores another number of tokens.
+        ValueError: no example; the teacher's reading is missing or scores another number of tokens; as many
+            log-probabilities as scored tokens are needed and others are there.
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
@@ -53,17 +54,45 @@ def collate(
         row_ids=tuple(example.id for example in examples),
         hard=torch.tensor([example.origin != "student" for example in of_token], dtype=torch.bool),
         weights=weights,
+        student_lp=_when_drawn(examples, "student_lp"),
+        teacher_lp=_when_drawn(examples, "teacher_lp"),
         packed=packed,
         teacher=teacher,
     )
     return batch if device is None else batch.to(device)
 
 
+def _when_drawn(examples: Sequence[Example], name: str) -> Tensor | None:
+    """Log-probabilities of the scored tokens, [N]; None where no row has any."""
+    values = [getattr(example, name) for example in examples]
+    if all(value is None for value in values):
+        return None
+    for example, value in zip(examples, values, strict=True):
+        if value is not None and len(value) != sum(example.scored[1:]):
+            raise ValueError(
+                f"row {example.id} scores {sum(example.scored[1:])} tokens, {name} has {len(value)}"
+            )
+    unknown = float("nan")
+    rows = zip(examples, values, strict=True)
+    return torch.tensor(
+        [one for example, value in rows for one in (value or [unknown] * sum(example.scored[1:]))],
+        dtype=torch.float32,
+    )
+
+
 def _as_teacher_reads(example: Example) -> Example:
     reading = example.reading
     if reading is None:
         raise ValueError(f"row {example.id} has no reading of the teacher, another row of its batch has one")
-    read = replace(example, input_ids=reading.input_ids, scored=reading.scored, weight=1.0, reading=None)
+    read = replace(
+        example,
+        input_ids=reading.input_ids,
+        scored=reading.scored,
+        weight=1.0,
+        reading=None,
+        student_lp=None,
+        teacher_lp=None,
+    )
     if sum(example.scored[1:]) != sum(reading.scored[1:]):
         raise ValueError(
             f"row {example.id} scores {sum(example.scored[1:])} tokens, its reading of the teacher "
