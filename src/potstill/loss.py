@@ -135,10 +135,10 @@ class DistillationLoss:
         vocabulary = self._shared(head.vocabulary, target_head.vocabulary)
         head, target_head = (each.cut(vocabulary) for each in (head, target_head))
         picked = _picked(weights, predicts)
-        signal = Hidden(teacher_hidden[predicts].detach(), target_head)
+        signal = Hidden(_scored(teacher_hidden, predicts).detach(), target_head)
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with self._gradients():
-            hidden = student_hidden[predicts]
+            hidden = _scored(student_hidden, predicts)
             mode: Mode = "recompute" if self._mode == "recompute" else "store"
             out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
         return self._finish(out, signal, picked)
@@ -161,13 +161,14 @@ class DistillationLoss:
         picked = _picked(weights, predicts)
         if isinstance(teacher, Tensor):
             width = self._shared(student_logits.shape[-1], teacher.shape[-1])
-            signal: Signal = Dense(teacher[predicts].detach()[:, :width])
+            signal: Signal = Dense(_scored(teacher, predicts).detach()[:, :width])
         else:
             width = self._shared(student_logits.shape[-1], self.vocabulary or student_logits.shape[-1])
             signal = teacher
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with self._gradients():
-            out = logits_loss(student_logits[predicts][:, :width], rowwise, chunk_bytes=self._chunk_bytes)
+            logits = _scored(student_logits, predicts)[:, :width]
+            out = logits_loss(logits, rowwise, chunk_bytes=self._chunk_bytes)
         return self._finish(out, signal, picked)
 
     def _gradients(self) -> torch.set_grad_enabled:
@@ -236,6 +237,11 @@ class DistillationLoss:
                 fix="If they share a tokenizer, pass vocabulary=len(tokenizer); its ids are kept, padding is cut.",
             )
         return student
+
+
+def _scored(values: Tensor, predicts: Tensor) -> Tensor:
+    """The rows [N, K] of [..., K] at the scored positions, without a copy where all are scored."""
+    return values.flatten(0, -2) if predicts.all() else values[predicts]
 
 
 def _picked(weights: Tensor | None, predicts: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ Legend: B rows, S positions, N scored positions of a batch, V vocabulary, H hidd
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -36,11 +36,14 @@ class Example:
     origin: Origin = "data"
     weight: float = 1.0  # of each of its tokens' loss
     part_of: str | None = None  # the row it is a part of, where a row gives several examples
+    answers: str | None = None  # the example whose prompt it answers, where the student wrote it
     share: float = 1.0  # of its conversation's scored tokens, where a template makes turns examples
     reading: Reading | None = None  # the teacher's, where it reads the row as other ids
     version: int | None = None  # optimizer steps that the student had behind it when it wrote the row
     student_lp: tuple[float, ...] | None = None  # of the scored tokens when they were drawn, at T = 1
     teacher_lp: tuple[float, ...] | None = None
+    truncated: bool = False  # the student wrote as many tokens as it may, and no end token
+    room: int = 0  # tokens that the student may write behind a prompt without an answer; 0 for any other row
 
     @property
     def row_id(self) -> str:
@@ -48,15 +51,38 @@ class Example:
         return self.id if self.part_of is None else self.part_of
 
     @property
+    def asked_by(self) -> str:
+        """The example whose prompt it answers: a row may give several, each a turn of its own."""
+        return self.id if self.answers is None else self.answers
+
+    @property
     def count(self) -> int:
         """Count the scored tokens."""
         return sum(self.scored)
+
+    @property
+    def planned(self) -> tuple[int, int]:
+        """All tokens and the scored ones, with an answer of full length where the student is to write it."""
+        return len(self.input_ids) + self.room, self.count + self.room
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What precedes its last answer, the last run of scored tokens; all of a row without one."""
+        return self.input_ids[: last_run(self.scored)]
 
     def silent(self) -> Example:
         """The same row with nothing scored: a process without rows of its own still works beside the others."""
         reading = self.reading and replace(self.reading, scored=(False,) * len(self.reading.scored))
         nothing = (False,) * len(self.scored)
-        return replace(self, scored=nothing, reading=reading, student_lp=None, teacher_lp=None)
+        return replace(self, scored=nothing, reading=reading, student_lp=None, teacher_lp=None, room=0)
+
+
+def last_run(scored: Sequence[bool]) -> int:
+    """Where the last run of scored tokens begins; the length where none is scored."""
+    end = next((i for i in range(len(scored), 0, -1) if scored[i - 1]), None)
+    if end is None:
+        return len(scored)
+    return next((i for i in range(end, 0, -1) if not scored[i - 1]), 0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +105,7 @@ class Batch:
     teacher_lp: Tensor | None = None  # [N] float32, beside it
     packed: bool = False  # examples stand end to end; position_ids restart at 0 where one begins
     teacher: Batch | None = None  # the same rows and scored tokens as the teacher reads them
+    asked_by: tuple[str, ...] = ()  # the example whose prompt each row answers
 
     @property
     def count(self) -> int:
@@ -92,9 +119,22 @@ class Batch:
 
     def example_counts(self) -> Tensor:
         """Count the scored tokens of each scored token's example, [N]."""
-        example = (self.position_ids == 0).flatten().cumsum(0).view_as(self.position_ids)[self.predicts]
-        _, owner, counts = torch.unique_consecutive(example, return_inverse=True, return_counts=True)
+        _, owner, counts = torch.unique_consecutive(self.owners(), return_inverse=True, return_counts=True)
         return counts[owner]
+
+    def owners(self) -> Tensor:
+        """Index the example that each scored token belongs to, [N]; it counts rows, or packed examples."""
+        row, place = self.predicts.nonzero(as_tuple=True)
+        return ((self.position_ids[0] == 0).cumsum(0) - 1)[place] if self.packed else row
+
+    def only(self, kept: Tensor) -> Batch:
+        """The same rows with fewer scored tokens: those of `kept` [N] bool."""
+        predicts = self.predicts.clone()
+        predicts[self.predicts] = kept
+        per_token = ("targets", "hard", "weights", "student_lp", "teacher_lp")
+        values = {name: getattr(self, name) for name in per_token}
+        cut = {name: value[kept] for name, value in values.items() if value is not None}
+        return replace(self, predicts=predicts, **cut)
 
     def row_of(self, position: int) -> str:
         """The id of the row that scored position 0 .. N-1 belongs to."""
@@ -233,7 +273,16 @@ class Figure:
 
 
 class Sampler(Protocol):
-    """A writer of text for a strategy: the student, the teacher or a mixture."""
+    """What a strategy writes text with: the student that is trained, alone or beside its teacher.
+
+    Attributes:
+        pad_id: the id that fills up batches.
+        packed: examples of a micro-batch stand end to end.
+        micro_batch_tokens: most padded tokens of a micro-batch.
+        seed: of the training.
+        steps: optimizer steps of the training in all.
+        scores: `score` adds something, because the objective reads it.
+    """
 
     @property
     def pad_id(self) -> int: ...
@@ -241,18 +290,76 @@ class Sampler(Protocol):
     @property
     def packed(self) -> bool: ...
 
+    @property
+    def micro_batch_tokens(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def scores(self) -> bool: ...
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Any,
+        *,
+        seeds: Sequence[int],
+        samples: int = 1,
+        teacher_share: float = 0.0,
+        proposals: int = 0,
+    ) -> Sequence[Any]:
+        """Complete each prompt `samples` times with the student as it is now; every process calls it.
+
+        Args:
+            sampling: settings of the text (`generate.sampling.Sampling`).
+            seeds: one for each prompt; draws depend on it, the prompt's ids and the sample alone.
+            teacher_share: of the teacher in the mixture of both distributions that is drawn from.
+            proposals: the student's token is kept where it is among so many likeliest of the teacher, which
+                draws another one otherwise (speculative distillation); 0 is off.
+
+        Returns:
+            completions (`generate.request.Completion`), in the order of prompts and samples.
+        """
+
+    def score(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Add what student and teacher say of the tokens, where the objective reads it; all processes call it."""
+
 
 class Strategy(Protocol):
     """The seam between the trainer and where its batches come from.
 
     `batches` turns the micro-batches of one optimizer step into what is trained on; a strategy may
-    replace completions (by the student's own, say), and knows neither the teacher nor the loss.
+    replace completions (by the student's own, say), and knows neither the teacher nor the loss. No batch at all
+    says that it collects rows of several steps; once it `holds` steps of its own, it is given no rows.
+
+    `observe` is told the means of a step, `validated` those of a validation; `figures` says what is to be logged
+    of the last step. `rollouts` names the rows whose teacher's signals may be needed again. A class that derives
+    from this one writes what it needs of these; the others do nothing.
     """
 
     def batches(self, sampler: Sampler, examples: Sequence[Sequence[Example]]) -> Iterator[Batch]: ...
 
-    def state(self) -> Mapping[str, Any]: ...
+    def holds(self) -> bool:
+        return False
 
-    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def rollouts(self) -> Collection[str]:
+        return ()
 
-    def observe(self, metrics: Mapping[str, float]) -> None: ...
+    def state(self) -> Mapping[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        return None
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        return None
+
+    def validated(self, metrics: Mapping[str, float]) -> None:
+        return None
+
+    def figures(self) -> Mapping[str, float]:
+        return {}

@@ -31,11 +31,12 @@ stages:
 SPEED = "per_second"
 
 
-def prepare(folder: Path) -> Path:
-    """A teacher, ragged prompts and a recipe."""
+def prepare(folder: Path, *, answered: bool = False) -> Path:
+    """A teacher, ragged prompts, which may be `answered`, and a recipe."""
     save_tiny(folder / "teacher", layers=3)
     rows = [
         {"id": f"p{i}", "prompt": " ".join(f"w{12 + (7 * i + k) % 90}" for k in range(2 + i % 9))}
+        | ({"response": " ".join(f"w{12 + (5 * i + k) % 90}" for k in range(1 + i % 6))} if answered else {})
         for i in range(60)
     ]
     write_lines(folder / "rows.jsonl", *rows)

@@ -43,6 +43,7 @@ class Pad:
 
     packed = False
     pad_id = 0
+    scores = False
 
 
 def gradient(sharding: parallel.Sharding, micro_batch_tokens: int = 10_000) -> dict[str, torch.Tensor]:

@@ -88,12 +88,57 @@ def test_a_run_goes_on_in_another_number_of_processes(alone, tmp_path, before, a
     assert_same(finished(place, "runs/many", *WAYS[after]), alone)
 
 
+# The student writes beside its teacher, keeps and reads again; a process may have no rollout of a step.
+ON_POLICY = (
+    "stages=[{distill: {tokens_per_step: 40, micro_batch_tokens: 8, steps: 8, learning_rate: 0.001, "
+    "validate_every: 4, checkpoint_every: 2, precision: float32, divergence: reverse_kl, strategy: "
+    "{on_policy: {max_new_tokens: 8, on_policy_fraction: 0.8, teacher_share: 0.2, replay: 6, refresh: 0.4}}}}]",
+)
+
+
+def assert_same_training(some: Left, alone: Left) -> None:
+    """Losses, gradient norms and what is said of rollouts to rounding; the same weights to rounding."""
+    for key in ("loss", "grad_norm", "tokens", "on_policy", "rollouts", "rollout_age"):
+        got, wanted = ([event.get(key, 0.0) for event in left.steps] for left in (some, alone))
+        assert got == pytest.approx(wanted, rel=1e-4 if key == "grad_norm" else 1e-5), key
+    assert some.validations == pytest.approx(alone.validations, rel=1e-5)
+    one, other = (load_file(left.path / "student/model.safetensors") for left in (some, alone))
+    for name, tensor in one.items():
+        assert (tensor - other[name]).abs().max() < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory) -> Left:
+    """One process in which the student writes."""
+    left = finished(prepare(tmp_path_factory.mktemp("writing"), answered=True), "many.yaml", *ON_POLICY)
+    kinds = {(event["on_policy"], "rollout_age" in event) for event in left.steps}
+    assert kinds == {(0.0, False), (1.0, False), (1.0, True)}, "the steps are of all kinds"
+    return left
+
+
+@pytest.mark.parametrize("way", ["2 replicas", "2 parts of student and teacher", *LONG])
+def test_a_student_that_writes_in_many_processes_learns_what_it_learns_in_one(writing, tmp_path, way):
+    assert_same_training(
+        finished(prepare(tmp_path, answered=True), "many.yaml", *ON_POLICY, *WAYS[way]), writing
+    )
+
+
+@pytest.mark.prove
+def test_rollouts_of_two_processes_go_on_in_one(writing, tmp_path):
+    """Stopped with kept rollouts in both, and gone on with alone."""
+    place = prepare(tmp_path, answered=True)
+    code, said = stopped(place, "many.yaml", *ON_POLICY, *WAYS["2 replicas"])
+    assert code == 128 + signal.SIGTERM, said
+    assert_same_training(finished(place, "runs/many", "devices.processes=1"), writing)
+
+
 STRATEGY = """\
 from potstill.data.batch import collate
 from potstill.devices import ranks
+from potstill.types import Strategy
 
 
-class Breaks:
+class Breaks(Strategy):
     steps = 0
 
     def batches(self, sampler, rows):
@@ -101,10 +146,6 @@ class Breaks:
         if self.steps > 3 and ranks.rank() == 1:
             raise ValueError("only here")
         yield from (collate(micro, pad_id=sampler.pad_id) for micro in rows)
-
-    def observe(self, metrics): pass
-    def state(self): return {}
-    def restore(self, state): pass
 
 
 def build():

@@ -36,7 +36,7 @@ def test_help_opens_without_torch_and_pydantic_and_lists_every_command():
 def test_until_names_the_stage_after_which_a_run_stops(tmp_path, monkeypatch):
     calls = []
 
-    def run(recipe, overrides, *, until, console):
+    def run(recipe, overrides, *, until, console, yes):
         calls.append((str(recipe), list(overrides), until))
         raise RecipeError("stopped.")
 

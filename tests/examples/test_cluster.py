@@ -73,7 +73,7 @@ def test_torchrun_on_two_machines_is_given_what_it_takes(tmp_path):
     assert (read.rdzv_backend, read.rdzv_endpoint, read.rdzv_id) == ("c10d", "gpu-01:29500", "potstill")
     assert (read.module, read.training_script, read.max_restarts) == (True, "potstill", 0)
     assert potstill(read.training_script_args) == {
-        "verb": "run", "recipe": Path("a recipe.yaml"), "overrides": ["distill.epochs=2"], "as_json": False, "until": None,
+        "verb": "run", "recipe": Path("a recipe.yaml"), "overrides": ["distill.epochs=2"], "as_json": False, "until": None, "yes": False,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The quickstart's prompts: the held-out file must measure generalisation, not recall."""
+"""The quickstart's messages: the held-out file must measure generalisation, not recall."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 Row: TypeAlias = dict[str, Any]
 
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
-SEEN_FAMILIES = {"explain", "rewrite", "summarise", "list", "arithmetic", "extract", "chat"}
+SEEN_FAMILIES = {
+    "animals", "course", "delay", "flat", "food", "help", "meeting", "order", "party", "repair", "school", "trip",
+}  # fmt: skip
 NUMBER = re.compile(
     r"\d.*|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen"
     r"|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand"
@@ -59,7 +61,7 @@ def jaccard(left: set[str], right: set[str]) -> float:
 def bad_lengths(train: list[Row], heldout: list[Row]) -> Iterator[str]:
     for row in train + heldout:
         count = len(row["prompt"].split())
-        if not 6 <= count <= 60 or row["prompt"] != row["prompt"].strip():
+        if not 30 <= count <= 80 or row["prompt"] != row["prompt"].strip():
             yield f"{row['id']}: {count} words"
 
 
@@ -90,11 +92,16 @@ def near_duplicates(train: list[Row], heldout: list[Row]) -> Iterator[str]:
             yield f"{left} and {right}: {jaccard(a, b):.2f}"
 
 
+def body(message: str) -> str:
+    """What stands between greeting and farewell."""
+    return message.split("\n\n", 1)[-1]
+
+
 def worn_openings(train: list[Row], heldout: list[Row]) -> Iterator[str]:
-    openings = Counter(" ".join(words(row["prompt"])[:3]) for row in train + heldout)
+    openings = Counter(" ".join(words(body(row["prompt"]))[:3]) for row in train + heldout)
     for opening, count in openings.items():
-        if count > 4:
-            yield f"{opening!r}: {count} prompts"
+        if count > 8:
+            yield f"{opening!r}: {count} messages"
 
 
 def leaked_families(train: list[Row], heldout: list[Row]) -> Iterator[str]:
@@ -117,58 +124,62 @@ CHECKS: list[Check] = [
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_the_shipped_prompts_have_no_offender(check: Check) -> None:
+def test_the_shipped_messages_have_no_offender(check: Check) -> None:
     assert list(check(TRAIN, HELDOUT)) == []
 
 
-def row(name: str, prompt: str, family: str = "list", **more: bool) -> Row:
+def row(name: str, prompt: str, family: str = "food", **more: bool) -> Row:
     return {"id": name, "family": family, "prompt": prompt, **more}
 
 
-ONE = row("one", "Ada has 3 pears and eats one under the old tree by the river.")
+PEARS = "Ada has 3 pears and eats one under the old tree by the river."
+MORE = (
+    " She will bring the others to the market on Friday, where her brother sells bread, honey and eggs from nine"
+    " until noon, if the weather is good."
+)
+ONE = row("one", PEARS + MORE)
 SPOILED: list[tuple[Check, list[Row]]] = [
     (bad_lengths, [row("two", "Too short.")]),
-    (bad_lengths, [row("two", "word" + " word" * 60)]),
-    (bad_lengths, [row("two", "This prompt has a stray space at its end. ")]),
-    (repeated_ids, [row("one", "Nothing else is the same in this prompt.")]),
+    (bad_lengths, [row("two", "word" + " word" * 80)]),
+    (bad_lengths, [row("two", ("This message has a stray space at its end. " * 5))]),
+    (repeated_ids, [row("one", "Nothing else is the same in this message.")]),
     (shared_8_grams, [row("two", "Yesterday Tom SAT: and eats one under the old tree, by a lake.")]),
-    (shared_templates, [row("two", "Bo has 12 pears and eats four under the old tree by the river.")]),
+    (shared_templates, [row("two", (PEARS + MORE).replace("Ada has 3", "Bo has 12").replace("one", "four"))]),
     (
         shared_templates,
         [row("two", "How is a lake unlike a river?"), row("three", "How is a cat unlike a dog?")],
     ),
-    (near_duplicates, [row("two", "Under the old tree by the river Ada eats one of her pears.")]),
-    (worn_openings, [row(str(i), f"Ada has 3 {'x' * i} things to do today") for i in range(4)]),
+    (near_duplicates, [row("two", "Under the old tree by the river Ada eats one of her pears." + MORE)]),
+    (worn_openings, [row(str(i), f"Hi Bo,\n\nAda has 3 {'x' * i} things to do today") for i in range(8)]),
     (leaked_families, [row("two", "A family of training is called unseen here.", unseen=True)]),
-    (leaked_families, [row("two", "A new family is not called unseen here.", family="compare")]),
+    (leaked_families, [row("two", "A new family is not called unseen here.", family="concert")]),
 ]
 
 
 @pytest.mark.parametrize(("check", "heldout"), SPOILED)
-def test_a_spoiled_held_out_prompt_is_reported(check: Check, heldout: list[Row]) -> None:
+def test_a_spoiled_held_out_message_is_reported(check: Check, heldout: list[Row]) -> None:
     assert list(check([ONE], heldout)) != []
 
 
-def test_training_has_300_prompts_of_seven_families_in_even_shares() -> None:
-    counts = Counter(row["family"] for row in TRAIN)
-    assert len(TRAIN) == 300
-    assert set(counts) == SEEN_FAMILIES
-    assert min(counts.values()) >= 42
+def test_training_has_276_messages_of_twelve_families_in_equal_shares() -> None:
+    assert Counter(row["family"] for row in TRAIN) == dict.fromkeys(SEEN_FAMILIES, 23)
 
 
-def test_held_out_has_60_prompts_of_known_and_20_of_unknown_families() -> None:
+def test_held_out_has_60_messages_of_known_and_20_of_unknown_families() -> None:
     known = Counter(row["family"] for row in HELDOUT if not row.get("unseen", False))
     unknown = Counter(row["family"] for row in HELDOUT if row.get("unseen", False))
-    assert known.total() == 60
-    assert set(known) == SEEN_FAMILIES
-    assert min(known.values()) >= 8
+    assert known == dict.fromkeys(SEEN_FAMILIES, 5)
     assert len(unknown) == 4
     assert set(unknown.values()) == {5}
     assert SEEN_FAMILIES.isdisjoint(unknown)
 
 
+def test_every_message_stands_under_the_same_instruction() -> None:
+    assert len({item["system"] for item in TRAIN + HELDOUT}) == 1
+
+
 @pytest.mark.parametrize("rows", [TRAIN, HELDOUT], ids=["train", "heldout"])
 def test_rows_carry_only_the_documented_keys(rows: list[Row]) -> None:
     for item in rows:
-        assert set(item) - {"unseen"} == {"id", "family", "prompt"}
-        assert all(isinstance(item[key], str) for key in ("id", "family", "prompt"))
+        assert set(item) - {"unseen"} == {"id", "family", "system", "prompt"}
+        assert all(isinstance(item[key], str) for key in ("id", "family", "system", "prompt"))

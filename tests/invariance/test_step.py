@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders import rollout_steps
 from builders.steps import assert_same, gradient, ragged_rows
 from builders.tiny import tiny_model
 from potstill.data.batch import collate
@@ -22,14 +23,15 @@ from potstill.train.step import StudentModule, accumulate
 TESTS = Path(__file__).parent.parent
 
 
+@pytest.mark.parametrize("of", [gradient, rollout_steps.gradient], ids=["tokens", "rollouts"])
 @pytest.mark.parametrize("micro_batch_tokens", [24, 50, 100])
-def test_a_step_gives_the_same_gradient_for_any_split_into_micro_batches(micro_batch_tokens):
-    whole = gradient("none")
-    assert_same(gradient("none", micro_batch_tokens), whole)
+def test_a_step_gives_the_same_gradient_for_any_split_into_micro_batches(micro_batch_tokens, of):
+    assert_same(of("none", micro_batch_tokens), of("none"))
 
 
+@pytest.mark.parametrize("of", [gradient, rollout_steps.gradient], ids=["tokens", "rollouts"])
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_processes_give_the_gradient_of_one(sharding, tmp_path):
+def test_two_processes_give_the_gradient_of_one(sharding, of, tmp_path):
     out = tmp_path / "gradient.safetensors"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -37,11 +39,11 @@ def test_two_processes_give_the_gradient_of_one(sharding, tmp_path):
     }
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(TESTS / "builders" / "steps.py"), sharding, str(out),
+        str(sys.modules[of.__module__].__file__), sharding, str(out),
     ]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(load_file(out), gradient("none"))
+    assert_same(load_file(out), of("none"))
 
 
 def test_the_denominator_is_the_windows_tokens_not_the_mean_of_micro_batch_means():

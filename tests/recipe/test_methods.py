@@ -12,6 +12,20 @@ from potstill.recipe.recipe import Recipe, dump_yaml, expand, parse_recipe
 from potstill.recipe.yaml import load_yaml
 from potstill.stages.distill import Distill
 
+ON_POLICY = ("gkd", "minillm", "distillm", "distillm2", "opd", "speculative_kd")
+
+
+@pytest.mark.parametrize("method", ON_POLICY)
+def test_an_on_policy_method_warms_the_student_up_before_it_writes(method: str) -> None:
+    _, warm_up, stage, _ = expand(read(method=method)).stages
+    assert isinstance(warm_up, Distill)
+    assert isinstance(stage, Distill)
+    assert not warm_up.strategy.student_writes
+    assert stage.strategy.student_writes
+    assert stage.name == "distill"
+    assert stage.guards is not None
+    assert "warm-up" in METHODS[method].source
+
 
 def test_methods_expand_to_their_stages_and_name_their_source() -> None:
     expanded = {name: expand(read(method=name)).stages for name in METHODS}
@@ -20,6 +34,7 @@ def test_methods_expand_to_their_stages_and_name_their_source() -> None:
         "kd": ["generate", "distill", "evaluate"],
         "seqkd": ["generate", "finetune", "evaluate"],
         "sft": ["finetune", "evaluate"],
+        **{key: ["generate", "distill", "distill", "evaluate"] for key in ON_POLICY},
     }
     assert "1503.02531" in METHODS["kd"].source
     assert "1606.07947" in METHODS["seqkd"].source
@@ -42,4 +57,4 @@ def test_a_recipe_with_stages_is_expanded_to_itself() -> None:
 
 def test_every_method_that_a_recipe_may_name_has_stages() -> None:
     (methods, _) = get_args(Recipe.model_fields["method"].annotation)
-    assert set(get_args(methods)) == set(METHODS)
+    assert get_args(methods) == tuple(METHODS)

@@ -118,7 +118,13 @@ def test_defaults_are_those_of_a_recipe_that_leaves_the_key_out() -> None:
         raw = LEAST | {"stages": ["distill", verb] if verb == "control" else [verb]}
         stage = parse_recipe(raw).stages[-1].model_dump(mode="json")
         for key, value in stage.items():
-            if key != "verb":
+            below = explain(f"{verb}.{key}").keys if key != "verb" else ()
+            if below:  # a section: its keys have the defaults
+                value, paths = value or {}, [path for path in below if value]
+                assert {p: yaml.load_value(explain(p).default, "") for p in paths} == {
+                    f"{verb}.{key}.{name}": default for name, default in value.items()
+                }
+            elif key != "verb":
                 assert yaml.load_value(explain(f"{verb}.{key}").default, "") == value, key
 
 

@@ -50,6 +50,7 @@ def test_a_plugin_that_cannot_be_imported_is_refused_before_anything_is_written(
         ("distill.divergence={jsd: {beta: 2.0}}", "beta is 2.0"),
         ("distill.divergence={jsd: {beta: {linear: {from: 0.0, to: 2.0}}}}", "beta is 2.0"),
         ("distill.divergence={renyi: {r: -1.0}}", "r is -1.0"),
+        ("distill.strategy={on_policy: {samples: 0}}", "strategy.on_policy.samples: samples cannot be 0"),
         ("distill.token_weights={position: {half_life: -1.0}}", "half_life"),
     ],
 )

@@ -173,6 +173,17 @@ def test_weights_worse_than_the_start_are_reported(tmp_path):
     assert places.summary(tmp_path)["train"]["best_step"] == 2
 
 
+def test_weights_that_learnt_from_the_students_own_text_are_not_called_worse(tmp_path):
+    how = "steps: 2, learning_rate: 1.0, validate_every: 2, warmup: 0, guards: null"
+    stages = f"[{{distill: {{{how}, strategy: {{on_policy: {{max_new_tokens: 4}}}}}}}}]"
+    places.write(tmp_path, places.answered(80), stages=stages)
+    done = potstill("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "no validation was better" in line]
+    assert not line.startswith("warning")
+    assert "They hold no text of the student" in line
+
+
 def bf16_teacher(place: Path) -> None:
     """Write `teacher/` in bf16 where `places.write` looks for it."""
     tiny_model(layers=3).bfloat16().save_pretrained(place / "teacher")

@@ -15,7 +15,7 @@ from builders.jobs import Memory, events, student, trained
 from builders.tiny import tiny_model
 from potstill.errors import Interrupted, MachineError
 from potstill.stages import _train
-from potstill.train import checkpoint, folder, loop
+from potstill.train import checkpoint, folder, loop, pace
 from potstill.types import Example
 
 ROWS = [Example(f"r{i}", tuple(range(4 + i, 14 + i)), (False,) * 3 + (True,) * 7) for i in range(12)]
@@ -85,7 +85,8 @@ def test_a_checkpoint_is_made_when_so_much_time_has_passed(tmp_path, monkeypatch
     minutes = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
     saved = []
-    monkeypatch.setattr(loop, "time", clock)
+    for module in (loop, pace):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(
         _train.TrainingFolder, "save", lambda self, module, progress, optimizer: saved.append(progress.step)
     )

@@ -17,7 +17,7 @@ def accounts(setup: Setup, row: Row, *, asked: bool) -> list[Account]:
 
     `asked` says that the teacher answers the row's prompt.
     """
-    reader = setup.readers.teacher_reader if asked else setup.readers.student
+    reader = setup.readers.of_prompts if asked else setup.readers.student
     try:
         return reader.templater.accounts(row, asked=asked)
     except DataError:

@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from potstill.check import own_text
 from potstill.check.reading import prompt_example
 from potstill.check.report import Item
 from potstill.console import Console
@@ -61,6 +62,8 @@ def prove(recipe: Recipe, setup: Setup, rows: Sequence[Example], console: Consol
     student = _student(setup, few)
     yield _tried("accumulation", partial(_accumulation, setup, student, as_student))
     yield _tried("save and load", partial(_save_and_load, setup, student))
+    if teacher is not None:
+        yield from own_text.items(setup, training, teacher, student, rows, console)
     yield _output_rows(setup, teacher, student)
     if teacher is not None:
         yield _memory(setup, teacher, student)

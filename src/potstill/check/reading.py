@@ -21,10 +21,10 @@ from potstill.errors import DataError
 from potstill.recipe.defaults import Default
 from potstill.recipe.methods import METHODS
 from potstill.recipe.recipe import Recipe
-from potstill.recipe.stages import StageSpec, resolve_auto
+from potstill.recipe.stages import StageSpec, resolve_auto, room_of
 from potstill.runs.setup import Opened
 from potstill.stages._context import Setup
-from potstill.stages._rows import sizes
+from potstill.stages._rows import rows_of, sizes
 from potstill.types import Example
 
 SHOWN = 3
@@ -39,6 +39,7 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
     writing = [stage for stage in recipe.stages if "text" in stage.needs]
     new_tokens = max((getattr(stage, "max_new_tokens", 0) for stage in writing), default=0)
     samples = max((getattr(stage, "samples", 1) for stage in writing), default=1)
+    room = 0 if new_tokens else room_of(recipe.stages, setup.data.of_stages)
     notes = [*setup.notes, *(note for stage in recipe.stages for note in stage.notes())]
     if opened.method is not None:
         notes.append(f"method {opened.method}: {METHODS[opened.method].source}")
@@ -49,12 +50,12 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         kept = [rows_left(setup, "", _asked(setup, new_tokens))]
         rendered = _rendered_prompts(setup)
     else:
-        encoded = _encoded(setup, setup.data.train)
+        encoded = _encoded(setup, setup.data.train, room=room)
         examples = list(encoded.examples)
         if foreign := encoded.funnel.get("foreign_ids"):
             of = len(encoded.lengths)
             notes.append(f"{foreign} of {of} training rows hold ids of the student alone; they are left out.")
-        validation, *measured = _others(setup, measured=any(stage.measures for stage in recipe.stages))
+        validation, *measured = _others(setup, room, measured=any(stage.measures for stage in recipe.stages))
         of_recipe = sizes(encoded.examples, validation.examples)
         kept = [rows_left(setup, "", lost([encoded, validation, *measured], setup.max_length))]
         rows = {row.id: row for row in setup.data.train}
@@ -79,7 +80,7 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         settings=settings(recipe, resolved, defaults),
         rows=tuple(rendered),
         notes=tuple(notes),
-        ledger=ledger.counts(setup, asked=bool(new_tokens)),
+        ledger=ledger.counts(setup, asked=bool(new_tokens or room)),
     )
     return report, examples
 
@@ -121,10 +122,13 @@ def _vocabulary(setup: Setup) -> str:
 
 
 def _named(spec: object) -> str:
-    return str(getattr(spec, "model", None) or getattr(spec, "name", ""))
+    options = getattr(spec, "options", {})
+    return str(getattr(spec, "model", None) or options.get("model") or getattr(spec, "name", ""))
 
 
-def _encoded(setup: Setup, rows: Sequence[Row], *, needed: bool = True, own: bool = False) -> Encoded:
+def _encoded(
+    setup: Setup, rows: Sequence[Row], *, needed: bool = True, own: bool = False, room: int = 0
+) -> Encoded:
     """Rows as a run encodes them; of a stage's `own` rows the teacher reads none."""
     return encode(
         rows,
@@ -134,6 +138,7 @@ def _encoded(setup: Setup, rows: Sequence[Row], *, needed: bool = True, own: boo
         needed=needed,
         teacher=setup.readers.other_templater,
         known_ids=None if own else setup.known_ids,
+        room=room,
     )
 
 
@@ -157,7 +162,7 @@ def _prompt_examples(setup: Setup, new_tokens: int) -> Iterator[Example]:
     _answerable(setup, setup.data.everything, new_tokens)
     for row in setup.data.train:
         try:
-            yield prompt_example(setup.readers.teacher_reader.templater, row)
+            yield prompt_example(setup.readers.of_prompts.templater, row)
         except DataError:
             if setup.on_bad_row == "error":
                 raise
@@ -213,9 +218,9 @@ def _ends(row: Example, stops: Sequence[int]) -> bool:
     return any(scored and token in stops for token, scored in zip(row.input_ids, row.scored, strict=True))
 
 
-def _others(setup: Setup, *, measured: bool) -> Iterator[Encoded]:
+def _others(setup: Setup, room: int, *, measured: bool) -> Iterator[Encoded]:
     """The rows that are not trained on, as far as a run reads them."""
-    yield _encoded(setup, setup.data.validation, needed=False)
+    yield _encoded(setup, rows_of(setup.data, "validation", room), needed=False)
     if measured:
         with suppress(DataError):  # `_measurable` names it
             yield _encoded(setup, setup.data.heldout, needed=False)
@@ -306,11 +311,13 @@ def _reckoned_sizes(
 
 
 def _rendered_prompts(setup: Setup) -> list[Rendered]:
-    """Prompts as the teacher reads them, and as the student does where that differs."""
-    teacher, student = setup.readers.teacher_reader.templater, setup.readers.student.templater
-    sides = {"train, as the teacher reads it": teacher, "train, as the student reads it": student}
-    if setup.readers.read_alike:
-        sides = {"train": teacher}
+    """Prompts as the teacher reads them, and as the student does where that differs; a served teacher is sent the
+    turns themselves."""
+    student = setup.readers.student.templater
+    sides = {"train": student}
+    if setup.readers.teacher is not None and not setup.readers.read_alike:
+        teacher = setup.readers.teacher.templater
+        sides = {"train, as the teacher reads it": teacher, "train, as the student reads it": student}
     shown: list[Rendered] = []
     for row in setup.data.train:
         try:
@@ -343,5 +350,5 @@ def _marked(setup: Setup, example: Example, row: Row) -> Rendered:
         if scored:
             spans.append((place, place + len(ids)))
         place += len(ids)
-    parts = ledger.accounts(setup, row, asked=False)
+    parts = ledger.accounts(setup, row, asked=bool(example.room))
     return Rendered(example.id, "train", text, tuple(parts), ledger.unread(setup, row), place, tuple(spans))

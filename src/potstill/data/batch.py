@@ -28,10 +28,12 @@ def collate(
 
     Raises:
         ValueError: no example; the teacher's reading is missing or scores another number of tokens; as many
-            log-probabilities as scored tokens are needed and others are there.
+            log-probabilities as scored tokens are needed and others are there; a row waits for its answer.
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
+    if waiting := next((example.id for example in examples if example.room), None):
+        raise ValueError(f"row {waiting} has no answer yet: the student is to write it first")
     rows = [examples] if packed else [[example] for example in examples]
     input_ids = _padded([[i for example in row for i in example.input_ids] for row in rows], pad_id)
     # An example's first token is never scored, so no example predicts the next one's start.
@@ -52,6 +54,7 @@ def collate(
         predicts=scored.roll(-1, dims=1),
         targets=input_ids[scored],
         row_ids=tuple(example.id for example in examples),
+        asked_by=tuple(example.asked_by for example in examples),
         hard=torch.tensor([example.origin != "student" for example in of_token], dtype=torch.bool),
         weights=weights,
         student_lp=_when_drawn(examples, "student_lp"),

@@ -52,11 +52,13 @@ def encode(
     needed: bool = True,
     teacher: Templater | None = None,
     known_ids: int | None = None,
+    room: int = 0,
 ) -> Encoded:
     """Tokenise rows. A row longer than `max_length` is dropped whole: no prompt and no answer is cut.
 
     A `teacher` that reads rows by a template of its own must print all of them too. With `known_ids` a row
     that holds an id from there on is dropped: the teacher, which is given the student's ids, has no such id.
+    With `room` a row without an answer is a prompt, behind which the student may write so many tokens.
 
     Raises:
         DataError: a row cannot be encoded and `on_bad_row` is error; or examples are `needed` and none is
@@ -69,7 +71,7 @@ def encode(
     strange: Counter[int] = Counter()
     for row in rows:
         try:
-            encoded = templater.encode_row(row)
+            encoded = [prompt_of(templater, row, room)] if room and waits(row) else templater.encode_row(row)
             _require_readable(teacher, row)
         except DataError as error:
             if on_bad_row == "error":
@@ -81,13 +83,13 @@ def encode(
         funnel["reasoning"] += _holds_reasoning(row)
         fit: list[Example] = []
         for example in encoded:
-            lengths.append(len(example.input_ids))
+            lengths.append(example.planned[0])
             if max_length is not None and lengths[-1] > max_length:
                 funnel["too_long"] += 1
             elif foreign := foreign_ids(example, known_ids):
                 funnel["foreign_ids"] += 1
                 strange.update(foreign)
-            elif example.count == 0:
+            elif example.planned[1] == 0:
                 funnel["no_target"] += 1
             else:
                 fit.append(example)
@@ -105,6 +107,22 @@ def encode(
     _warn_of_two_habits(result.funnel)
     warn_of_foreign_ids(funnel["foreign_ids"], len(lengths), describe_ids(templater, strange))
     return result
+
+
+def waits(row: Row) -> bool:
+    """Whether a row is a prompt without an answer."""
+    return bool(row.messages) and row.messages[-1]["role"] != "assistant"
+
+
+def prompt_of(templater: Templater, row: Row, room: int) -> Example:
+    """A row's prompt, with room for an answer of so many tokens.
+
+    Raises:
+        DataError: the row cannot be rendered; names its file and line.
+    """
+    with row.place_in_errors():
+        ids = templater.prompt_ids(row.messages, row.tools)
+    return Example(row.id, tuple(ids), (False,) * len(ids), room=room)
 
 
 def foreign_ids(example: Example, known_ids: int | None) -> set[int]:

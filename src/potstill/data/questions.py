@@ -33,6 +33,7 @@ class Question:
     last_turn: str = ""  # what the user said last
     family: str = ""
     unseen: bool = False
+    turns: tuple[tuple[str, str], ...] = ()  # (role, text) of the prompt
 
     @property
     def reference(self) -> str:
@@ -91,6 +92,7 @@ def _question(readers: Readers, example: Example, row: Row) -> Question:
         last_turn=row.messages[-1]["content"] if row.messages else "",
         family=str(row.extra.get("family") or ""),
         unseen=str(row.extra.get("unseen") or "").strip().casefold() not in _NO,
+        turns=tuple((message["role"], message["content"]) for message in row.messages),
     )
 
 

@@ -64,6 +64,11 @@ class Readers:
         assert self.teacher is not None
         return self.teacher
 
+    @property
+    def of_prompts(self) -> Reader:
+        """Who reads what the teacher answers: the teacher, else the student, where the teacher is sent the turns."""
+        return self.teacher or self.student
+
     @cached_property
     def overlap(self) -> Overlap | None:
         """What the two vocabularies share; None without a teacher's."""

@@ -125,6 +125,11 @@ class Templater:
         self._require_printed(prepared, tools, prompt=True)
         return self._chat.text(prepared, tools, prompt=True)
 
+    def conversation(self, messages: Sequence[Message]) -> list[Message]:
+        """The turns as the policies leave them, for a model that is given no rendered text."""
+        bare = [self._bare(message) for message in messages]
+        return policies.apply_reasoning(policies.apply_system(bare, self._system), self._reasoning)
+
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """Render a prompt as ids; raises as `prompt_text` does."""
         ids = self._renderer.ids(self.prompt_text(messages, tools))
@@ -195,8 +200,7 @@ class Templater:
                         f"the chat template {problem}.",
                         fix="Use system: merge to put it into the first user turn, or system: drop.",
                     )
-        messages = [self._bare(message) for message in messages]
-        return policies.apply_reasoning(policies.apply_system(messages, self._system), self._reasoning)
+        return self.conversation(messages)
 
     def answer_text(self, message: Message) -> str:
         """An answer's text with its reasoning where the policy keeps it, "" where the policy leaves nothing."""

@@ -4,7 +4,8 @@ Log-probabilities may be -inf. Mass is what does not underflow in the tensor's o
 whose probability is 0 there contributes 0 and a finite gradient, however its other side looks. Inputs
 are neutralised before they are multiplied; repairing a NaN afterwards would leave it in the gradient.
 
-Everything here runs over N x V elements. On a CPU, selecting by a mask costs ten times an arithmetic
+Everything here runs over N x V elements, in blocks: a temporary costs more than the operation that fills it, so
+an operation in place stands where nothing else reads its input. On a CPU, selecting by a mask costs ten times an arithmetic
 operation, so clamps stand where a reader may expect masks, and one sum or maximum (a tenth of an
 operation) decides whether a guard is needed at all. On a GPU such a question would wait for the device,
 so the guarded way is always taken there.
@@ -28,10 +29,15 @@ SAFE = 80.0  # expm1 of more would overflow in fp32
 class Pair(NamedTuple):
     """Student and teacher side by side, all [N, K]."""
 
-    q: Tensor  # student probabilities
+    student_lp: Tensor
     p: Tensor  # teacher probabilities
     log_ratio: Tensor  # log q - log p in [-inf, inf], 0 where both are -inf
     gap: Tensor  # q - p
+
+    @property
+    def q(self) -> Tensor:
+        """Student probabilities, computed anew."""
+        return self.student_lp.exp()
 
 
 def product(weight: Tensor, x: Tensor) -> Tensor:
@@ -45,21 +51,25 @@ def product(weight: Tensor, x: Tensor) -> Tensor:
 
 def compare(student_lp: Tensor, teacher_lp: Tensor) -> Pair:
     """Exponentials, their log ratio, and their difference without cancellation."""
-    q, p = student_lp.exp(), teacher_lp.exp()
+    p = teacher_lp.exp()
     d = student_lp - teacher_lp
     if d.is_cuda or not d.detach().sum().isfinite():
         inf = math.inf
         # A NaN that came in stays one: it is in q or p, and the guarded difference reads both.
         d = d.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
-        return Pair(q, p, d, _guarded_difference(q, p, d))
-    return Pair(q, p, d, difference(q, p, d))
+        return Pair(student_lp, p, d, _guarded_difference(student_lp.exp(), p, d))
+    gap = p * torch.expm1(d) if _is_safe(d) else _guarded_difference(student_lp.exp(), p, d)
+    return Pair(student_lp, p, d, gap)
 
 
 def difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
     """q - p as p expm1(d), d = log(q / p). Where that may overflow it is cut at d = 1, and q - e p put on top."""
-    if not log_ratio.is_cuda and (log_ratio.numel() == 0 or log_ratio.detach().amax() < SAFE):
-        return p * torch.expm1(log_ratio)
-    return _guarded_difference(q, p, log_ratio)
+    return p * torch.expm1(log_ratio) if _is_safe(log_ratio) else _guarded_difference(q, p, log_ratio)
+
+
+def _is_safe(log_ratio: Tensor) -> bool:
+    """Whether expm1 does not overflow; False on a GPU, where asking takes longer than the guard."""
+    return not log_ratio.is_cuda and (log_ratio.numel() == 0 or bool(log_ratio.detach().amax() < SAFE))
 
 
 def _guarded_difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
@@ -68,13 +78,14 @@ def _guarded_difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
 
 def forward(pair: Pair) -> tuple[Tensor, Tensor]:
     """KL(p ‖ q) [N], a sum of p (expm1(d) - d) >= 0, and its partial q - p."""
-    return (pair.gap - product(pair.p, pair.log_ratio)).clamp(min=0).sum(-1), pair.gap
+    terms = product(pair.p, pair.log_ratio).neg_().add_(pair.gap)
+    return terms.clamp_(min=0).sum(-1), pair.gap
 
 
 def reverse(pair: Pair) -> tuple[Tensor, Tensor]:
     """KL(q ‖ p) [N], a sum of q (expm1(-d) + d) >= 0, and its partial q d."""
     flow = product(pair.q, pair.log_ratio)
-    return (flow - pair.gap).clamp(min=0).sum(-1), flow
+    return (flow - pair.gap).clamp_(min=0).sum(-1), flow
 
 
 def blend(pair: Pair, cover: Tensor, seek: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,23 +106,23 @@ class Mixture(NamedTuple):
 
     def q_over_m(self) -> Tensor:
         """log(q / m), finite: a side below the precision of m counts as that precision."""
-        return _log1p(self.share * self.tilt)
+        return _log1p_(self.share * self.tilt)
 
     def p_over_m(self) -> Tensor:
         """log(p / m), finite."""
-        return _log1p((self.share - 1) * self.tilt)
+        return _log1p_((self.share - 1) * self.tilt)
 
 
 def mixture(student_lp: Tensor, teacher_lp: Tensor, share: float) -> Mixture:
     """Mix in probabilities; no log of m is taken, which may have underflowed."""
     q, p = student_lp.exp(), teacher_lp.exp()
     gap = q - p
-    m = torch.lerp(p, q, 1 - share)
-    return Mixture(q, p, gap, gap / m.clamp(min=torch.finfo(m.dtype).tiny), share)
+    m = torch.lerp(p, q, 1 - share).clamp_(min=torch.finfo(p.dtype).tiny)
+    return Mixture(q, p, gap, gap / m, share)
 
 
-def _log1p(x: Tensor) -> Tensor:
-    return x.clamp(min=torch.finfo(x.dtype).eps - 1).log1p()
+def _log1p_(x: Tensor) -> Tensor:
+    return x.clamp_(min=torch.finfo(x.dtype).eps - 1).log1p_()
 
 
 def alpha_beta(student_lp: Tensor, teacher_lp: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,6 @@ def value_and_partial(
         return kl(compare(student_lp, teacher_lp))
     mix = mixture(student_lp, teacher_lp, beta)
     scale = 1 / (beta * (1 - beta)) if normalize else 1.0
-    partial = scale * (1 - beta) * mix.q * mix.q_over_m()
+    partial = mix.q_over_m().mul_(mix.q).mul_(scale * (1 - beta))
     terms = torch.addcmul(partial, mix.p, mix.p_over_m(), value=scale * beta)
-    return terms.clamp(min=0).sum(-1), partial
+    return terms.clamp_(min=0).sum(-1), partial

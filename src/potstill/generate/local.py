@@ -46,7 +46,7 @@ def generate(
     *,
     stop_ids: Collection[int],
     pad_id: int,
-    seed: int,
+    seed: int | Sequence[int],
     batch_rows: int,
     vocabulary: int | None = None,
     unused: Collection[int] = (),
@@ -58,7 +58,7 @@ def generate(
     """Complete each prompt `samples` times; `request.Request` describes the arguments.
 
     Completions are yielded as they finish, in no particular order. Equal prompts have equal draws: samples of
-    one are written by `samples`. The head's padded rows beyond `vocabulary` are never drawn, nor are the
+    one are written by `samples`. `seed` may be one for each prompt. The head's padded rows beyond `vocabulary` are never drawn, nor are the
     `unused` ones below. `should_stop` is asked before every forward pass. Whenever a completion
     is yielded, each module of the model is in the mode (training or evaluation) in which it was given.
 
@@ -71,9 +71,13 @@ def generate(
     _check(model, prompts, sampling, batch_rows, samples)
     # Longest prompts first: neighbours need little padding, and memory peaks near the start.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     queue = deque(
         Pending(
-            index, sample, prompts[index], uniforms(seed, prompts[index], sample, sampling.max_new_tokens)
+            index,
+            sample,
+            prompts[index],
+            uniforms(seeds[index], prompts[index], sample, sampling.max_new_tokens),
         )
         for index in order
         for sample in range(samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from potstill.errors import SignalError
+
+log = logging.getLogger("potstill")
 
 
 @contextmanager
@@ -38,6 +41,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with undisturbed(model):
         model.eval()
         yield
+
+
+def as_when_drawn(model: nn.Module) -> None:
+    """Train a model as it writes, without dropout: a ratio of probabilities now and then must be 1 before any step.
+
+    Blocks that compute their activations again in the backward pass do so in training mode alone; they stay in it,
+    and what they drop by a share of their own is set to 0.
+    """
+    shares = [(part, name) for part in model.modules() for name in vars(part) if _drops(part, name)]
+    model.eval()
+    for part in model.modules():
+        if getattr(part, "gradient_checkpointing", False):
+            part.training = True
+    for part, name in shares:
+        if part.training:
+            setattr(part, name, 0.0)
+    if shares:
+        log.warning(
+            "dropout is off in this training: it would come between what drew a token and what learns from it"
+        )
+
+
+def _drops(part: nn.Module, name: str) -> bool:
+    """Whether an attribute is a share of values to drop."""
+    value = getattr(part, name)
+    named = name == "p" if isinstance(part, nn.Dropout) else "dropout" in name or "pdrop" in name
+    return named and isinstance(value, float) and value > 0
 
 
 def _adapters(layer: Any) -> tuple[list[str], bool]:

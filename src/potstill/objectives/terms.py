@@ -12,6 +12,8 @@ from potstill.signals.signal import Signal
 from potstill.types import Batch, Head, Loss
 
 HIDDEN = "hidden"  # final hidden states at the scored positions
+DRAWN = "drawn"  # what both models said of the student's tokens when they were drawn
+SERVED = frozenset({HIDDEN, DRAWN})
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class StudentView:
 class Term(Protocol):
     """A sum over the scored tokens, each times the batch's weight of it.
 
+    A term that must see a step as a whole (its moments, its own count) has `prepared(batches) -> Term`: called
+    once a step with this process's batches, by all processes together; it may sum over them.
+
     A term that owns trained parameters is an `nn.Module` and is given to `StudentModule`, so that they join
     the optimizer and the checkpoint; the exported student never has them.
     """
@@ -38,7 +43,7 @@ class Term(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads of the student; `HIDDEN` is all there is."""
+        """What it reads: `HIDDEN` of the student, `DRAWN` of the batch."""
 
     @property
     def totals(self) -> tuple[str, ...]:
@@ -63,6 +68,22 @@ Terms: TypeAlias = Term | Sequence[tuple[float, Term]]
 def weighted(terms: Terms) -> Sequence[tuple[float, Term]]:
     """The terms with their weights; a term alone has weight 1."""
     return terms if isinstance(terms, Sequence) else [(1.0, terms)]
+
+
+def prepared(terms: Terms, batches: Sequence[Batch]) -> Sequence[tuple[float, Term]]:
+    """The terms with what they fix once a step; a term without the hook as it is."""
+    return [(weight, prepare_one(term, batches)) for weight, term in weighted(terms)]
+
+
+def prepare_one(term: Term, batches: Sequence[Batch]) -> Term:
+    """One term with what it fixes once a step."""
+    hook = getattr(term, "prepared", None)
+    return term if hook is None else hook(batches)
+
+
+def reads_drawn(terms: Terms) -> bool:
+    """Whether a term reads the log-probabilities of drawn tokens, which are scored for nobody else."""
+    return any(DRAWN in term.needs for _, term in weighted(terms))
 
 
 def total(

@@ -25,12 +25,15 @@ from potstill.objectives.terms import HIDDEN, StudentView
 from potstill.signals.ids import require_within
 from potstill.signals.signal import Chunks, Signal
 from potstill.signals.support import Support, Tail, tempered
+from potstill.signals.top import TopIds
 from potstill.token_weights._token_weight import TokenWeight
 from potstill.types import Loss, places_in_answers
 
 __all__ = ["Divergence", "TokenLoss", "TokenRows", "TokenWeight"]
 
-BLOCK_BYTES = 2**19
+BLOCK_BYTES = (
+    2**17
+)  # of one temporary; larger ones are not faster, and what they leave free in the heap is never used again
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(student_lp [N, K], teacher_lp [N, K], place [N]) -> weights [N]."""
@@ -47,6 +50,7 @@ class TokenLoss:
         tail: how stored top-k targets treat the ids that were not stored.
         weigh: weights of the tokens, from both log-probabilities and the places in the answers.
         balanced: T^k also at a share of 0, for a schedule that passes through it.
+        top: compare the teacher's likeliest ids alone, renormalised; None the whole signal.
     """
 
     divergence: Divergence
@@ -55,6 +59,7 @@ class TokenLoss:
     tail: Tail = "bucket"
     weigh: Weigh | None = None
     balanced: bool = False
+    top: TopIds | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({HIDDEN})
 
@@ -128,14 +133,15 @@ class TokenLoss:
                 gradient.
             NotFinite: from the call, not on a GPU: a target is impossible, or something is NaN.
         """
-        chunks = None if self.ce_weight == 1.0 else signal.chunks(self.divergence, self.tail)
+        compared = signal if self.top is None or self.ce_weight == 1.0 else self.top.of(signal)
+        chunks = None if self.ce_weight == 1.0 else compared.chunks(self.divergence, self.tail)
         if weights is not None and weights.requires_grad and torch.is_grad_enabled():
             raise SignalError("the weights need a gradient, and get none here.", fix="Pass weights.detach().")
         if self.ce_weight and targets is None:
             raise SignalError("a hard-label term needs target ids.", fix="Pass targets, or ce_weight 0.")
-        if isinstance(self.weigh, TokenWeight) and not self.weigh.reads(signal.kind):
+        if isinstance(self.weigh, TokenWeight) and not self.weigh.reads(compared.kind):
             raise SignalError(
-                f"the token weight {self.weigh.name} cannot be read from {signal.kind} signals.",
+                f"the token weight {self.weigh.name} cannot be read from {compared.kind} signals.",
                 fix="Choose another token weight, or a signal with the teacher's own probabilities.",
             )
         if self.weigh is not None and (chunks is None or place is None):

@@ -22,6 +22,7 @@ class Facts:
     validation_tokens: int | None = None  # all tokens of these
     answer_tokens: int | None = None  # most tokens that an earlier stage may write
     context: int = 2048  # tokens
+    engine: str = "local"  # what runs the teacher when it writes
     teacher_format: str | None = None  # the number format of its stored weights
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe import plugins, yaml
-from potstill.recipe.methods import stages_of
+from potstill.recipe.methods import method_for, stages_of
 from potstill.recipe.problems import stage_names
 
 
@@ -63,15 +63,20 @@ def _set(raw: dict[str, Any], override: str, top_level: Sequence[str]) -> None:
     node[keys[-1]] = value
 
 
+def _stages(raw: Mapping[str, Any]) -> Any:
+    """The stages of a raw recipe, those that it implies included."""
+    return raw.get("stages") or stages_of(raw.get("method") or method_for(raw.get("teacher")))
+
+
 def _starts(raw: Mapping[str, Any], top_level: Sequence[str]) -> list[str]:
     """What an override may start with."""
-    names = stage_names(raw.get("stages") or stages_of(raw.get("method")))
+    names = stage_names(_stages(raw))
     return [*top_level, *(name for name in names if name)]
 
 
 def _stage_options(raw: dict[str, Any], name: str, path: str, top_level: Sequence[str]) -> dict[str, Any]:
     """The options of the stage called `name`, ready to be changed in place."""
-    stages = raw.get("stages") or stages_of(raw.get("method"))
+    stages = _stages(raw)
     names = stage_names(stages)
     if name not in names:
         starts = _starts(raw, top_level)

@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, Family] = {
     "divergences": Family("divergence", ("value", "value_and_partial"), moving=True),
     "evaluate": Family("metric", ("measure",)),
     "generate": Family("text engine", ("write",)),
+    "rewards": Family("reward", ("reward",)),  # all of them from outside
     "strategies": Family("strategy", ("build",)),
     "students": Family("student", ("build",)),
     "teachers": Family("teacher", ("build",)),

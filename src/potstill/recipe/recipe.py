@@ -16,7 +16,7 @@ from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe import yaml
 from potstill.recipe.devices import DevicesSpec
 from potstill.recipe.inputs import DataSpec, StudentInput, TeacherInput
-from potstill.recipe.methods import stages_of
+from potstill.recipe.methods import method_for, stages_of
 from potstill.recipe.options import one_key
 from potstill.recipe.overrides import apply
 from potstill.recipe.problems import describe
@@ -54,10 +54,14 @@ class Recipe(Spec):
     teacher: TeacherInput
     student: StudentInput
     data: DataSpec
-    method: Literal["kd", "seqkd", "sft"] | None = None
+    method: (
+        Literal["kd", "seqkd", "sft", "gkd", "minillm", "distillm", "distillm2", "opd", "speculative_kd"]
+        | None
+    ) = None
     """A published method by name, in place of stages."""
     stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
-    """What to do, in order; without stages and method: generate, distill, evaluate."""
+    """What to do, in order; without stages and method: generate, distill, evaluate; finetune in place of distill where
+    the teacher gives text alone."""
     devices: DevicesSpec = DevicesSpec()
     """How many processes work, and what each holds; no part of a result."""
     trackers: Trackers = ()
@@ -155,7 +159,9 @@ def expand(recipe: Recipe) -> Recipe:
     """Write out the stages of the recipe's method; a recipe with stages is returned as it is."""
     if recipe.stages:
         return recipe
-    stages = TypeAdapter(tuple[Stage, ...]).validate_python(tuple(stages_of(recipe.method)))
+    stages = TypeAdapter(tuple[Stage, ...]).validate_python(
+        tuple(stages_of(recipe.method or method_for(recipe.teacher)))
+    )
     return recipe.model_copy(update={"stages": stages, "method": None})
 
 

@@ -167,7 +167,7 @@ def _example(path: str, section: str, shape: Mapping[str, Any], examples: Mappin
         return ""
     for name in reversed(section.split(".") if section else ()):
         own = {name: own}
-    return ("- " if section in stage_types() else "") + yaml.to_line(own)[1:-1]
+    return ("- " if section.partition(".")[0] in stage_types() else "") + yaml.to_line(own)[1:-1]
 
 
 def _family(name: str) -> Iterator[Entry]:

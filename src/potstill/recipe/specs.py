@@ -188,6 +188,26 @@ class TokenWeightChoice(Choice, family="token_weights"):
 class StrategyChoice(Choice, family="strategies"):
     """Who writes the text that is trained on: the data, or the student itself."""
 
+    @property
+    def student_writes(self) -> bool:
+        """Whether the student may write any of it."""
+        return bool(self.option_named("STUDENT_WRITES") or self.option_named("STUDENT_WRITES_MORE"))
+
+    @property
+    def teacher_share(self) -> float:
+        """The teacher's share in the mixture that the student's text is drawn from: its option of this name."""
+        return float(self.option("teacher_share") or 0.0)
+
+    @property
+    def proposes(self) -> bool:
+        """Whether the teacher replaces tokens that it finds unlikely, so that no mixture wrote the text."""
+        return bool(self.option("proposals"))
+
+    def option(self, name: str) -> Any:
+        """The value of an option by its name, its default where it is left out; None where there is none."""
+        defaults = {option.name: option.default for option in plugins.find(self.family, self.name).options}
+        return self.options.get(name, defaults.get(name))
+
 
 class EngineChoice(Choice, family="generate"):
     """What runs the teacher when it writes text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, Union
 
@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from potstill.recipe.defaults import Automatic, Default, Facts
 from potstill.recipe.inputs import DataSpec
-from potstill.recipe.specs import Conflict, Spec
+from potstill.recipe.specs import Choice, Conflict, Spec
 from potstill.recipe.verbs import verbs
 
 # No dots: an override reaches a stage by `name.key`.
@@ -61,12 +61,24 @@ class StageSpec(Spec):
         """Where its own training rows are, None when it trains on the recipe's."""
         return None
 
+    @property
+    def room(self) -> int:
+        """Most tokens that the student writes behind a prompt, where it writes the answer of every row; else 0."""
+        return 0
+
     def notes(self) -> Iterator[str]:
         """What is allowed and worth a line in `check`."""
         yield from ()
 
 
 S = TypeVar("S", bound=StageSpec)
+
+
+def room_of(stages: Sequence[StageSpec], with_rows: Collection[str]) -> int:
+    """What a row without an answer leaves room for, where every stage that trains on the recipe's rows writes
+    the answers; 0 where one of them needs answers. Those `with_rows` of their own read others.
+    """
+    return min((stage.room for stage in stages if stage.trains and stage.name not in with_rows), default=0)
 
 
 @cache
@@ -126,5 +138,8 @@ def replaced(stage: S, chosen: Mapping[str, Automatic]) -> tuple[S, tuple[Defaul
     """Put chosen values into a stage, with a line on each."""
     changed = stage.model_copy(update={key: value for key, (value, _) in chosen.items()})
     return changed, tuple(
-        Default(f"stages.{stage.name}.{key}", value, source) for key, (value, source) in chosen.items()
+        Default(
+            f"stages.{stage.name}.{key}", value.model_dump() if isinstance(value, Choice) else value, source
+        )
+        for key, (value, source) in chosen.items()
     )

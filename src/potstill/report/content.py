@@ -34,6 +34,7 @@ class Content:
     defaults: Sequence[Default] = ()
     command: str = ""
     notes: Sequence[str] = ()  # how the figures came about, one sentence each
+    on_policy: Sequence[Curve] = ()  # figures of the student's own text in training
 
     @property
     def roles(self) -> list[str]:

@@ -19,13 +19,15 @@ TOP, BOTTOM, HEIGHT = 38.0, 226.0, 270.0
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a stage's chart: (step, nats per token). `dots` for values measured now and then."""
+    """One line of a stage's chart: (step, value). `dots` for values measured now and then."""
 
     stage: str
     name: str  # "training", "validation"
     points: tuple[Point, ...]
     dots: bool = False
     resumes: tuple[float, ...] = ()  # steps at which training went on after an interruption
+    unit: str = UNIT
+    chart: str = ""  # of several charts of a stage, the one that it is in
 
 
 def log_ticks(low: float, high: float) -> tuple[float, ...]:
@@ -95,7 +97,7 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Markup | None:
     left = 10 + LETTER * max(map(len, names))
     right = WIDTH - 14 - LETTER * max(len(line) for label in labels for line in label)
     x, y = Scale(min(steps), max(steps), left, right), Scale(rows[0], rows[-1], BOTTOM, TOP, log)
-    parts = [tag("text", f"{UNIT}{', logarithmic' if log else ''}", x=0, y=13, class_="unit")]
+    parts = [tag("text", f"{curves[0].unit}{', logarithmic' if log else ''}", x=0, y=13, class_="unit")]
     for row, name in zip(rows, names, strict=True):
         parts.append(tag("line", x1=left, x2=right, y1=y(row), y2=y(row), class_="grid"))
         parts.append(tag("text", name, x=left - 8, y=y(row) + 4, class_="tick end"))

@@ -13,7 +13,7 @@ from typing import Any
 from potstill.data import split
 from potstill.errors import ArtifactError
 from potstill.recipe.recipe import Recipe, dump_yaml
-from potstill.report import page, record
+from potstill.report import on_policy, page, record
 from potstill.report.content import Content
 from potstill.report.curves import Curve
 from potstill.report.record import Record
@@ -140,6 +140,7 @@ def content(outcome: Outcome, summary: Summary) -> Content:
     return Content(
         summary,
         curves=curves(stages),
+        on_policy=on_policy.curves(stages),
         samples=samples(outcome.state.evaluation),
         # Where runs are kept and tracked is the reader's own business, and may name a user.
         recipe=dump_yaml(outcome.recipe.model_copy(update=PRIVATE)),
@@ -157,6 +158,7 @@ def content(outcome: Outcome, summary: Summary) -> Content:
             f"Rows: {data.shape}. Held out: {data.source}. {len(data.validation)} training rows only choose "
             "the best weights; no held-out row does.",
             *origins(outcome.state),
+            *sources(outcome.state),
             *outcome.notes,
         ),
     )
@@ -171,6 +173,26 @@ def origins(state: Any) -> Iterator[str]:
     references = " and, apart from these, ".join(f"{n} answers {kind}" for kind, n in kinds.items() if n)
     if references:
         yield f"Answers in text are greedy; they are compared with {references}."
+
+
+def sources(state: Any) -> Iterator[str]:
+    """Where answers of a served teacher come from, under which terms, what they cost and what became of them."""
+    for name, artifact in state.artifacts.items():
+        source, spent = artifact.facts.get("source"), artifact.facts.get("spent", {})
+        if source is None:
+            continue
+        by = ", ".join(f"{model} ({count})" for model, count in source["answered_by"].items())
+        stage = state.resolved[name]
+        yield (
+            f"{name}: {source['model']} at {source['endpoint']} was asked on {source['date']}, at temperature "
+            f"{stage.sampling_temperature:g} and at most {stage.max_new_tokens} tokens an answer; it was answered by "
+            f"{by or 'a model that gives no name'}. {spent['requests']} requests, {spent['cost']}. Terms: "
+            f"{source['terms'] or 'not stated (teacher.terms)'}."
+        )
+        rejected = artifact.facts["rejected"]
+        if rejected:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+            yield f"{name}: answers that are not used: {reasons}."
 
 
 def curves(stages: Mapping[str, Artifact]) -> list[Curve]:

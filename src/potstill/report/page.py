@@ -22,7 +22,7 @@ _LIMITS = (6_000, 2_000, 600, 200)  # characters of an answer, lowered until the
 _VIEWS = (
     tables.results, tables.highlights, tables.distances, tables.by_stage, tables.against_control,
     tables.retention, tables.curves,
-    tables.training, tables.overlap, tables.funnel, tables.lengths, tables.behaviour, tables.costs,
+    tables.training, tables.on_policy, tables.rollouts, tables.overlap, tables.funnel, tables.lengths, tables.behaviour, tables.costs,
     tables.speed, tables.defaults, tables.data, tables.precision, tables.versions,
 )  # fmt: skip
 

@@ -94,11 +94,16 @@ def _content(value: dict[str, Any]) -> Content:
         **stored
         | {
             "summary": value["summary"],
-            "curves": [Curve(**curve | {"points": _points(curve["points"])}) for curve in stored["curves"]],
+            "curves": _curves(stored["curves"]),
+            "on_policy": _curves(stored.get("on_policy", ())),  # earlier versions wrote none
             "overlap": None if overlap is None else Overlap(**overlap),
             "defaults": [Default(*default) for default in stored["defaults"]],
         }
     )
+
+
+def _curves(stored: Any) -> list[Curve]:
+    return [Curve(**curve | {"points": _points(curve["points"])}) for curve in stored]
 
 
 def _points(points: Any) -> tuple[tuple[float, float], ...]:

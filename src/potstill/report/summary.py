@@ -17,6 +17,7 @@ from potstill.data.dataset import Dataset
 from potstill.data.row import Row
 from potstill.evaluate.speed import SPEED
 from potstill.recipe.recipe import Recipe
+from potstill.report import on_policy
 from potstill.report.numbers import size
 from potstill.store.artifacts import Artifact
 from potstill.types import Figure
@@ -87,6 +88,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         **{place: {role: _block(table, place) for role, table in measured.items()} for place in OTHERS},
         **_speed(measured),
         "train": _train([state.artifacts[name].facts for name in state.trained]),
+        **({"on_policy": rollouts} if (rollouts := on_policy.summary(state.artifacts)) else {}),
         "scored_tokens": evaluation.get("scored_tokens"),
         "recipe_hash": outcome.recipe.hash(),
         "artifacts": {name: artifact.key for name, artifact in state.artifacts.items()},

@@ -13,7 +13,7 @@ from potstill.data.split import GRAM, NEAR
 from potstill.report import verdict
 from potstill.report.bars import Bins, bars, histogram, intervals, shares
 from potstill.report.content import ROLES, Content
-from potstill.report.curves import UNIT, Curve, line_chart
+from potstill.report.curves import Curve, line_chart
 from potstill.report.numbers import duration, number, pair, percent, short, shown, size, whole
 from potstill.report.summary import NOT_MEASURED, RESULTS, described, read
 from potstill.types import Figure
@@ -27,6 +27,17 @@ TRAINING: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "tokens_per_second": ("Tokens per second", whole),
     "seconds": ("Time", duration),
     "peak_rss_bytes": ("Peak memory", size),
+}
+ROLLOUTS: Mapping[str, str] = {
+    "rollout_length": "Tokens of a rollout",
+    "repetition": "Repeated 4-grams, share",
+    "truncated": "Cut at the limit, share",
+    "empty": "Empty, share",
+    "student_entropy": "Student's entropy, nats",
+    "teacher_entropy": "Teacher's entropy, nats",
+    "overlap": "Teacher's 16 likeliest ids among the student's, share",
+    "early_kl": "KL(student ‖ teacher), first half of answers, nats",
+    "late_kl": "KL(student ‖ teacher), second half of answers, nats",
 }
 RETENTION = "Retention: what share of the teacher's score arrived"
 FLOOR = "A floor is what an answer that knows nothing reaches; both scores count only above it."
@@ -186,6 +197,29 @@ def curves(content: Content) -> list[Chart]:
     return charts
 
 
+def on_policy(content: Content) -> list[Chart]:
+    """The charts of the student's own text in training, stage by stage."""
+    charts = []
+    for stage, title in dict.fromkeys((curve.stage, curve.chart) for curve in content.on_policy):
+        group = [c for c in content.on_policy if (c.stage, c.chart) == (stage, title)]
+        caption = f"Stage {stage}: {title}"
+        if (drawing := line_chart(caption, group)) is not None:
+            charts.append(Chart(caption, drawing, _curve_table(stage, group)))
+    return charts
+
+
+def rollouts(content: Content) -> Table:
+    """What the student wrote in training, at its begin and at its end."""
+    rows = []
+    for stage, block in (content.summary.get("on_policy") or {}).items():
+        rows.append((stage, "Rollouts", whole(block["written"]), f"{whole(block['written_tokens'])} tokens"))
+        for key, label in ROLLOUTS.items():
+            if key in block:
+                rows.append((stage, label, number(block[key]["first"]), number(block[key]["last"])))
+    note = "Means over the first and the last 20 steps with rollouts."
+    return Table("The student's own text in training", ("Stage", "Figure", "First", "Last"), rows, note)
+
+
 def _curve_table(stage: str, group: Sequence[Curve]) -> Table:
     by_name = {curve.name: dict(curve.points) for curve in group}
     steps = sorted({step for points in by_name.values() for step in points})
@@ -202,7 +236,7 @@ def _curve_table(stage: str, group: Sequence[Curve]) -> Table:
         if len(shown_steps) < len(steps)
         else ""
     )
-    return Table(f"Values of stage {stage}, {UNIT}", ("Step", *by_name), rows, note)
+    return Table(f"Values of stage {stage}, {group[0].unit}", ("Step", *by_name), rows, note)
 
 
 def overlap(content: Content) -> Table | None:

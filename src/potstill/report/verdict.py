@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from potstill.evaluate.likelihood import FORWARD_KL, PPL
+from potstill.report import on_policy
 from potstill.report.numbers import distinct, number, pair, percent
 from potstill.report.summary import RESULTS, Summary, described, read
 from potstill.types import Figure
@@ -22,7 +23,7 @@ AGAINST = {
 def verdict(summary: Summary) -> str:
     """What the run achieved, from `summary.json` alone; a ratio only where it is defined."""
     text = "; ".join(part for part in (_divergence(summary), _retention(summary)) if part)
-    return f"{text[0].upper()}{text[1:]}.{_control(summary)}"
+    return " ".join([f"{text[0].upper()}{text[1:]}.{_control(summary)}", *on_policy.stops(summary)])
 
 
 def cautions(summary: Summary) -> list[str]:
@@ -32,6 +33,7 @@ def cautions(summary: Summary) -> list[str]:
         *(_weak_teacher(summary), _few_prompts(summary), _no_gain(summary)),
         *_setbacks(summary),
         *_behaviour(summary),
+        *on_policy.alarms(summary),
     )
     return [text for text in texts if text]
 

@@ -73,16 +73,24 @@ def _opening(report: Path) -> str:
 
 
 def _trying(student: Path) -> str:
-    """A command that asks the student something, with or without a chat template."""
+    """A command that asks the student a held-out question, or another one; with or without a chat template."""
     chats = (student / "chat_template.jinja").is_file() or "chat_template" in _settings(student)
-    asked = json.dumps([{"role": "user", "content": PROMPT}] if chats else PROMPT)
+    samples = sorted(student.parent.glob("stages/*/samples.jsonl"))
+    lines = ["from transformers import pipeline"]
+    if chats and samples:
+        lines[:0] = ["import json"]
+        lines += [
+            f'asked = json.loads(open({json.dumps(str(samples[0]))}).readline())["messages"]',
+            'print(asked[-1]["content"], end="\\n\\n")',
+        ]
+    else:
+        lines.append(f"asked = {json.dumps([{'role': 'user', 'content': PROMPT}] if chats else PROMPT)}")
     answer = '["generated_text"]' + ('[-1]["content"]' if chats else "")
-    code = (
-        "from transformers import pipeline\n"
-        f'student = pipeline("text-generation", {json.dumps(str(student))})\n'
-        f"print(student({asked}, max_new_tokens=96)[0]{answer})"
-    )
-    return f"{_python()} -c {shlex.quote(code)}"
+    lines += [
+        f'student = pipeline("text-generation", {json.dumps(str(student))})',
+        f"print(student(asked, max_new_tokens=96)[0]{answer})",
+    ]
+    return f"{_python()} -c {shlex.quote(chr(10).join(lines))}"
 
 
 def _settings(student: Path) -> str:

@@ -56,6 +56,7 @@ def run(
     *,
     until: str | None = None,
     console: Console | None = None,
+    yes: bool = False,
 ) -> RunResult:
     """Run a recipe's stages; what is finished and unchanged is taken from the store.
 
@@ -63,6 +64,7 @@ def run(
         recipe: a recipe file, or the folder of an earlier run to go on with.
         overrides: `key.path=value`, as on the command line.
         until: stop after the last stage of this name or verb.
+        yes: agree to what a served teacher costs; without it, a price above its `confirm_above` is asked for.
 
     Raises:
         PotstillError: with the exit code of `potstill.errors`; `Interrupted` when a signal arrived.
@@ -70,10 +72,13 @@ def run(
     jobs.adopt()
     memory.bound_caches()
     with ranks.joined(jobs.processes() or 1):
-        return _together(recipe, overrides, until, (console or Console()) if ranks.first() else silent())
+        shown = (console or Console()) if ranks.first() else silent()
+        return _together(recipe, overrides, until, shown, yes)
 
 
-def _together(recipe: str | Path, overrides: Sequence[str], until: str | None, console: Console) -> RunResult:
+def _together(
+    recipe: str | Path, overrides: Sequence[str], until: str | None, console: Console, yes: bool
+) -> RunResult:
     """The run, in each of its processes."""
     opened = setup.open_recipe(recipe, overrides)
     place = Path(opened.recipe.runs) / opened.recipe.name
@@ -108,6 +113,7 @@ def _together(recipe: str | Path, overrides: Sequence[str], until: str | None, c
             stages=opened.recipe.stages,
             stop_signal=lambda: received.number,
             announce=folder.update,
+            yes=yes,
         )
         with (
             _last_word(folder),

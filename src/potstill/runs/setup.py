@@ -30,6 +30,7 @@ from potstill.runs.rows import read_data, rows_of_stages
 from potstill.signals.teacher import Teacher
 from potstill.stages._context import Setup, StudentRef
 from potstill.stages._objective import objective_of
+from potstill.stages._strategy import try_strategy
 from potstill.store.folder import RECIPE, RunDir
 from potstill.students._built import StudentContext
 from potstill.teachers._context import TeacherContext
@@ -95,6 +96,7 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
         **options,
     )
     _require_provided(recipe, teacher)
+    _require_engines(recipe, teacher)
     student, student_reader, own_length = _student(recipe, base, device, teacher, template, reader)
     readers = Readers(teacher.reads, student_reader)
     compares = any("distribution" in stage.needs for stage in recipe.stages)
@@ -152,6 +154,7 @@ def _require_plugins(recipe: Recipe) -> None:
                     plugins.load(choice.family, choice.name, choice.options, path)
         if isinstance(stage, Training):
             objective_of(stage)
+            try_strategy(stage)
 
 
 def _require_provided(recipe: Recipe, teacher: Teacher) -> None:
@@ -159,7 +162,7 @@ def _require_provided(recipe: Recipe, teacher: Teacher) -> None:
     offers = {"distribution": bool(teacher.provides & DISTRIBUTIONS), "text": "text" in teacher.provides}
     for stage in recipe.stages:
         for need in sorted(stage.needs):
-            if offers[need] and (need != "text" or teacher.reads is not None):
+            if offers[need] and (need != "text" or teacher.reads is not None or hasattr(teacher, "engine")):
                 continue
             what = {"distribution": "gives no distribution over tokens", "text": "writes no text"}[need]
             raise RecipeError(
@@ -167,6 +170,22 @@ def _require_provided(recipe: Recipe, teacher: Teacher) -> None:
                 path=f"stages.{stage.name}",
                 fix="Leave the stage out, or name another teacher.",
             )
+
+
+def _require_engines(recipe: Recipe, teacher: Teacher) -> None:
+    """Refuse a text engine that takes something else than the teacher reads: ids, or messages."""
+    served = teacher.reads is None
+    for stage in recipe.stages:
+        engine = getattr(stage, "engine", "auto")
+        if "text" in stage.needs and isinstance(engine, Choice):
+            takes = getattr(plugins.load(engine.family, engine.name, engine.options), "TAKES", "ids")
+            if (takes == "messages") != served:
+                needs = "is asked over the network" if served else "has its weights here"
+                raise RecipeError(
+                    f"{engine.name} takes {takes}, and this teacher {needs}.",
+                    path=f"stages.{stage.name}.engine",
+                    fix="Leave engine out: each teacher brings its own.",
+                )
 
 
 def _student(

@@ -24,6 +24,7 @@ class Status:
 
     `error` is why a failed run failed: code, message, path, value, fix, retryable and exit_code, as the run
     itself prints them with --json; None in every other state. `verdict` and `outputs` are a finished run's.
+    `asking` is what a served teacher was asked for, as `potstill.generate.served.Spending` has it; None for others.
     """
 
     run: str
@@ -38,6 +39,7 @@ class Status:
     error: dict[str, Any] | None
     verdict: str = ""
     outputs: dict[str, str] = field(default_factory=dict)
+    asking: dict[str, Any] | None = None
 
     def text(self) -> str:
         """One line for people, and what came of the run or what to do next."""
@@ -50,8 +52,23 @@ class Status:
             parts.append(f"loss {self.loss:.3f}")
         if self.seconds_left is not None and self.state == "running":
             parts.append(f"{clock(self.seconds_left)} left in this stage")
+        if self.asking is not None:
+            parts += self._asked()
         results = [self.verdict, *(f"{label:8} {path}" for label, path in self.outputs.items())]
         return "\n".join([" · ".join(parts), *filter(None, (self.hint, *results))])
+
+    def _asked(self) -> list[str]:
+        """What a served teacher has answered and what that costs."""
+        asking = self.asking or {}
+        said = [
+            f"{asking['done']} of {asking['total']} answers",
+            f"{asking['requests']} requests",
+            str(asking["cost"]),
+        ]
+        left = asking.get("seconds_left")
+        if self.state == "running" and self.stage == asking.get("stage") and left:
+            said.append(f"{clock(left)} left in this stage")
+        return said
 
 
 def read_status(run_folder: Path) -> Status:
@@ -87,8 +104,15 @@ def read_status(run_folder: Path) -> Status:
         peak_rss_bytes=None if last is None else last.get("peak_rss_bytes"),
         hint=_hint(status, run_folder, last) if error is None else _reason(error),
         error=error,
+        asking=_asking(state.get("asking")),
         **(_results(run_folder, state) if status == "finished" else {}),
     )
+
+
+def _asking(noted: Any) -> dict[str, Any] | None:
+    """What a run noted of its served teacher, where that is whole."""
+    wanted = {"done", "total", "requests", "cost"}
+    return dict(noted) if isinstance(noted, dict) and noted.keys() >= wanted else None
 
 
 def _results(run_folder: Path, state: dict[str, Any]) -> dict[str, Any]:

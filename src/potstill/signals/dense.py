@@ -26,6 +26,9 @@ class Dense:
     def rows(self) -> int:
         return self.logits.shape[0]
 
+    def at(self, rows: Tensor) -> Dense:
+        return Dense(self.logits[rows])
+
     def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
         divergence.require_support(self.kind)
         return self._chunk

@@ -34,6 +34,9 @@ class Hidden:
     def rows(self) -> int:
         return self.hidden.shape[0]
 
+    def at(self, rows: Tensor) -> Hidden:
+        return Hidden(self.hidden[rows], self.head)
+
     def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
         divergence.require_support(self.kind)
         return _Chunks(self)

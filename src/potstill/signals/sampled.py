@@ -64,9 +64,9 @@ class Sampled:
 
     def _chunk(self, rows: slice, student_logits: Tensor) -> Sampled:
         stored.require_within(self.ids[rows], student_logits.shape[1])
-        return self._cut(rows)
+        return self.at(rows)
 
-    def _cut(self, rows: slice) -> Sampled:
+    def at(self, rows: slice | Tensor) -> Sampled:
         entropy = None if self.entropy is None else self.entropy[rows]
         return replace(self, ids=self.ids[rows], counts=self.counts[rows], entropy=entropy)
 
@@ -86,7 +86,7 @@ class Sampled:
                 f"ids drawn at T={self.temperature} cannot serve T={temperature}",
                 fix=f"Draw again at T={temperature}, or set temperature: {self.temperature}.",
             )
-        part = self._cut(rows)
+        part = self.at(rows)
         full = tempered(student_logits, temperature)
         counts = part.counts.to(full.dtype)
         share = counts / counts.sum(-1, keepdim=True)

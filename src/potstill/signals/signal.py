@@ -38,6 +38,9 @@ class Signal(Protocol):
     def rows(self) -> int:
         """N."""
 
+    def at(self, rows: Tensor) -> Signal:
+        """The same signal at some of its rows, given by a mask [N] or by indices."""
+
     def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
         """Check the signal once for a batch; the result cuts it, one chunk at a time.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
+from torch import Tensor
+
 from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
 from potstill.signals.support import Tail
@@ -17,6 +19,9 @@ class Text:
     kind: ClassVar[str] = "text"
     estimated: ClassVar[bool] = False
     rows: ClassVar[int] = 0
+
+    def at(self, rows: Tensor) -> Text:
+        return self
 
     def chunks(self, divergence: Divergence, tail: Tail) -> NoReturn:
         raise SignalError(

@@ -68,12 +68,12 @@ class TopK:
         width = student_logits.shape[1]
         if self.vocabulary is None or self.vocabulary <= width:
             stored.require_within(self.ids[rows], width)
-            return self._cut(rows)
+            return self.at(rows)
         stored.require_within(self.ids[rows], self.vocabulary, "teacher")
         device = self.lp.device
-        return self._cut(rows)._on(exact.home(device))._shared(width, rows.start)._on(device)
+        return self.at(rows)._on(exact.home(device))._shared(width, rows.start)._on(device)
 
-    def _cut(self, rows: slice) -> TopK:
+    def at(self, rows: slice | Tensor) -> TopK:
         lse = {t: values[rows] for t, values in self.lse.items()}
         return replace(self, ids=self.ids[rows], lp=self.lp[rows], lse=lse)
 
@@ -122,7 +122,7 @@ class TopK:
         Raises:
             SignalError: the signal has no log-sum-exp at this temperature.
         """
-        part = self._cut(rows)
+        part = self.at(rows)
         ids, teacher_lp = part.ids, part._tempered(temperature, student_logits.dtype)
         full = tempered(student_logits, temperature)
         on_ids = gather(full, ids)

@@ -84,6 +84,7 @@ class Setup:
             parameters=parameters,
             answer_tokens=answer_tokens,
             context=self.context_length,
+            engine=getattr(self.teacher, "engine", "local"),
             teacher_format=getattr(self.teacher, "number_format", None),
             **(sizes or {}),
         )
@@ -135,6 +136,7 @@ class Context:
     stages: tuple[StageSpec, ...] = ()
     stop_signal: Callable[[], int] = lambda: 0
     announce: Callable[[Mapping[str, Any]], None] = lambda values: None
+    yes: bool = False  # whoever started the run agrees to what it costs
     track: Callable[[str, Mapping[str, Any]], None] = lambda stage, event: None
     memo: dict[Any, Any] = field(default_factory=dict)
 

@@ -28,7 +28,7 @@ from potstill.store.disk import write_json
 from potstill.store.lines import write_lines
 from potstill.types import Example, Figure
 
-VERSION = 8  # raised when a figure changes its meaning, or a file what it holds
+VERSION = 9  # raised when a figure changes its meaning, or a file what it holds
 RESULT = "evaluation.json"
 PROMPTS = "prompts.json"
 SAMPLES = "samples.jsonl"
@@ -60,6 +60,8 @@ class Job:
     def foreign(self) -> str:
         """Why the teacher's distribution cannot be compared; empty if it can."""
         readers = self.context.setup.readers
+        if readers.teacher is None and not self.teacher.provides & {"dense"}:
+            return "the teacher gives text alone"
         if not readers.comparable:
             return "teacher and student have different vocabularies"
         if rows := sum(bool(readers.foreign(example.input_ids)) for example in self.examples):
@@ -253,6 +255,7 @@ def _samples(job: Job, answers: Mapping[str, Sequence[Answer]]) -> list[dict[str
         {
             "row_id": question.row_id,
             "prompt": question.prompt,
+            "messages": [{"role": role, "content": text} for role, text in question.turns],
             "reference": question.reference,
             "gold": question.gold,
             "written": question.written,

@@ -17,7 +17,9 @@ from potstill.signals.teacher import Teacher
 from potstill.stages._context import Context
 from potstill.stages._objective import Objective
 from potstill.stages._rows import TrainingRows
+from potstill.stages._terms import Beside
 from potstill.store.artifacts import Artifact
+from potstill.teachers.local import LocalTeacher
 from potstill.train import packing, parallel
 from potstill.train.step import StudentModule
 
@@ -101,6 +103,23 @@ def module_of(run: Run) -> nn.Module:
     if run.spec.packing:
         packing.prove(student, run.rows.train, run.pad_id)
     return parallel.wrap(_with_objective(run, student), run.sharding, student)
+
+
+def beside_of(run: Run) -> Beside:
+    """What the terms of the objective read besides student and teacher."""
+    reader = run.context.setup.readers.student
+    return Beside(
+        _before(run) if getattr(run.spec, "reference", None) is not None else None,
+        DTYPES[run.spec.precision],
+        tuple(sorted(set(reader.tokenizer.all_special_ids) - set(reader.stop_ids))),
+        reader.decode,
+    )
+
+
+def _before(run: Run) -> Teacher:
+    """A frozen copy of the student as this training starts from it, whole in every process."""
+    model = load_student(run, run.device).model
+    return LocalTeacher(model, vocabulary=run.vocabulary, fingerprint=run.student.key)
 
 
 def _in_parts(run: Run) -> nn.Module:

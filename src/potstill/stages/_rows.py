@@ -11,12 +11,13 @@ from potstill.data import prompts as data_prompts
 from potstill.data import questions as data_questions
 from potstill.data.answers import Written
 from potstill.data.dataset import Dataset, Parts
-from potstill.data.examples import Encoded, encode, lost
+from potstill.data.examples import Encoded, encode, lost, waits
 from potstill.data.lost import Lost
 from potstill.data.prompts import Prompt
 from potstill.data.questions import Question
+from potstill.data.rows import Row
 from potstill.errors import DataError
-from potstill.recipe.stages import StageSpec
+from potstill.recipe.stages import StageSpec, room_of
 from potstill.stages._context import Context, State
 from potstill.store.artifacts import Artifact, key_of
 from potstill.store.lines import read_lines
@@ -37,8 +38,8 @@ class Examples:
 def sizes(train: Sequence[Example], validation: Sequence[Example]) -> dict[str, int]:
     """The sizes of an epoch and of the rows that validate, as `Facts` names them."""
     return {
-        "train_tokens": sum(example.count for example in train),
-        "row_tokens": sum(len(example.input_ids) for example in train),
+        "train_tokens": sum(example.planned[1] for example in train),
+        "row_tokens": sum(example.planned[0] for example in train),
         "validation_rows": len(validation),
         "validation_tokens": sum(len(example.input_ids) for example in validation),
     }
@@ -66,7 +67,7 @@ class TrainingRows:
     @property
     def key(self) -> str:
         """What identifies the rows that are trained on."""
-        rows = [[e.id, e.input_ids, e.scored, e.weight, e.share] for e in self.train]
+        rows = [[e.id, e.input_ids, e.scored, e.weight, e.share, *filter(None, [e.room])] for e in self.train]
         return key_of("examples", {"rows": rows})
 
 
@@ -135,6 +136,25 @@ def training(state: State, context: Context, spec: StageSpec | None = None) -> T
     return TrainingRows(
         examples(state, context, "train").examples, examples(state, context, "validation").examples
     )
+
+
+def with_room(rows: TrainingRows, new_tokens: int, context: Context) -> TrainingRows:
+    """Leave out the training rows whose prompts leave no room for so many tokens that the student writes.
+
+    Raises:
+        DataError: they are too many.
+    """
+    most = context.setup.max_length - new_tokens
+    kept = tuple(example for example in rows.train if not new_tokens or len(example.prompt) <= most)
+    reason = f"whose prompt leaves no room for {new_tokens} tokens in max_length {context.setup.max_length}"
+    Lost({reason: len(rows.train) - len(kept)}, len(rows.train)).refuse_many(context.setup.on_bad_row)
+    if rows.train and not kept:
+        raise DataError(
+            f"none of the {len(rows.train)} prompts leaves room for {new_tokens} tokens.",
+            path="data.max_length",
+            fix="Lower max_new_tokens, or raise data.max_length.",
+        )
+    return replace(rows, train=kept)
 
 
 def examples(state: State, context: Context, split: Split) -> Examples:
@@ -216,6 +236,12 @@ def _own(context: Context, name: str, split: Split) -> Examples:
     return Examples(tuple(weighed), encoded.funnel)
 
 
+def rows_of(data: Dataset | Parts, split: Split, room: int) -> Sequence[Row]:
+    """The rows of a split; where the student writes the answers, only those with one are validated on."""
+    rows: Sequence[Row] = getattr(data, split)
+    return [row for row in rows if not waits(row)] if room and split == "validation" else rows
+
+
 def _encoded(context: Context, data: Dataset | Parts, splits: Sequence[Split]) -> dict[Split, Encoded]:
     """These splits as token ids.
 
@@ -223,13 +249,15 @@ def _encoded(context: Context, data: Dataset | Parts, splits: Sequence[Split]) -
         DataError: too many rows are left out of them.
     """
     setup = context.setup
+    room = room_of(context.stages, setup.data.of_stages) if data is setup.data else 0
     encoded = {
         split: encode(
-            getattr(data, split),
+            rows_of(data, split, room),
             setup.readers.student.templater,
             max_length=setup.max_length,
             on_bad_row=setup.on_bad_row,
             needed=split != "validation" and bool(getattr(data, split)),
+            room=room if split == "train" else 0,
             teacher=setup.readers.other_templater,
             # Of a stage's own rows the teacher reads none.
             known_ids=setup.known_ids if data is setup.data else None,

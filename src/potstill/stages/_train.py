@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from potstill.devices import ranks
 from potstill.errors import Interrupted
 from potstill.evaluate.teacher import check_teacher
 from potstill.models import generation, loading, saving
-from potstill.recipe import plugins
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context, State
-from potstill.stages._module import Run, load_student, module_of, sharding_of, shipped
-from potstill.stages._objective import objective_of, require_signal, yardstick
+from potstill.stages._module import Run, beside_of, load_student, module_of, sharding_of, shipped
+from potstill.stages._objective import Objective, objective_of, require_signal, yardstick
+from potstill.stages._own_text import guards_of, look_at_student, on_policy, with_closeness
 from potstill.stages._rows import TrainingRows
+from potstill.stages._strategy import identity_of, strategy_of, teacher_of, writer_of
 from potstill.store.artifacts import Artifact
 from potstill.store.lines import read_lines
 from potstill.train import packing, parallel
@@ -65,7 +66,7 @@ def train_student(
         # They choose which weights are kept.
         "validation": [[e.id, e.input_ids, e.scored, e.weight] for e in rows.validation],
         "loss": objective.identity,
-        "strategy": _strategy_identity(spec),
+        "strategy": identity_of(spec),
         "settings": spec.identity() | {"steps": run.steps, "seed": context.seed},
         "stop_ids": context.setup.readers.student.stop_ids,
     }
@@ -84,27 +85,9 @@ def _steps(spec: Training, rows: TrainingRows, seed: int) -> int:
     assert spec.epochs is not None
     whole, part = divmod(spec.epochs, 1)
     planned = [len(plan_epoch(spec, rows.train, seed, epoch)) for epoch in range(int(whole) + 1)]
-    return max(1, sum(planned[:-1]) + round(part * planned[-1]))
-
-
-def _strategy_identity(spec: Training) -> Any:
     choice = getattr(spec, "strategy", None)
-    return None if choice is None else plugins.identity(choice.family, choice.name, choice.options)
-
-
-def _strategy(spec: Training) -> Any:
-    choice = getattr(spec, "strategy", None)
-    if choice is None:
-        return plugins.load("strategies", "offline").build()
-    return plugins.load(choice.family, choice.name, choice.options).build(**choice.options)
-
-
-@dataclass(frozen=True)
-class Pad:
-    """The sampler of strategies that write nothing."""
-
-    pad_id: int
-    packed: bool = False
+    passes = 1 if choice is None else choice.option_named("PASSES") or 1
+    return max(1, passes * (sum(planned[:-1]) + round(part * planned[-1])))
 
 
 def _build(run: Run, path: Path) -> Mapping[str, Any]:
@@ -114,6 +97,7 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
     if spec.packing and hasattr(run.teacher, "loaded"):
         packing.prove(run.teacher.loaded().model, run.rows.train, run.pad_id)  # type: ignore[union-attr]
     module = module_of(run)
+    objective = replace(run.objective, beside=beside_of(run))
     optimizer = make_optimizer(module, spec)
     progress, threads = folder.resume(module, optimizer)
     folder.require_room(module)
@@ -126,9 +110,17 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
 
     for past in folder.events() if ranks.first() else ():  # of the process before
         run.context.track(spec.name, past)
-    validate, few = partial(_validation(run), module), {"rows": len(run.rows.validation)}
+    validate, few = partial(_validation(run, objective), module), {"rows": len(run.rows.validation)}
+    strategy = strategy_of(spec)
+    teacher = teacher_of(run, strategy)
     if progress.step == 0 and run.rows.validation:
-        log({"event": "validation", "step": 0, "best": False, **few, **validate()})
+        before = validate()
+        log({"event": "validation", "step": 0, "best": False, **few, **before})
+        strategy.validated(before)
+        progress.strategy = strategy.state()
+    writer = writer_of(run, objective, module, teacher)
+    if progress.step == 0:
+        look_at_student(run, module, writer, log)
     with console.bar(spec.name, run.steps, progress.step) as bar:
         last = ""
 
@@ -139,16 +131,18 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
                 log({**values, **few})
                 return
             log(values)
+            if values["event"] != "step":
+                return
             rate = values["tokens"] / max(values["seconds"], 1e-9)
             bar.update(values["step"], f"loss {values['loss']:.3f} · {rate:.0f} tok/s{last}")
 
         progress = train(
             module,
             run.rows.train,
-            run.teacher,
-            _strategy(spec),
-            Pad(run.pad_id, spec.packing),
-            lambda step: run.objective.at(step, run.steps),
+            teacher,
+            strategy,
+            writer,
+            lambda step: with_closeness(spec, objective.terms(step, run.steps)),
             spec.model_copy(update={"steps": run.steps}),
             Hooks(
                 event=event,
@@ -160,9 +154,10 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
             seed=run.context.seed,
             optimizer=optimizer,
             progress=progress,
+            guards=guards_of(run),
         )
-    if run.teacher is not None:
-        run.teacher.close()
+    if teacher is not None:
+        teacher.close()
     if (number := ranks.highest(run.context.stop_signal())) and progress.step < run.steps:
         raise Interrupted(
             f"{spec.name} stopped at step {progress.step} of {run.steps}; a checkpoint is saved.",
@@ -170,8 +165,14 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
         )
     if not ranks.first():
         return {}
-    if warning := _never_better(folder.events(), spec.best_by):
-        console.warn(f"{spec.name}: {warning}")
+    if worse := _never_better(folder.events(), spec.best_by):
+        if on_policy(spec) is None:
+            console.warn(f"{spec.name}: {worse} Lower the learning rate, or look at the validation rows.")
+        else:
+            console.say(
+                f"{spec.name}: {worse} They hold no text of the student, which it learnt from here: compare its "
+                "repetition and endings in the report."
+            )
     sizes = _export(run, folder, module, path / "student")
     return _facts(progress) | {"validation_rows": len(run.rows.validation)} | sizes
 
@@ -190,9 +191,10 @@ def _export(run: Run, folder: TrainingFolder, module: nn.Module, place: Path) ->
 
 def _look_at_teacher(run: Run) -> None:
     """Warn of a teacher that knows nothing of the first rows."""
-    if run.teacher is None or not run.rows.train:
+    answered = [example for example in run.rows.train if example.count]
+    if run.teacher is None or not answered:
         return
-    few = sorted(run.rows.train[:16], key=lambda example: len(example.input_ids))[:4]
+    few = sorted(answered[:16], key=lambda example: len(example.input_ids))[:4]
     first = collate(few, pad_id=run.pad_id, device=run.device)
     signal = run.teacher.signal(first.for_teacher)
     readers = run.context.setup.readers
@@ -227,13 +229,18 @@ def _say_where(run: Run, progress: Progress, threads: int) -> None:
             f"{spec.name}: there are too few rows to keep any for validation, so the last weights are kept; "
             "patience and best_by have no effect."
         )
+    choice = getattr(spec, "strategy", None)
+    if not run.rows.validation and choice is not None and choice.option_named("STUDENT_WRITES_MORE"):
+        console.warn(
+            f"{spec.name}: no row is validated on, so the share that the student writes never rises."
+        )
 
 
-def _validation(run: Run) -> Validation:
+def _validation(run: Run, objective: Objective) -> Validation:
     return Validation(
         rows=run.rows.validation,
         teacher=run.teacher,
-        objective=run.objective.at(run.steps - 1, run.steps),
+        objective=objective.validated(run.steps),
         yardstick=None if run.teacher is None else yardstick(),
         tokens=settled(run.spec.micro_batch_tokens),
         pad_id=run.pad_id,
@@ -251,7 +258,7 @@ def _never_better(events: Sequence[Mapping[str, Any]], best_by: str) -> str:
         return ""
     return (
         f"no validation was better than before training ({best_by} {seen[0][1]:.4g} there, {best:.4g} at step "
-        f"{step}, whose weights are kept). Lower the learning rate, or look at the validation rows."
+        f"{step}, whose weights are kept)."
     )
 
 

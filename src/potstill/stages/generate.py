@@ -22,8 +22,8 @@ class Generate(StageSpec):
 
     verb: Literal["generate"] = "generate"
     name: StageName = "generate"
-    engine: EngineChoice = EngineChoice(name="local")
-    """What runs the teacher: local loads its weights into this process."""
+    engine: EngineChoice | Auto = "auto"
+    """What runs the teacher: local loads its weights into this process, openai asks its endpoint."""
     max_new_tokens: Count = 128
     """Most tokens in an answer."""
     sampling_temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -33,7 +33,7 @@ class Generate(StageSpec):
     top_k: Int = 0
     """Draw from so many likeliest tokens; 0 is off."""
     batch_rows: Count | Auto = "auto"
-    """Answers written side by side."""
+    """Answers written side by side; of a served teacher, most requests in flight at once."""
     samples: Count = 1
     """Answers per prompt."""
 
@@ -49,23 +49,32 @@ class Generate(StageSpec):
                 yield Conflict(key, f"has no effect, {why}.", fix)
 
     def automatic(self, facts: Facts) -> dict[str, Automatic]:
+        chosen: dict[str, Automatic] = {}
+        if self.engine == "auto":
+            why = "the teacher's weights are here" if facts.engine == "local" else "the teacher is served"
+            chosen["engine"] = EngineChoice(name=facts.engine), why
         if self.batch_rows != "auto":
-            return {}
+            return chosen
+        if facts.engine != "local":
+            return chosen | {"batch_rows": (32, "usual for an endpoint; it is halved where that is too many")}
         usual = 128 if facts.accelerated else 32
         rows = usual if facts.rows is None else max(1, min(usual, facts.rows * self.samples))
-        return {"batch_rows": (rows, f"chosen for {facts.machine}; small batches leave it waiting")}
+        return chosen | {"batch_rows": (rows, f"chosen for {facts.machine}; small batches leave it waiting")}
 
 
 def run(spec: Generate, state: State, context: Context) -> State:
     """Write an answer, or several, to every prompt."""
     from potstill.generate.sampling import Sampling
-    from potstill.stages import _generation, _rows
+    from potstill.stages import _asking, _generation, _rows
 
     spec, defaults = context.settle(spec, state)
     prompts, left_out = _rows.prompts(context, spec.max_new_tokens, spec.samples)
     assert spec.batch_rows != "auto"
+    assert spec.engine != "auto"
     sampling = Sampling(spec.max_new_tokens, spec.sampling_temperature, spec.top_p, spec.top_k)
-    answers = _generation.write_answers(spec.name, spec.engine, prompts, sampling, spec.batch_rows, context)
+    write = _generation.write_answers if context.setup.readers.teacher is not None else _asking.ask
+    answers = write(spec.name, spec.engine, prompts, sampling, spec.batch_rows, context)
+    left_out = {**left_out, **answers.facts.get("left_out", {})}
     return state.after(
         spec, answers, defaults, answers=answers, answer_tokens=spec.max_new_tokens, left_out=left_out
     )

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from potstill.data.batch import collate
-from potstill.types import Batch, Example, Sampler
+from potstill.types import Batch, Example, Sampler, Strategy
 
 
-class Offline:
+class Offline(Strategy):
     """No replacement, no state."""
 
     def batches(self, sampler: Sampler, examples: Sequence[Sequence[Example]]) -> Iterator[Batch]:
         for rows in examples:
             yield collate(rows, pad_id=sampler.pad_id, packed=sampler.packed)
-
-    def state(self) -> Mapping[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        return None
-
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        return None
 
 
 def build() -> Offline:

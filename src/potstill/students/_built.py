@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class StudentContext:
         for example in self.examples():
             if tokens >= CALIBRATION_TOKENS:
                 break
-            rows.append(example)
+            rows.append(replace(example, room=0))  # a prompt that waits for its answer is read as it is
             tokens += len(example.input_ids)
         return rows
 

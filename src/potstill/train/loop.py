@@ -15,11 +15,13 @@ from torch import nn
 from potstill.data.plan import Step, plan_steps, shard
 from potstill.devices import ranks
 from potstill.errors import Interrupted, TrainingStopped
+from potstill.models.beside import as_when_drawn
 from potstill.objectives.terms import Terms
-from potstill.recipe.specs import seconds_of
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.train import parallel
+from potstill.train.guards import Guards
+from potstill.train.pace import Pace, due
 from potstill.train.step import StepResult, accumulate, each_row_once, one_row_each
 from potstill.types import Example, Sampler, Strategy
 
@@ -53,6 +55,7 @@ class Progress:
     validation_due: bool = False
     loss_scale: float = 65536.0
     strategy: Mapping[str, Any] = field(default_factory=dict)
+    guards: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Hooks:
 def plan_epoch(spec: Training, examples: Sequence[Example], seed: int, epoch: int) -> list[Step]:
     """The optimizer steps of one epoch, each as its micro-batches of indices into `examples`."""
     return plan_steps(
-        [len(example.input_ids) for example in examples],
-        [example.count for example in examples],
+        [example.planned[0] for example in examples],
+        [example.planned[1] for example in examples],
         tokens_per_step=settled(spec.tokens_per_step),
         micro_batch_tokens=settled(spec.micro_batch_tokens),
         seed=seed,
@@ -122,10 +125,14 @@ def train(
     seed: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
     progress: Progress | None = None,
+    guards: Guards | None = None,
 ) -> Progress:
     """Train until `spec.steps`, patience or a stop. Resumes exactly from `progress` and `optimizer`.
 
     `spec` holds the options of the stage, none of them `auto` or in epochs any more; `seed` orders the rows.
+
+    Raises:
+        TrainingStopped: a value is not finite, nothing is scored, or a guard found its limit passed.
     """
     steps, validate_every = settled(spec.steps), settled(spec.validate_every)
     pace = Pace(settled(spec.checkpoint_every))
@@ -140,12 +147,20 @@ def train(
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if progress.validation_due and hooks.validate:
-        _validate(hooks, progress, optimizer, spec.best_by)
+        _validate(hooks, progress, optimizer, spec.best_by, strategy)
+    if guards is not None and progress.step < steps and (found := guards.stop(progress.guards)):
+        raise guards.stopped(found, progress.step)  # of the process before, and nothing has changed
     module.train()
+    if sampler.scores:
+        as_when_drawn(module)
     stopped = False
-    for rows in () if _tired(progress, spec) else _coming_steps(examples, spec, seed, progress):
+    for rows in () if _tired(progress, spec) else _coming_steps(examples, spec, seed, progress, strategy):
         started = time.monotonic()
         batches = list(strategy.batches(sampler, rows))
+        progress.step_in_epoch += bool(rows)
+        if not batches:  # it collects
+            progress.seconds += time.monotonic() - started
+            continue
         if spec.normalize == "sequence_mean":
             batches = [each_row_once(batch) for batch in batches]
         rate = learning_rate_at(spec, progress.step)
@@ -153,7 +168,6 @@ def train(
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         result = accumulate(module, teacher, batches, loss_at(progress.step), scaler=scaler)
-        progress.step_in_epoch += 1
         if result is None:
             log.warning("step %d scores no token of any weight and is skipped", progress.step + 1)
             continue
@@ -173,18 +187,24 @@ def train(
         progress.tokens += result.tokens
         seconds = time.monotonic() - started
         progress.seconds += seconds
-        means = result.means()
+        means = {**result.means(), **strategy.figures()}
         strategy.observe(means)
         progress.strategy = strategy.state()
         hooks.event(
             {"event": "step", "step": progress.step, "epoch": progress.epoch, **means, "grad_norm": norm}
             | {"learning_rate": rate, "tokens": result.tokens, "seconds": seconds}
         )
+        if guards is not None:
+            _alarm(guards, progress, means, hooks)
         last = progress.step >= steps
-        if hooks.validate and (last or _due(progress.step, validate_every)):
-            _validate(hooks, progress, optimizer, spec.best_by)
+        if hooks.validate and (last or due(progress.step, validate_every)):
+            _validate(hooks, progress, optimizer, spec.best_by, strategy)
         if last:
             break
+        if guards is not None and (found := guards.stop(progress.guards)):
+            hooks.event({**found.event(), "step": progress.step})
+            hooks.save(progress, optimizer)
+            raise guards.stopped(found, progress.step)
         stopped = ranks.anyone(hooks.should_stop())
         if pace.due(progress.step) or stopped:
             hooks.save(progress, optimizer)
@@ -195,36 +215,25 @@ def train(
     return progress
 
 
-class Pace:
-    """When a checkpoint is due: after so many steps, or so much time; the first process's clock decides.
-
-    Args:
-        every: steps (0: never), or a duration as `5m`.
-    """
-
-    def __init__(self, every: int | str) -> None:
-        self._steps = every if isinstance(every, int) else 0
-        self._seconds = math.inf if isinstance(every, int) else seconds_of(every)
-        self._last = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether one is due after this step."""
-        late = ranks.first() and time.monotonic() - self._last > self._seconds
-        if not _due(step, self._steps) and not ranks.anyone(late):
-            return False
-        self._last = time.monotonic()
-        return True
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _alarm(guards: Guards, progress: Progress, figures: Mapping[str, float], hooks: Hooks) -> None:
+    """Take a step's figures into account, and warn once of each that comes near its limit."""
+    progress.guards, found = guards.alarms(guards.after(progress.guards, figures))
+    for finding in found:
+        log.warning("%s", guards.warning(finding))
+        hooks.event({**finding.event(), "step": progress.step})
 
 
 def _tired(progress: Progress, spec: Training) -> bool:
     return spec.patience is not None and progress.worse_in_a_row > spec.patience
 
 
-def _validate(hooks: Hooks, progress: Progress, optimizer: torch.optim.Optimizer, best_by: str) -> None:
+def _validate(
+    hooks: Hooks,
+    progress: Progress,
+    optimizer: torch.optim.Optimizer,
+    best_by: str,
+    strategy: Strategy,
+) -> None:
     """Measure, report, and keep the best weights. A stop saves, and measures after a resume."""
     assert hooks.validate is not None
     progress.validation_due = True
@@ -234,6 +243,8 @@ def _validate(hooks: Hooks, progress: Progress, optimizer: torch.optim.Optimizer
         hooks.save(progress, optimizer)
         raise
     progress.validation_due = False
+    strategy.validated(measured)
+    progress.strategy = strategy.state()
     better = measured[best_by] < progress.best
     if better:
         progress.best, progress.best_step, progress.worse_in_a_row = measured[best_by], progress.step, 0
@@ -258,17 +269,24 @@ def _require_usable(progress: Progress, result: StepResult, norm: float) -> None
 
 
 def _coming_steps(
-    examples: Sequence[Example], spec: Training, seed: int, progress: Progress
+    examples: Sequence[Example], spec: Training, seed: int, progress: Progress, strategy: Strategy
 ) -> Iterator[list[list[Example]]]:
-    """This rank's micro-batches of each coming step, from the cursor in `progress` on."""
-    lengths = [len(example.input_ids) for example in examples]
+    """This rank's micro-batches of each coming step, from the cursor in `progress` on.
+
+    Nothing for a step that the strategy holds the rows of.
+    """
+    lengths = [example.planned[0] for example in examples]
     rank, world = ranks.rank(), ranks.world()
     while progress.step < settled(spec.steps):
         before, began = progress.step, progress.step_in_epoch
         for step in plan_epoch(spec, examples, seed, progress.epoch)[progress.step_in_epoch :]:
+            while strategy.holds():
+                yield []
             mine = step if world == 1 else shard(step, rank, world, lengths=lengths)
             yield [[examples[row] for row in micro] or [examples[step[0][0]].silent()] for micro in mine]
-        if progress.step == before and began == 0:
+        while strategy.holds():
+            yield []
+        if progress.step == before and began == 0 and not strategy.rollouts():
             raise TrainingStopped(
                 f"no token was scored in all of epoch {progress.epoch + 1}.",
                 fix="Look at the rows: potstill check.",

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,6 +28,7 @@ def wrap(module: nn.Module, sharding: Sharding, student: nn.Module) -> nn.Module
     for block in anatomy.layers(student):
         fully_shard(block)
     fully_shard(module)
+    register_fsdp_forward_method(module, "decode")
     return module
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from potstill.devices import exact, ranks
 from potstill.errors import NotFinite, TrainingStopped
 from potstill.models import anatomy
+from potstill.objectives import closeness
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
-from potstill.objectives.terms import HIDDEN, StudentView, Term, Terms, total, weighted
+from potstill.objectives.terms import SERVED, StudentView, Term, Terms, prepared, total, weighted
 from potstill.signals.signal import Signal
 from potstill.signals.teacher import Teacher
 from potstill.signals.text import Text
@@ -71,9 +73,13 @@ class StudentModule(nn.Module):
         summed, sums = total(terms, view, signal)
         return summed, denominator(batch), sums
 
+    def decode(self, **inputs: Any) -> Any:
+        """Run the student alone, with a cache: what `generate` calls to write text."""
+        return self.student(**inputs)
+
     def _require_served(self, terms: Sequence[tuple[float, Term]]) -> None:
         for _, term in terms:
-            if unserved := sorted(term.needs - {HIDDEN}):
+            if unserved := sorted(term.needs - SERVED):
                 raise ValueError(f"the term {term.name} needs {unserved[0]!r}, which is not read here")
             if isinstance(term, nn.Module) and all(term is not owner for owner in self.terms):
                 raise ValueError(
@@ -109,8 +115,9 @@ class StepResult:
     metrics: Mapping[str, float]
 
     def means(self) -> dict[str, float]:
-        """Per scored token (nats)."""
-        return {"loss": self.loss / self.weight} | {k: v / self.tokens for k, v in self.metrics.items()}
+        """Per scored token (nats), and what is known of the student's own tokens."""
+        per_token = {k: v / self.tokens for k, v in self.metrics.items() if k not in closeness.SUMS}
+        return {"loss": self.loss / self.weight} | per_token | closeness.figures(self.metrics)
 
 
 def accumulate(
@@ -129,15 +136,15 @@ def accumulate(
         ValueError: named token weights, and gradients of an earlier call.
         TrainingStopped: a loss is not finite, or a divergence that cannot be negative is.
     """
-    terms = weighted(terms)
-    # A rank without scored tokens sums as many numbers as the others.
-    totals = [name for _, term in terms for name in term.totals]
-    if "weight" in totals and any(p.grad is not None for p in module.parameters()):
-        raise ValueError("named token weights need empty gradients: call zero_grad(set_to_none=True) first")
     device = next(module.parameters()).device
     weight, tokens = _counted(batches, device)
     if tokens == 0 or weight == 0:
         return None
+    terms = prepared(terms, batches)
+    # A rank without scored tokens sums as many numbers as the others.
+    totals = [name for _, term in terms for name in term.totals]
+    if "weight" in totals and any(p.grad is not None for p in module.parameters()):
+        raise ValueError("named token weights need empty gradients: call zero_grad(set_to_none=True) first")
     summed = exact.zero(device)
     metrics = {name: torch.zeros_like(summed) for name in totals}
     estimated = False

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from potstill.data.batch import collate
-from potstill.types import Batch, Example, Sampler
+from potstill.types import Batch, Example, Sampler, Strategy
 
 LEARNING_RATE = (3e-6, "text that the student wrote changes with every step")
 
 
-class First:
+class First(Strategy):
     def __init__(self, count: int) -> None:
         self.count = count
 
     def batches(self, sampler: Sampler, examples: Sequence[Sequence[Example]]) -> Iterator[Batch]:
         for rows in examples:
             yield collate(rows[: self.count], pad_id=sampler.pad_id, packed=sampler.packed)
-
-    def state(self) -> Mapping[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        return None
-
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        return None
 
 
 def first_rows(*, count: int = 1) -> First:

@@ -1,0 +1,67 @@
+"""Fields that the server ignores, in the run that asks and in every later one."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders.asking import ask, texts
+from builders.endpoint import answer, serving
+from potstill.errors import DataError, RecipeError
+
+FORTY = [f"p{i}" for i in range(40)]
+TOO_LONG = answer("long", usage={"prompt_tokens": 1, "completion_tokens": 99})
+
+
+@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("runs", [2, 3])
+def test_a_seed_that_is_ignored_is_an_error_in_every_run(tmp_path, count, runs) -> None:
+    with serving(lambda sent, times: answer(f"so {times}")) as server:
+        for _ in range(runs):
+            with pytest.raises(RecipeError, match="ignores a field: seed"):
+                ask(server, tmp_path, FORTY[:count], teacher={"send_seed": True})
+        assert len(server.sent) == min(count, 16) + runs
+
+
+def test_a_seed_that_counts_is_tried_once_for_all_runs(tmp_path) -> None:
+    with serving(lambda sent, times: answer(f"so {sent.prompt}")) as server:
+        for _ in range(3):
+            ask(server, tmp_path, FORTY, teacher={"send_seed": True})
+        ask(server, tmp_path, FORTY, most=40, teacher={"send_seed": True})
+        assert len(server.sent) == 41
+
+
+def test_an_answer_beyond_the_limit_is_never_trained_on(tmp_path) -> None:
+    with serving(TOO_LONG) as server:
+        with pytest.raises(RecipeError, match="max_tokens was 20, and an answer has 99 tokens"):
+            ask(server, tmp_path, ["a", "b"], workers=1)
+        with pytest.raises(RecipeError, match="max_tokens was 20"):
+            ask(server, tmp_path, ["a", "b"], workers=1)
+        given = ask(server, tmp_path, ["a", "b"])
+        assert len(server.sent) == 2
+    reason = "the server ignores a field (max_tokens was 20, and an answer has 99 tokens)"
+    assert [one.reason for one in given] == [reason, reason]
+
+
+def test_the_bill_counts_answers_beyond_the_limit_as_unusable(tmp_path) -> None:
+    def script(sent, times):
+        return TOO_LONG if FORTY.index(sent.prompt) < 20 else answer()
+
+    with serving(script) as server:
+        for prompt in FORTY[:20]:
+            with pytest.raises(RecipeError):
+                ask(server, tmp_path, [prompt])
+        with pytest.raises(
+            DataError, match="20 of the first 20 answers cannot be used: 20 the server ignores"
+        ):
+            ask(server, tmp_path, FORTY)
+        assert len(server.sent) == 20
+
+
+def test_an_equal_text_that_is_rejected_rejects_no_other(tmp_path) -> None:
+    def script(sent, times):
+        return answer("abc", "stop" if times else "length")
+
+    with serving(script) as server:
+        given = ask(server, tmp_path, ["a"], samples=2, workers=1)
+    assert [one.reason for one in given] == ["cut off at the limit of tokens", ""]
+    assert texts(given) == ["abc", "abc"]
