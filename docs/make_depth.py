@@ -182,7 +182,7 @@ def picture(rows: Sequence[Kept]) -> str:
 
 def write() -> None:
     """Write the table between its markers, and the picture."""
-    rows = sorted(json.loads(KEPT.read_text(encoding="utf-8")), key=lambda row: row["layers"])
+    rows = json.loads(KEPT.read_text(encoding="utf-8"))
     head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(head + BEGIN + table(rows) + "\n" + END + rest.split(END)[1], encoding="utf-8")
     PICTURE.write_text(picture(rows), encoding="utf-8")

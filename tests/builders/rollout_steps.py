@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_file
 
 from builders.losses import token_loss
-from builders.steps import local_teacher, ragged_rows
+from builders.steps import local_teacher, ragged_rows, run_script, whole_gradients
 from builders.tiny import tiny_model
 from potstill.data.batch import collate
 from potstill.data.plan import plan_steps, shard
@@ -57,21 +53,8 @@ def gradient(sharding: parallel.Sharding, micro_batch_tokens: int = 10_000) -> d
         (0.2, Preference(0.5)),
     ]
     accumulate(module, teacher, batches, terms)
-    return {
-        name.removeprefix("module."): (
-            p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
-        ).detach().clone()
-        for name, p in module.named_parameters()
-    }  # fmt: skip
+    return whole_gradients(module)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    result = gradient(sys.argv[1])  # type: ignore[arg-type]
-    if dist.get_rank() == 0:
-        save_file(result, sys.argv[2])
-    dist.destroy_process_group()
-    # On a busy machine torch may abort while the interpreter goes down, with all said and done.
-    sys.stdout.flush()
-    os._exit(0)
+    run_script(gradient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,9 +62,14 @@ def gradient(sharding: parallel.Sharding, micro_batch_tokens: int = 10_000) -> d
     batches = [collate([rows[i] for i in micro], pad_id=0) for micro in step]
     loss = TokenLoss(Divergence.from_module(forward_kl))
     accumulate(module, teacher, batches, loss)
+    return whole_gradients(module)
+
+
+def whole_gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The gradient of each parameter by its name, put together from the processes' parts."""
     results = {}
     for name, parameter in module.named_parameters():
-        grad = parameter.grad
+        grad: Any = parameter.grad
         whole = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
         results[name.removeprefix("module.")] = whole.detach().clone()
     return results
@@ -79,13 +85,18 @@ def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -
         )
 
 
-if __name__ == "__main__":
+def run_script(gradient: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+    """As torchrun starts it: `SCRIPT SHARDING FILE`; the first process writes the gradients to the file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    result = gradient(sys.argv[1])  # type: ignore[arg-type]
+    result = gradient(sys.argv[1])
     if dist.get_rank() == 0:
         save_file(result, sys.argv[2])
     dist.destroy_process_group()
     # On a busy machine torch may abort while the interpreter goes down, with all said and done.
     sys.stdout.flush()
     os._exit(0)
+
+
+if __name__ == "__main__":
+    run_script(gradient)

@@ -32,6 +32,14 @@ def rows(place, columns: str = "*") -> list[tuple]:
         db.close()
 
 
+def change(place, sql: str) -> None:
+    """Put the journal into the state that a killed process leaves."""
+    db = sqlite3.connect(place / "journal.sqlite")
+    db.execute(sql)
+    db.commit()
+    db.close()
+
+
 def test_every_prompt_is_asked_once_and_answered_in_its_place(tmp_path) -> None:
     with serving() as server:
         given = ask(server, tmp_path, PROMPTS)
@@ -637,12 +645,10 @@ def test_a_request_that_a_killed_process_sent_is_unknown_and_asked_again(tmp_pat
     told: list[str] = []
     with serving() as server:
         ask(server, tmp_path, ["a", "b"])
-        db = sqlite3.connect(tmp_path / "journal.sqlite")
-        db.execute(
-            "UPDATE attempts SET state = 'sent', reply = NULL, tokens_in = NULL, cost = NULL WHERE id = 1"
+        change(
+            tmp_path,
+            "UPDATE attempts SET state = 'sent', reply = NULL, tokens_in = NULL, cost = NULL WHERE id = 1",
         )
-        db.commit()
-        db.close()
         ask(server, tmp_path, ["a", "b"], say=told.append)
         assert len(server.sent) == 3
     assert "1 requests of a process that was killed have no reply" in told[0]
@@ -652,12 +658,10 @@ def test_a_request_that_a_killed_process_sent_is_unknown_and_asked_again(tmp_pat
 def test_a_reply_that_was_kept_and_not_read_is_read_and_not_bought_again(tmp_path) -> None:
     with serving() as server:
         ask(server, tmp_path, ["a", "b"])
-        db = sqlite3.connect(tmp_path / "journal.sqlite")
-        db.execute(
-            "UPDATE attempts SET state = 'received', finish = NULL, tokens_in = NULL, cost = NULL WHERE id = 1"
+        change(
+            tmp_path,
+            "UPDATE attempts SET state = 'received', finish = NULL, tokens_in = NULL, cost = NULL WHERE id = 1",
         )
-        db.commit()
-        db.close()
         assert texts(ask(server, tmp_path, ["a", "b"])) == ["so a", "so b"]
         assert len(server.sent) == 2
 

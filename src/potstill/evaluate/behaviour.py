@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from potstill.data.policies import CLOSE, OPEN
 from potstill.evaluate.subject import Subject
+from potstill.generate.health import repeated
 from potstill.types import Figure
 
 STOP_RATE = Figure(
@@ -34,15 +35,10 @@ def measure(subject: Subject) -> tuple[Figure, ...]:
     answers, lengths = subject.answers, [question.tokens for question in subject.questions]
     whose = "teacher" if any(question.written for question in subject.questions) else "data"
     length = replace(LENGTH_RATIO, label=f"Length, {whose} = 1")
-    grams = [_four_grams(answer.text.split()) for answer in answers]
-    repeated = [len(each) - len(set(each)) for each in grams]
+    loops = [repeated(answer.text.split()) for answer in answers]
     return (
         subject.ratio(STOP_RATE, [answer.stopped for answer in answers]),
         subject.ratio(length, [answer.tokens for answer in answers], lengths),
-        subject.ratio(REPETITION, repeated, [len(each) for each in grams]),
+        subject.ratio(REPETITION, [again for again, _ in loops], [grams for _, grams in loops]),
         subject.ratio(UNFINISHED_REASONING, [a.text.rfind(OPEN) > a.text.rfind(CLOSE) for a in answers]),
     )
-
-
-def _four_grams(words: list[str]) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + 4]) for i in range(len(words) - 3)]

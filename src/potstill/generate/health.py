@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from potstill.devices import ranks
 
@@ -25,9 +25,9 @@ def health(texts: Sequence[Sequence[int]], truncated: Sequence[bool]) -> dict[st
     return _figures({name: sum(part[name] for part in parts) for name in parts[0]})
 
 
-def repeated(ids: Sequence[int]) -> tuple[int, int]:
-    """Count the 4-grams of ids that occurred before in the same text, and all of them."""
-    grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)]
+def repeated(text: Sequence[Hashable]) -> tuple[int, int]:
+    """Count the 4-grams (of ids, or of words) that occurred before in the same text, and all of them."""
+    grams = [tuple(text[i : i + GRAM]) for i in range(len(text) - GRAM + 1)]
     return len(grams) - len(set(grams)), len(grams)
 
 
