@@ -34,7 +34,7 @@ chromium:
 	  || echo "chromium is missing and could not be installed; the browser tests will say so"
 
 test: .venv/.dev chromium
-	$(BIN)/python -m pytest -m "not prove"
+	$(BIN)/python -m pytest -m "not prove" -n 2 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -47,6 +47,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/onpolicy.py
+	$(BIN)/python benchmarks/cache.py
 
 # Hours: 7 methods x 5 seeds x 12 minutes, and as much again for screens and scoring. Goes on where it was stopped.
 study: .venv/.dev

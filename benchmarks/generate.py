@@ -1,9 +1,12 @@
-"""Text of the local engine beside transformers' own `generate`: useful tokens a second.
+"""Text of the local engine beside transformers' own `generate`, and of a served teacher: what asking costs.
 
 SmolLM2-135M-Instruct answers 64 questions of mixed length greedily, 96 tokens at most, in the format that a run
 picks for this processor, two threads. A useful token is one up to a row's first end token: what a batch computes
 behind it counts for nobody. `generate` is used as its documentation shows: one prompt at a time, and in batches
 of the same size, padded on the left, in the order of the file. Each contender in a process of its own.
+
+A served teacher answers after 50 ms; potstill asks it on one core, with everything written down (`endpoint.py`).
+What the journal costs is the CPU time that a response takes with it over the time without, runs taken in turn.
 
 The share of the limit is the time of the decoding's matrix products alone, for as many rows as were unfinished at
 each step, over the time that the engine took for everything.
@@ -13,16 +16,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import endpoint
 import torch
 from pair import TEACHER, TEST, missing, product_dtype
 from protocol import Figure, Report, alone, answer, arguments, spread, use_threads
 
 PROMPTS, ROWS, NEW_TOKENS, THREADS = 64, 32, 96, 2
 ALONE = 12  # prompts that are asked one at a time; their rate stands for all
+RESPONSES, FEW_RESPONSES, PAIRS = 20_000, 3_000, 5
+API: tuple[tuple[str, str, str, float, Literal["lower", "higher"]], ...] = (
+    ("api_responses_per_second", "responses_per_second", "1/s", 300, "higher"),
+    ("api_memory_growth", "memory_growth_mb", "MB", 80, "lower"),
+    ("api_open_files", "open_files", "files", 256, "lower"),
+)
 FIGURES = (("local_vs_batch1", "one_by_one", 6.0), ("local_vs_same_batch", "in_batches", 1.5))
 Runs = Mapping[str, list[dict[str, Any]]]
 
@@ -130,19 +141,64 @@ def measure(quick: bool) -> Runs:
         "one_by_one": ("theirs", {"rows": 1, "count": ALONE}),
     }
     found: dict[str, list[dict[str, Any]]] = {}
-    for turn in range(1 if quick else 2):
+    turns = 1 if quick else 2
+    for turn in range(turns):
         for name in list(tasks)[:: 1 if turn % 2 == 0 else -1]:
             task, options = tasks[name]
+            tell(
+                f"{name}, run {turn + 1} of {turns}: {options.get('count', PROMPTS)} prompts; takes a minute or two"
+            )
             found.setdefault(name, []).append(alone(__file__, task, threads=THREADS, **options))
     return found
+
+
+def tell(text: str) -> None:
+    """Say what is being measured; it takes minutes."""
+    print(f"… {text}", file=sys.stderr, flush=True)
+
+
+def asking(report: Report, quick: bool) -> None:
+    """The figures of a served teacher."""
+    count = FEW_RESPONSES if quick else RESPONSES
+    shape = {"responses": count, "workers": endpoint.WORKERS, "delay_ms": 1000 * endpoint.DELAY, "cores": 1}
+    tell(f"a served teacher: {count} responses, some {count // 300} s")
+    run = alone(__file__, "api", threads=1, count=count)
+    for name, key, unit, bar, better in API:
+        report.add(Figure(name, run[key], unit, bar, better, {"potstill": run}, shape))
+    few = FEW_RESPONSES // 2 if quick else FEW_RESPONSES
+    runs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for turn in range(PAIRS):
+        for journalled in (True, False) if turn % 2 else (False, True):
+            tell(
+                f"{few} responses {'with' if journalled else 'without'} a journal, pair {turn + 1} of {PAIRS}"
+            )
+            runs[journalled].append(alone(__file__, "campaign", threads=1, count=few, journalled=journalled))
+    least = {kept: min(run["cpu_ms_per_response"] for run in found) for kept, found in runs.items()}
+    percent = round(100 * (least[True] / least[False] - 1), 2)
+    facts = {
+        "journal": {"cpu_ms_per_response": least[True], "runs": runs[True]},
+        "none": {"cpu_ms_per_response": least[False], "runs": runs[False]},
+    }
+    note = (
+        f"CPU time of a response, the least of {PAIRS} runs each: what else the machine does only adds to it"
+    )
+    shape = {**shape, "responses": few}
+    report.add(Figure("journal_overhead_percent", percent, "%", 10, "lower", facts, shape, note))
 
 
 def main() -> None:
     options = arguments(__doc__)
     if options.task:
         use_threads(THREADS)
-        return answer(options.task, {"local": local, "theirs": theirs})
-    report = Report("text of the local engine, two threads", options.json)
+        tasks: dict[str, Callable[..., Any]] = {
+            "local": local,
+            "theirs": theirs,
+            "api": endpoint.api,
+            "campaign": endpoint.campaign,
+        }
+        return answer(options.task, tasks)
+    report = Report("text of the local engine, two threads; of a served teacher, one core", options.json)
+    asking(report, options.quick)
     shape: dict[str, Any] = {"prompts": PROMPTS, "rows": ROWS, "new_tokens": NEW_TOKENS, "threads": THREADS}
     shape |= {"dtype": str(product_dtype()).removeprefix("torch.")}
     if reason := missing(TEST):

@@ -6,7 +6,7 @@ without a key-value cache; both write the same number of new tokens for the same
 useful, by CPU seconds, interleaved in one process. `--quick` also prints the share of a step of `method: gkd` that
 goes into generation, scoring and training, on the quickstart.
 
-`--study` trains seven methods in equal wall time from one warm start a seed (study.py, study_arms.py, scorer.py).
+`--study` trains seven methods in equal processor time from one warm start a seed (study.py, study_arms.py, scorer.py).
 An arm alone: `--study --arms gkd --seed 2`.
 """
 
@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from pair import LAYERS, TEACHER, TEST, TRAIN, missing, pair, product_dtype
+from pair import LAYERS, TEACHER, TEST, TRAIN, micro_batch_tokens, missing, pair, product_dtype
 from protocol import Figure, Report, alone, answer, arguments, installed, interleave, spread, use_threads
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def _writer(student: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
         StudentModule(student, size),
         pad_id=tokenizer.pad_token_id,
         packed=False,
-        micro_batch_tokens=384,
+        micro_batch_tokens=micro_batch_tokens(),
         seed=0,
         steps=1,
         stop_ids=(),
@@ -184,8 +184,8 @@ def tasks() -> SimpleNamespace:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--study", action="store_true", help="compare methods in equal wall time")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training an arm")
+    parser.add_argument("--study", action="store_true", help="compare methods in equal processor time")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of processor time that an arm trains")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS - 1")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--arms", help="methods, separated by commas; all without it")
@@ -195,13 +195,13 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=800, help="that are trained on")
     parser.add_argument("--prompts", type=int, default=200, help="held-out questions that are scored")
     parser.add_argument("--warm-steps", type=int, default=40, help="of the shared warm start")
-    parser.add_argument("--threads", type=int, default=2, help="of the study")
+    parser.add_argument("--threads", type=int, default=1, help="of the study")
     options = arguments(__doc__, parser)
     if options.task:
         use_threads(torch.get_num_threads())
         return answer(options.task, vars(tasks()))
     if options.study:
-        return run_study(Report("equal wall time on the student's own text", options.json), options)
+        return run_study(Report("equal processor time on the student's own text", options.json), options)
     return measure(Report("rollouts inside the loop, one thread", options.json), options.quick)
 
 

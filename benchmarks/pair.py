@@ -36,6 +36,11 @@ def product_dtype() -> torch.dtype:
     return torch.bfloat16 if loading.fast_bf16(torch.device("cpu")) else torch.float32
 
 
+def micro_batch_tokens() -> int:
+    """The padded tokens of a micro-batch that a run picks for this processor."""
+    return 768 if product_dtype() == torch.bfloat16 else 384
+
+
 def rows(tokenizer: Any, count: int, file: Path = TRAIN) -> list[tuple[Chat, Example]]:
     """The first chats of a file that fit, each beside its example: nothing is truncated on either side."""
     from potstill.data.rows import Row

@@ -14,7 +14,7 @@ from typing import Any
 
 from pair import TEACHER, product_dtype
 
-NEW_TOKENS, TEACHER_TEMPERATURE, BATCH_ROWS, SEED = 128, 0.7, 32, 1234
+NEW_TOKENS, TEACHER_TEMPERATURE, BATCH_ROWS, SEED = 128, 0.7, 100, 1234
 Pairs = list[list[float]]  # numerators and denominators, prompt by prompt
 
 

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pair import LAYERS, LONGEST, missing, pair, product_dtype, rows
+from pair import LAYERS, LONGEST, micro_batch_tokens, missing, pair, product_dtype, rows
 from protocol import (
     Figure,
     Report,
@@ -39,7 +39,7 @@ from protocol import (
 )
 
 BATCH, THREADS, TIMED = 8, 2, 6
-MICRO = 384  # padded tokens of a micro-batch, as a recipe's `auto` becomes on a CPU
+MICRO = micro_batch_tokens()
 FIGURES = (
     ("tokens_per_second_vs_trl_gkd", "tokens_per_second", 2.0, "higher"),
     ("peak_memory_vs_trl_gkd", "peak_gb", 0.5, "lower"),

@@ -1,4 +1,4 @@
-"""The on-policy study: seven methods in equal wall time from one warm start a seed; `onpolicy.py --study` runs it.
+"""The on-policy study: seven methods in equal processor time from one warm start a seed; `onpolicy.py --study` runs it.
 
 Everything that is finished lies in the folder and is not done again: the cut and the teacher's held-out answers,
 a warm start a seed, a screen and an arm each as one JSON file. An interrupted screen or arm is run again.
@@ -22,11 +22,7 @@ from protocol import alone
 METHODS = ("sft", "seqkd", "kd", "gkd", "minillm", "distillm", "opd")
 RATES = (5e-5, 1.5e-4, 5e-4)
 SCREENED_SHARE = 1 / 3  # of an arm's time
-MARKS, SCREENING, ON_THE_WAY = (
-    4,
-    24,
-    48,
-)  # marks of time; prompts of a screen, and of the marks before the last
+MARKS, SCREENING, ON_THE_WAY = 2, 24, 24  # marks of time; prompts of a screen, and of the marks on the way
 PACE = 3.0  # seconds of a step, before any is known
 SCRIPT = str(Path(__file__).with_name("onpolicy.py"))
 

@@ -2,7 +2,8 @@
 
 Every training is a run of a recipe. An arm's recipe writes the teacher's answers and warms the student up, both
 taken from the store, and goes on with one stage: that of the preset, without the preset's own warm-up. The arm's
-time begins with the first batch of that stage and holds rollouts, scoring, training and validations; loading and
+time, of its process and not of the clock on the wall, begins with the first batch of that stage and holds rollouts,
+scoring, training and validations; loading and
 the copies for the scorer stand outside. The learning rate follows the clock (3 % warm-up, cosine to 0 at the end),
 and so does DistiLLM's ever rarer writing, so that no method gains by a guess of how many steps there will be.
 Guards are off: every arm has all of its time, and repetition and stop rate are columns of the table.
@@ -70,7 +71,13 @@ def recipe(folder: str, seed: int, warm: int, arm: Mapping[str, Any] | None = No
     common = {"tokens_per_step": TOKENS_PER_STEP, "schedule": "cosine", "warmup": WARM_UP_SHARE}
     warm_up = {"name": "warm_up", "divergence": "forward_kl", "steps": warm, "learning_rate": WARM_UP_RATE}
     stages: list[Any] = [
-        {"generate": {"max_new_tokens": NEW_TOKENS, "sampling_temperature": TEACHER_TEMPERATURE}},
+        {
+            "generate": {
+                "max_new_tokens": NEW_TOKENS,
+                "sampling_temperature": TEACHER_TEMPERATURE,
+                "filters": [{"truncated": {"action": "count"}}],
+            }
+        },
         {"distill": warm_up | common},
     ]
     text = {
@@ -109,7 +116,7 @@ class Clock:
 
     seconds: float
     highest: float  # learning rate
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.process_time)
     paused: float = 0.0
     steps: int = 0
     tokens: int = 0  # that were trained on
@@ -119,7 +126,7 @@ class Clock:
 
     @property
     def spent(self) -> float:
-        return time.monotonic() - self.began - self.paused
+        return time.process_time() - self.began - self.paused
 
     def learning_rate(self) -> float:
         """Warm up, then a cosine down to 0 at the end of the time, and 0 behind it."""
@@ -152,16 +159,16 @@ class TimedWriter:
         return math.ceil(max(1, self.clock.steps) / max(share, 1e-6))
 
     def write(self, *what: Any, **how: Any) -> Any:
-        began = time.monotonic()
+        began = time.process_time()
         completions = self.writer.write(*what, **how)
-        self.clock.writing += time.monotonic() - began
+        self.clock.writing += time.process_time() - began
         self.clock.written += sum(len(one.ids) for one in completions)
         return completions
 
     def score(self, examples: Sequence[Any]) -> Any:
-        began = time.monotonic()
+        began = time.process_time()
         result = self.writer.score(examples)
-        self.clock.scoring += time.monotonic() - began
+        self.clock.scoring += time.process_time() - began
         return result
 
 
@@ -232,13 +239,13 @@ def _watch(
         due = min(marks, int(clock.spent / clock.seconds * marks))
         if due == len(at):
             return
-        spent, stopped = clock.spent, time.monotonic()
+        spent, stopped = clock.spent, time.process_time()
         figures = clock.figures()
         student = copy.deepcopy(module.student).to(torch.bfloat16)
         for mark in range(len(at) + 1, due + 1):  # a long step passes several
             loading.save(student, tokenizer, out / str(mark))
             at.append(round(spent, 1))
-        clock.paused += time.monotonic() - stopped
+        clock.paused += time.process_time() - stopped
         if len(at) == marks:
             found.update(figures, at=at)
             raise TimeIsOver

@@ -6,7 +6,6 @@ Help opens without torch and pydantic, so commands import what they need when th
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import shlex
@@ -25,9 +24,11 @@ import typer
 from typer.core import TyperGroup
 
 from potstill import __version__
+from potstill.cli_output import Json, print_result, unwritten
+from potstill.cli_store import cache, store
 from potstill.console import Console, Lasting, WarningLines, discard_unread_output, typed, visible
 from potstill.devices import jobs
-from potstill.errors import Interrupted, MachineError, PotstillError, RecipeError
+from potstill.errors import Interrupted, PotstillError, RecipeError
 from potstill.recipe.verbs import verbs
 from potstill.runs.status import machine_error, read_status
 
@@ -41,7 +42,7 @@ class _Commands(TyperGroup):
     """The commands; a stage that is typed as one is answered with what runs it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] in verbs():
+        if args[0] in verbs() and args[0] not in self.commands:
             instead = shlex.join(["potstill", "run", "--until", *(args if args[1:] else [args[0], "RECIPE"])])
             raise RecipeError(f"{args[0]} is a stage, not a command: type `{instead}`.")
         return super().resolve_command(ctx, args)
@@ -57,6 +58,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(store, name="store")
+app.add_typer(cache, name="cache")
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 _override = typer.Argument(metavar="[key.path=value ...]", help="Values to set: distill.epochs=2.")
@@ -65,7 +69,6 @@ _until = typer.Option(metavar="STAGE", help="Stop after the last stage of this n
 Until = Annotated[Optional[str], _until]  # noqa: UP045
 _yes = typer.Option("--yes", help="Agree to what a served teacher costs; without it, you are asked.")
 Yes = Annotated[bool, _yes]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays silent.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -73,7 +76,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        _print(False, None, f"potstill {__version__}")
+        print_result(False, None, f"potstill {__version__}")
         raise typer.Exit()
 
 
@@ -113,7 +116,7 @@ def _print_result(
         *(f"{label:8} {path}" for label, path in outputs.items()),
     ]
     lines += ["", "next:", *commands] if commands else []
-    _print(as_json, {"path": str(result.path), "summary": result.summary}, "\n".join(lines))
+    print_result(as_json, {"path": str(result.path), "summary": result.summary}, "\n".join(lines))
 
 
 @app.command()
@@ -132,9 +135,33 @@ def check(
 
     report = check_recipe(recipe, overrides or (), proofs=not quick, console=Console(quiet=as_json))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    _print(as_json, report.as_dict(), report.text(width))
+    print_result(as_json, report.as_dict(), report.text(width))
     if not report.passed:
         raise typer.Exit(4)
+
+
+@app.command()
+def capture(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="I/N", help="Write this share of the cache beside other runs: 2/3."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the stages up to the recipe's capture; with --shard write a share of its cache.
+
+    Shares are written side by side, on machines that see the same folder of runs. When all are done,
+    `potstill run` finishes the cache and goes on."""
+    if shard is None:
+        run(recipe, overrides, until="capture", as_json=as_json)
+        return
+    from potstill.runs import shares
+
+    share = shares.read_share(shard)
+    said = shares.capture_share(recipe, overrides or (), share, Console(quiet=as_json))
+    print_result(as_json, {"share": share[0] + 1, "of": share[1], "next": said}, said)
 
 
 @app.command()
@@ -157,7 +184,7 @@ def report(
         comparison = compare.compare(run_folders)
         written = compare_files.write(comparison, to or run_folders[0].resolve().parent / compare_files.NAME)
         lines = [*comparison.sentences(), *(f"{kind:8} {path}" for kind, path in written.items())]
-        _print(as_json, comparison.as_dict() | {"outputs": written}, "\n".join(lines))
+        print_result(as_json, comparison.as_dict() | {"outputs": written}, "\n".join(lines))
         return
     if to is not None:
         raise RecipeError("--to is for several runs.", fix="A single run's report stands in its folder.")
@@ -182,7 +209,7 @@ def status(
     while wait and current.state == "running":
         time.sleep(2)
         current = read_status(run_folder)
-    _print(as_json, asdict(current), current.text())
+    print_result(as_json, asdict(current), current.text())
 
 
 @app.command()
@@ -197,7 +224,9 @@ def init(
     from potstill.recipe.starter import write_recipe
 
     path = write_recipe(recipe, teacher=teacher, student=student, train=train)
-    _print(as_json, {"path": str(path)}, f"wrote {path}; next: {typed()} check {shlex.quote(str(path))}")
+    print_result(
+        as_json, {"path": str(path)}, f"wrote {path}; next: {typed()} check {shlex.quote(str(path))}"
+    )
 
 
 @app.command()
@@ -211,7 +240,7 @@ def explain(
     from potstill.recipe.reference import explain as entry_of
 
     entry = entry_of(path)
-    _print(as_json, entry.as_dict(), entry.text())
+    print_result(as_json, entry.as_dict(), entry.text())
 
 
 @app.command()
@@ -221,51 +250,7 @@ def schema(
     """Print the JSON schema of recipes."""
     from potstill.recipe.recipe import json_schema
 
-    _print(as_json, json_schema())
-
-
-store = typer.Typer(no_args_is_help=True, help="List what runs keep on disk, and free what no run refers to.")
-app.add_typer(store, name="store")
-Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or a run in it.")]
-
-
-@store.command("ls")
-def store_ls(runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """List every artifact: what it is, its size, its age and the runs that refer to it."""
-    from potstill.runs import storage
-
-    usage = storage.listing(runs)
-    _print(as_json, storage.listing_dict(usage), storage.listing_text(usage))
-
-
-@store.command("gc")
-def store_gc(
-    runs: Runs = Path("runs"),
-    yes: Annotated[bool, typer.Option("--yes", help="Delete it; without this it is only listed.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Free what no run folder refers to: delete a run's folder first, then this frees its artifacts."""
-    from potstill.runs import storage
-
-    freed = storage.free(runs, really=yes)
-    _print(as_json, freed.as_dict(), freed.text())
-
-
-def _print(as_json: bool, value: Any, text: str = "") -> None:
-    words = json.dumps(value, indent=2, ensure_ascii=True, default=str) if as_json else visible(text)
-    try:
-        print(words, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _unwritten(error) from error
-
-
-def _unwritten(error: OSError) -> MachineError:
-    """A result that cannot be written, in words; what is buffered of it goes nowhere."""
-    Lasting(sys.stdout).flush()
-    reason = machine_error(error)
-    return MachineError(f"the output cannot be written: {error}.", fix=reason.fix if reason else "")
+    print_result(as_json, json_schema())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -300,7 +285,7 @@ def _flushed_code(arguments: list[str]) -> int:
     except BrokenPipeError as error:
         return 128 + signal.SIGPIPE if discard_unread_output() else _report_bug(error)
     except OSError as error:
-        return _report(_unwritten(error), False)
+        return _report(unwritten(error), False)
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -341,7 +326,7 @@ def _report(error: PotstillError, as_json: bool, *, echo: bool = False) -> int:
         jobs.leave_reason(error, echo=echo)
         return error.exit_code
     if as_json:
-        _print(True, {"error": error.as_dict()})
+        print_result(True, {"error": error.as_dict()})
     print(f"error: {visible(str(error))}", file=sys.stderr)
     return error.exit_code
 

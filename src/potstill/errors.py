@@ -115,6 +115,23 @@ class ArtifactError(PotstillError):
     code = "artifact"
 
 
+class CacheDamaged(ArtifactError):
+    """Bytes of a teacher cache are not as they were written. Exit code 4; `block` names where."""
+
+    exit_code = 4
+    code = "cache_damaged"
+
+    def __init__(self, message: str, *, block: str, fix: str = "") -> None:
+        super().__init__(message, fix=fix or "Capture it again; potstill cache verify lists all damage.")
+        self.block = block
+
+
+class CacheMiss(ArtifactError, KeyError):
+    """A teacher cache does not hold an example. Exit code 2."""
+
+    code = "cache_miss"
+
+
 class MachineError(PotstillError):
     """The machine lacks memory, disk, a device or a program."""
 

@@ -25,6 +25,11 @@ class Reading:
     input_ids: tuple[int, ...]
     scored: tuple[bool, ...]
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What precedes its last answer; all of it without one."""
+        return self.input_ids[: last_run(self.scored)]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -44,6 +49,7 @@ class Example:
     teacher_lp: tuple[float, ...] | None = None
     truncated: bool = False  # the student wrote as many tokens as it may, and no end token
     room: int = 0  # tokens that the student may write behind a prompt without an answer; 0 for any other row
+    domain: str | None = None  # which of several teachers are asked about it, where a recipe routes rows
 
     @property
     def row_id(self) -> str:
@@ -61,9 +67,14 @@ class Example:
         return sum(self.scored)
 
     @property
+    def width(self) -> int:
+        """Count its tokens, or those of the teacher's reading where these are more."""
+        return max(len(self.input_ids), 0 if self.reading is None else len(self.reading.input_ids))
+
+    @property
     def planned(self) -> tuple[int, int]:
         """All tokens and the scored ones, with an answer of full length where the student is to write it."""
-        return len(self.input_ids) + self.room, self.count + self.room
+        return self.width + self.room, self.count + self.room
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -106,6 +117,7 @@ class Batch:
     packed: bool = False  # examples stand end to end; position_ids restart at 0 where one begins
     teacher: Batch | None = None  # the same rows and scored tokens as the teacher reads them
     asked_by: tuple[str, ...] = ()  # the example whose prompt each row answers
+    domains: tuple[str | None, ...] = ()  # of each row, which of several teachers are asked about it
 
     @property
     def count(self) -> int:
@@ -131,10 +143,37 @@ class Batch:
         """The same rows with fewer scored tokens: those of `kept` [N] bool."""
         predicts = self.predicts.clone()
         predicts[self.predicts] = kept
+        return replace(self, predicts=predicts, **self._of_tokens(kept))
+
+    def rows(self, kept: Tensor) -> Batch:
+        """The batch without some of its rows, or packed examples: those of `kept` [R] bool stay."""
+        if self.packed:
+            columns = kept[(self.position_ids[0] == 0).cumsum(0) - 1]
+            part: tuple[Any, ...] = (slice(None), columns)
+        else:
+            longest = int(self.attention_mask[kept].sum(1).max()) if bool(kept.any()) else 0
+            part = (kept, slice(0, longest))
+        per_place = ("input_ids", "attention_mask", "position_ids", "predicts")
+        per_row: dict[str, Any] = {
+            name: tuple(
+                value for value, stays in zip(getattr(self, name), kept.tolist(), strict=True) if stays
+            )
+            for name in ("row_ids", "asked_by", "domains")
+            if getattr(self, name)
+        }
+        return replace(
+            self,
+            **dict[str, Any]((name, getattr(self, name)[part]) for name in per_place),
+            **self._of_tokens(kept[self.owners()]),
+            **per_row,
+            teacher=None if self.teacher is None else self.teacher.rows(kept),
+        )
+
+    def _of_tokens(self, kept: Tensor) -> dict[str, Any]:
+        """What is known of each scored token, of those of `kept` [N] bool."""
         per_token = ("targets", "hard", "weights", "student_lp", "teacher_lp")
         values = {name: getattr(self, name) for name in per_token}
-        cut = {name: value[kept] for name, value in values.items() if value is not None}
-        return replace(self, predicts=predicts, **cut)
+        return {name: value[kept] for name, value in values.items() if value is not None}
 
     def row_of(self, position: int) -> str:
         """The id of the row that scored position 0 .. N-1 belongs to."""
@@ -252,6 +291,8 @@ class Figure:
     pairs: tuple[tuple[float, float], ...] = ()  # (numerator, denominator) of each prompt; not stored
     floors: tuple[float, ...] = ()  # the floor's numerators, beside `pairs`; not stored
     shape: Callable[[Any], Any] | None = None  # applied to the ratio (exp for a perplexity); not stored
+    counts: tuple[tuple[float, ...], ...] = ()  # of each prompt, where the value is no ratio; not stored
+    statistic: Callable[[Any], Any] | None = None  # the value of summed counts [draws, k]; not stored
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -268,7 +309,7 @@ class Figure:
 
     def stored(self) -> dict[str, Any]:
         """Every field that a file keeps; `Figure(**stored)` is the figure again, without its prompts."""
-        unstored = ("pairs", "floors", "shape")
+        unstored = ("pairs", "floors", "shape", "counts", "statistic")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unstored}
 
 

@@ -18,7 +18,8 @@ from potstill.generate.served import Clock
 
 @dataclass(frozen=True)
 class Act:
-    """What the server does with a request: `how` is reply, drip, hang up, or reset within the body."""
+    """What the server does with a request: `how` is reply, drip, hang up, reset within the body, or stall within it
+    until `Endpoint.gone` is set."""
 
     status: int = 200
     body: bytes = b""
@@ -75,6 +76,7 @@ class Endpoint:
     flying: int = 0
     most_flying: int = 0
     lock: Any = field(default_factory=threading.Lock)
+    gone: threading.Event = field(default_factory=threading.Event)
 
     def act(self, request: Sent) -> Act:
         with self.lock:
@@ -91,8 +93,14 @@ class Endpoint:
 
 
 @contextmanager
-def serving(script: Callable[[Sent, int], Act] | Act | None = None) -> Iterator[Endpoint]:
-    """A server on a free port of loopback; without a script it answers everything."""
+def serving(
+    script: Callable[[Sent, int], Act] | Act | None = None,
+    more: Callable[[str, str, Mapping[str, str], bytes], Act] | None = None,
+) -> Iterator[Endpoint]:
+    """A server on a free port of loopback; without a script it answers everything.
+
+    `more` is given method, path, headers and body of requests for other addresses than answers.
+    """
     act = script if callable(script) else lambda request, times: script or answer(f"so {request.prompt}")
     endpoint = Endpoint("", act)
 
@@ -100,8 +108,14 @@ def serving(script: Callable[[Sent, int], Act] | Act | None = None) -> Iterator[
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            self.play(endpoint.act(Sent(self.path, dict(self.headers), body)))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if more is not None and not self.path.endswith("completions"):
+                self.play(more("POST", self.path, dict(self.headers), body))
+            else:
+                self.play(endpoint.act(Sent(self.path, dict(self.headers), json.loads(body))))
+
+        def do_GET(self) -> None:
+            self.play(more("GET", self.path, dict(self.headers), b"") if more else Act(404))
 
         def play(self, act: Act) -> None:
             if act.how != "reply":
@@ -115,7 +129,11 @@ def serving(script: Callable[[Sent, int], Act] | Act | None = None) -> Iterator[
             length = len(act.body) + 1000 if act.how == "reset" else len(act.body)
             self.send_header("content-length", str(length))
             self.end_headers()
-            if act.how == "drip":
+            if act.how == "stall":
+                self.wfile.write(act.body[:1])
+                self.wfile.flush()
+                endpoint.gone.wait(60)
+            elif act.how == "drip":
                 self.drip(act.body)
             elif act.how == "reset":
                 self.wfile.write(b'{"choices": [')

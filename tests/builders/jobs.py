@@ -144,7 +144,7 @@ def spec_of(kind: Any = Training, **options: Any) -> Any:
         "validate_every": 0, "checkpoint_every": 0, "precision": "float32", "export_dtype": "float32",
     }  # fmt: skip
     if "chunk_bytes" in kind.model_fields:
-        quiet["chunk_bytes"] = 2**20
+        quiet |= {"chunk_bytes": 2**20, "best_by": "loss"}
     return kind().model_copy(update=quiet | options)
 
 

@@ -23,7 +23,8 @@ teacher: {model: teacher, dtype: float32}
 student: {from_teacher: {keep_layers: 2}}
 data: {train: rows.jsonl}
 stages:
-  - generate: {max_new_tokens: 12, batch_rows: 4, sampling_temperature: 1.0}
+  - generate: {max_new_tokens: 12, batch_rows: 4, sampling_temperature: 1.0,
+               filters: [{truncated: {action: count}}, {leakage: {action: count}}]}
   - distill: {tokens_per_step: 40, micro_batch_tokens: 8, steps: 10, learning_rate: 0.001, validate_every: 2,
               checkpoint_every: 2, precision: float32}
   - evaluate: {samples: 8, resamples: 100, max_new_tokens: 8}

@@ -15,6 +15,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     Lfm2Config,
@@ -24,6 +28,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 PAD, BOS, EOS, UNK = range(4)
@@ -54,6 +60,18 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "gpt2": (GPT2Config, GPT2LMHeadModel, {}),
     "sliding": (MistralConfig, MistralForCausalLM, {"sliding_window": 5}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    # Scaled embeddings, norms around both halves of a block, a sliding window in every second one, and a softcap.
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {"head_dim": 16, "sliding_window": 5, "final_logit_softcapping": 5.0},
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {"head_dim": 16, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "convolution": (Lfm2Config, Lfm2ForCausalLM, {"layer_types": ["conv", "full_attention"]}),
 }
 

@@ -14,7 +14,7 @@ from builders import places
 from builders.cli import Done, potstill
 
 STAGES = (
-    "[{generate: {max_new_tokens: 6}}, {distill: {steps: 4, learning_rate: 0.003, checkpoint_every: 1}}, "
+    "[{generate: {filters: null, max_new_tokens: 6}}, {distill: {steps: 4, learning_rate: 0.003, checkpoint_every: 1}}, "
     "{evaluate: {samples: 6, resamples: 100}}]"
 )
 MEASURED_TIME = ("train", "speed", "tokens_per_second", "artifacts", "versions")

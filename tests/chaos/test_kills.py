@@ -23,7 +23,7 @@ teacher: {model: teacher}
 student: {from_teacher: {keep_layers: 2}}
 data: {train: rows.jsonl}
 stages:
-  - generate: {max_new_tokens: 24, batch_rows: 4}
+  - generate: {filters: null, max_new_tokens: 24, batch_rows: 4}
   - distill: {tokens_per_step: 64, steps: 60, learning_rate: 0.003, validate_every: 5, checkpoint_every: 3}
   - finetune: {tokens_per_step: 64, steps: 30, validate_every: 5, checkpoint_every: 3}
   - evaluate: {samples: 16, resamples: 200}

@@ -23,7 +23,7 @@ from potstill.types import Example
 ROWS = [Example(f"r{i}", tuple(range(4 + i, 14 + i)), (False,) * 3 + (True,) * 7) for i in range(12)]
 TEACHER = Memory(tiny_model(seed=1))
 STAGES = (
-    "[{generate: {max_new_tokens: 6}}, {distill: {steps: 3, learning_rate: 0.003}}, "
+    "[{generate: {filters: null, max_new_tokens: 6}}, {distill: {steps: 3, learning_rate: 0.003}}, "
     "{evaluate: {samples: 6, resamples: 100}}]"
 )
 

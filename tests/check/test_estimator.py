@@ -196,6 +196,14 @@ def items(place, stages):
     return {item.name: item for item in report.items}
 
 
+def test_equal_models_leave_nothing_to_measure():
+    """A relative distance from a gradient of 0 is no proof of anything."""
+    table = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    passed, said = proof(stage({}), World(table, table + 3))
+    assert passed
+    assert "the same" in said
+
+
 def test_the_preflight_names_the_estimator_and_a_cold_student(tmp_path):
     stage = "{distill: {steps: 2, divergence: reverse_kl, strategy: {on_policy: {max_new_tokens: 8}}}}"
     said = items(tmp_path, f"[{stage}]")

@@ -10,7 +10,7 @@ from builders import places
 from builders.cli import potstill
 from potstill.check.report import Count
 
-GENERATE = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 2}}]"
+GENERATE = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 2}}]"
 
 
 @pytest.fixture

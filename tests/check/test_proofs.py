@@ -82,7 +82,7 @@ def test_the_preflight_passes_a_recipe_with_token_weights(tmp_path, of):
 def test_the_proofs_on_the_student_use_its_own_tokenizer(tmp_path):
     """The proofs on the student read rows through its own tokenizer, which has fewer ids than the teacher's."""
     save_tiny(tmp_path / "other", layers=1, vocab=60)
-    stages = "[{generate: {max_new_tokens: 4}}, {finetune: {steps: 1}}]"
+    stages = "[{generate: {filters: null, max_new_tokens: 4}}, {finetune: {steps: 1}}]"
     rows = [{"prompt": f"w{12 + i} w{90 + i}"} for i in range(24)]
     places.write(tmp_path, rows, student="{model: other}", stages=stages)
     done = potstill("check", "r.yaml", "--json", cwd=tmp_path)

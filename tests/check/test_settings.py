@@ -11,9 +11,10 @@ from builders.tiny import save_tiny
 from potstill.recipe.devices import DevicesSpec
 from potstill.recipe.inputs import DataSpec, ModelSpec, StudentSpec
 from potstill.recipe.stages import stage_types
+from potstill.recipe.task import CostsSpec
 
 STAGES = {
-    "written": "[{generate: {max_new_tokens: 4}}, {distill: {steps: 2, learning_rate: 0.01}}, "
+    "written": "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 2, learning_rate: 0.01}}, "
     "{control: {}}, {finetune: {}}, {evaluate: {samples: 2}}]",
     "answered": "[{distill: {steps: 2, learning_rate: 0.01}}, {control: {}}, {finetune: {}}, {evaluate: {}}]",
 }
@@ -30,6 +31,7 @@ def test_every_setting_is_shown_once(checked):
     expected = {f"teacher.{key}" for key in ModelSpec.model_fields}
     expected |= {f"student.{key}" for key in StudentSpec.model_fields}
     expected |= {f"data.{key}" for key in DataSpec.model_fields}
+    expected |= {f"costs.{key}" for key in CostsSpec.model_fields}
     expected |= {f"devices.{key}" for key in DevicesSpec.model_fields}
     for stage in checked.stages:
         keys = set(stage_types()[stage].model_fields) - {"verb", "name"}

@@ -33,6 +33,7 @@ def test_ids_or_text_become_the_same_example(teacher) -> None:
 
 
 def test_an_answer_cut_off_gets_no_end_token() -> None:
+    """Field case 77."""
     (example,), _ = encode_answers(ALIKE, [Written("a", 0, (20,), "w20", "length")], ROWS, max_length=9)
     assert example.input_ids[-1] == 20
 

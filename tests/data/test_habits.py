@@ -15,6 +15,9 @@ from potstill.data.habits import LOOP_WORDS, loops, refuses
         "I am unable to say.",
         "As an AI, I don't have opinions.",
         "I cannot assist with that.",
+        "Sorry, but I can't help with that.",
+        "I apologize, but I cannot provide this.",
+        "Unfortunately, I am unable to answer.",
     ],
 )
 def test_an_answer_that_begins_by_refusing_is_a_refusal(answer: str) -> None:
@@ -28,6 +31,8 @@ def test_an_answer_that_begins_by_refusing_is_a_refusal(answer: str) -> None:
         "She said: as an AI I would know. Then she laughed.",
         "I'm sorry to hear that. Here is what helps.",
         "I cannot recommend this book enough.",
+        "Sorry to hear that. Here is what helps.",
+        "Unfortunately, the shop is closed on Sundays.",
         "",
     ],
 )

@@ -59,7 +59,7 @@ def test_plain_text_is_refused_even_where_bad_rows_are_skipped() -> None:
         ask(ALIKE, [Row("a", text="w10", source="rows.jsonl:1")], on_bad_row="skip")
 
 
-TWO = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+TWO = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]"
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
 
 

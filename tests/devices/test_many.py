@@ -132,6 +132,35 @@ def test_rollouts_of_two_processes_go_on_in_one(writing, tmp_path):
     assert_same_training(finished(place, "runs/many", "devices.processes=1"), writing)
 
 
+# Its average, which reads more than it does, and the frozen student of `reference` are in parts as it is.
+SELF = (
+    "stages=[{distill: {tokens_per_step: 40, micro_batch_tokens: 8, steps: 8, learning_rate: 0.001, "
+    "validate_every: 4, checkpoint_every: 2, precision: float32, divergence: reverse_kl, "
+    "strategy: {on_policy: {max_new_tokens: 6, inner_epochs: 2}}, self_teacher: {rate: 0.2}, "
+    "privileged: {template: '{prompt} w90 {shown}'}, reference: {weight: 0.1}}}]",
+)
+
+
+def test_a_student_that_teaches_itself_in_parts_goes_on_alone_as_if_it_had_been(tmp_path):
+    """Stopped with a checkpoint in two parts, its teacher's too, and gone on with in one process."""
+    alone = finished(prepare(tmp_path / "alone", answered=True), "many.yaml", *SELF)
+    place = prepare(tmp_path / "parts", answered=True)
+    code, said = stopped(place, "many.yaml", *SELF, *WAYS["2 parts of student and teacher"])
+    assert code == 128 + signal.SIGTERM, said
+    (newest, *_) = sorted(place.glob("runs/.store/.building-train-*/.checkpoints/step-*"), reverse=True)
+    student, teacher = (
+        [load_file(file) for file in sorted((newest / part).glob("*.safetensors"))]
+        for part in ("weights", "beside")
+    )
+    assert len(student) == len(teacher) == 2
+    sizes = [sum(tensor.numel() for tensor in part.values() if tensor.ndim > 1) for part in teacher]
+    assert min(sizes) > 0
+    some = finished(place, "runs/many", "devices.processes=1", "devices.sharding=auto")
+    assert_same_training(some, alone)
+    distances = ([event["reference_divergence"] for event in left.steps] for left in (some, alone))
+    assert next(distances) == pytest.approx(next(distances), rel=1e-4, abs=1e-7)
+
+
 STRATEGY = """\
 from potstill.data.batch import collate
 from potstill.devices import ranks

@@ -23,9 +23,7 @@ from potstill.report import summary as report_summary
 )
 def test_check_refuses_what_the_run_could_not_finish(tmp_path, change, words):
     rows = [row | {"weight": 1} for row in places.answered(60)]
-    stages = (
-        "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {finetune: {data: rows.jsonl, steps: 1}}]"
-    )
+    stages = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}, {finetune: {data: rows.jsonl, steps: 1}}]"
     places.write(tmp_path, rows, data="{train: rows.jsonl, weight: weight}", stages=stages)
     done = potstill("check", "r.yaml", change, cwd=tmp_path)
     assert done.returncode == 2
@@ -129,7 +127,9 @@ def test_ids_may_begin_again_in_the_held_out_file(tmp_path):
 
 def test_a_report_of_an_unfinished_run_is_refused_and_trains_nothing(tmp_path):
     places.write(
-        tmp_path, places.prompts(60), stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+        tmp_path,
+        places.prompts(60),
+        stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]",
     )
     assert potstill("run", "--until", "generate", "r.yaml", cwd=tmp_path).returncode == 0
     before = json.loads((tmp_path / "runs/r/run.json").read_text())
@@ -146,7 +146,7 @@ def test_a_report_of_an_unfinished_run_is_refused_and_trains_nothing(tmp_path):
 
 
 def test_one_stage_alone_leaves_a_true_summary(tmp_path):
-    stages = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]"
+    stages = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]"
     places.write(tmp_path, places.prompts(80), stages=stages)
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     whole = places.summary(tmp_path)
@@ -178,13 +178,15 @@ def test_held_out_prompts_do_not_count_as_lost_to_training(tmp_path):
         tmp_path,
         places.prompts(30),
         data="{train: rows.jsonl, heldout: held.jsonl, max_length: 64, on_bad_row: skip}",
-        stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]",
+        stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {}}]",
     )
     write_lines(tmp_path / "held.jsonl", *heldout)
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert places.summary(tmp_path)["after"]["n"] == 10
-    assert "too long" not in (tmp_path / "runs/r/report.html").read_text()
+    page = (tmp_path / "runs/r/report.html").read_text()
+    assert "10 prompt too long. Its figures are of the others." in page
+    assert page.count("too long") == 1  # and not among what training lost
 
 
 def test_patience_without_validation_rows_is_reported(tmp_path):
@@ -198,7 +200,7 @@ def test_a_rebuilt_report_keeps_day_and_machine_of_its_figures(tmp_path, monkeyp
     places.write(
         tmp_path,
         places.prompts(80),
-        stages="[{generate: {max_new_tokens: 2}}, {distill: {steps: 1}}, {evaluate: {}}]",
+        stages="[{generate: {filters: null, max_new_tokens: 2}}, {distill: {steps: 1}}, {evaluate: {}}]",
     )
     with monkeypatch.context() as patch:
         patch.setattr(report_summary, "machine", lambda: "another machine")

@@ -22,7 +22,7 @@ teacher: {model: teacher}
 student: {from_teacher: {keep_layers: 2}}
 data: {train: rows.jsonl, heldout_fraction: 0.5}
 stages:
-  - generate: {max_new_tokens: 12, batch_rows: 16}
+  - generate: {filters: null, max_new_tokens: 12, batch_rows: 16}
   - distill: {tokens_per_step: 96, learning_rate: 0.01, epochs: 4}
   - finetune: {tokens_per_step: 96, epochs: 1}
   - control: {tokens_per_step: 96, epochs: 1}
@@ -165,7 +165,7 @@ def test_an_existing_smaller_model_with_a_padded_head_learns(place):
     save_tiny(place / "small", layers=1, seed=6)
     (place / "pair.yaml").write_text(
         "teacher: {model: wide}\nstudent: {model: small}\ndata: {train: rows.jsonl}\n"
-        "stages:\n  - generate: {max_new_tokens: 8}\n  - distill: {steps: 4, learning_rate: 0.01}\n"
+        "stages:\n  - generate: {filters: null, max_new_tokens: 8}\n  - distill: {steps: 4, learning_rate: 0.01}\n"
         "  - evaluate: {metrics: [likelihood]}\n"
     )
     done = potstill("run", "pair.yaml", "--json", cwd=place)

@@ -30,7 +30,18 @@ def test_help_opens_without_torch_and_pydantic_and_lists_every_command():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     commands = {line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines()}
-    assert commands == {"run", "check", "report", "status", "init", "explain", "schema", "store"}
+    assert commands == {
+        "run",
+        "check",
+        "report",
+        "status",
+        "init",
+        "explain",
+        "schema",
+        "store",
+        "capture",
+        "cache",
+    }
 
 
 def test_until_names_the_stage_after_which_a_run_stops(tmp_path, monkeypatch):
@@ -48,13 +59,31 @@ def test_until_names_the_stage_after_which_a_run_stops(tmp_path, monkeypatch):
     assert calls == [("r.yaml", ["seed=1"], "distill"), ("r.yaml", [], "polish"), ("r.yaml", [], None)]
 
 
-@pytest.mark.parametrize("verb", verbs())
+@pytest.mark.parametrize("verb", [verb for verb in verbs() if verb != "capture"])
 def test_a_stage_typed_as_a_command_is_answered_with_what_to_type_instead(tmp_path, verb):
     done = potstill(verb, "my recipe.yaml", "seed=1", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     instead = f"potstill run --until {verb} 'my recipe.yaml' seed=1"
     assert done.stderr == f"error: {verb} is a stage, not a command: type `{instead}`.\n"
     assert f"`potstill run --until {verb} RECIPE`" in potstill(verb, cwd=tmp_path).stderr
+
+
+def test_capture_runs_up_to_the_stage_and_a_share_of_it_is_read(tmp_path, monkeypatch):
+    """The stage is a command too, since several of it work side by side."""
+    calls = []
+    monkeypatch.setattr(
+        runs, "run", lambda recipe, overrides, **how: calls.append(how["until"]) or _stopped()
+    )
+    (tmp_path / "r.yaml").write_text("teacher: {model: t}\nstudent: {model: s}\ndata: {train: r.jsonl}\n")
+    assert potstill("capture", "r.yaml", cwd=tmp_path).returncode == 2
+    assert calls == ["capture"]
+    for share in ("0/3", "4/3", "3", "a/b"):
+        assert "is no share" in potstill("capture", "r.yaml", "--shard", share, cwd=tmp_path).stderr
+    assert "no capture stage" in potstill("capture", "r.yaml", "--shard", "1/3", cwd=tmp_path).stderr
+
+
+def _stopped() -> None:
+    raise RecipeError("stopped.")
 
 
 def stages(*written: object) -> tuple[StageSpec, ...]:

@@ -95,7 +95,7 @@ def test_the_largest_seed_is_accepted(tmp_path):
         tmp_path,
         places.prompts(),
         seed="9223372036854775807",
-        stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {resamples: 100}}]",
+        stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {resamples: 100}}]",
     )
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
 

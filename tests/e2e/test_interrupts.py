@@ -133,7 +133,7 @@ def test_a_broken_pipe_inside_a_run_is_reported_as_a_bug(tmp_path, monkeypatch):
 
 def test_an_interrupt_saves_and_names_the_command_that_continues(tmp_path):
     """SIGTERM while the teacher writes: what is finished is kept, and the second run writes only the rest."""
-    stages = "[{generate: {max_new_tokens: 12, batch_rows: 2}}, {distill: {steps: 1}}]"
+    stages = "[{generate: {filters: null, max_new_tokens: 12, batch_rows: 2}}, {distill: {steps: 1}}]"
     place = places.write(tmp_path, places.prompts(100), stages=stages)
     command = [sys.executable, "-m", "potstill", "run", "r.yaml"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

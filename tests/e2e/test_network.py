@@ -41,7 +41,8 @@ def naps():
 def test_a_run_on_local_files_looks_up_no_name(tmp_path, looked_up):
     """Models and rows are local files: no name is looked up, although the machine may be online."""
     places.write(
-        tmp_path, stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {samples: 2}}]"
+        tmp_path,
+        stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {samples: 2}}]",
     )
     for command in ("check", "run"):
         done = potstill(command, "r.yaml", cwd=tmp_path)

@@ -62,7 +62,7 @@ def test_a_teacher_that_writes_no_text_is_refused_by_what_it_says_of_itself(tmp_
         tmp_path,
         teacher=f"{{'{OUTSIDE}.teacher:bigram': {{tokenizer: teacher}}}}",
         student="{model: small}",
-        stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]",
+        stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]",
     )
     for command in ("check", "run"):
         done = potstill(command, "r.yaml", cwd=tmp_path)
@@ -112,7 +112,7 @@ def test_a_student_from_outside_is_made_trained_and_measured(tmp_path):
 
 
 def test_an_engine_from_outside_writes_the_answers(tmp_path):
-    generate = f"{{generate: {{engine: {{'{OUTSIDE}.engine:echo': {{times: 2}}}}, max_new_tokens: 8}}}}"
+    generate = f"{{generate: {{engine: {{'{OUTSIDE}.engine:echo': {{times: 2}}}}, max_new_tokens: 8, filters: null}}}}"
     rows = places.prompts()
     places.write(tmp_path, rows, stages=f"[{generate}, {{distill: {{steps: 1}}}}]")
     run(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from builders import many, served
+from builders.batch_provider import Provider, providing
 from builders.cli import potstill
 from builders.endpoint import Act, answer, error, serving
 from builders.served import CANARY, KEY
+from builders.tiny import save_tiny
 
 SMALL = ["generate.max_new_tokens=8", "finetune.steps=2", "evaluate.samples=4"]
 
@@ -56,14 +59,23 @@ def test_a_recipe_of_five_lines_generates_finetunes_and_evaluates(tmp_path):
     assert answers == {row: " ".join(reversed(text.split())) for row, text in prompts.items()}
     facts = json.loads((stages / "generate/manifest.json").read_text())["facts"]
     assert facts["source"] | {"date": ""} == {
-        "endpoint": server.url, "model": "big", "answered_by": {"big-2026-01-01": 40},
+        "provider": "127.0.0.1", "endpoint": server.url, "model": "big", "answered_by": {"big-2026-01-01": 40},
         "answered_at": {server.url: 40},
         "terms": "research only, 2026-11", "date": "",
+        "sampling": {"max_new_tokens": 8, "temperature": 0.7, "top_p": 1.0, "top_k": 0},
     }  # fmt: skip
     assert facts["spent"]["requests"] == 40
     assert facts["spent"]["money"] == pytest.approx(40 * 0.00006)
     summary = json.loads((tmp_path / "runs/r/summary.json").read_text())
     assert summary["teacher"]["licence"] == "research only, 2026-11"
+    told_of, own = summary["sources"]
+    assert (told_of["kind"], told_of["provider"], told_of["terms"]) == (
+        "teacher",
+        "127.0.0.1",
+        "research only, 2026-11",
+    )
+    assert told_of["sampling"]["temperature"] == 0.7
+    assert (own["source"], own["terms"]) == ("rows.jsonl", None)
     assert summary["after"]["ppl"]["value"] > 0
     assert "the teacher gives text alone" in summary["after"]["forward_kl_reason"]
     page = (tmp_path / "runs/r/report.html").read_text()
@@ -75,25 +87,35 @@ def test_a_second_run_with_another_filter_asks_nothing(tmp_path):
     with serving(told) as server:
         served.write(tmp_path, server)
         assert run(tmp_path).returncode == 0
-        again = run(tmp_path, "name=other", "generate.engine={openai: {refusals: reject, loops: reject}}")
+        again = run(tmp_path, "name=other", "generate.filters=[{refusals: {action: reject}}]")
         assert again.returncode == 0, again.stderr
         assert len(server.sent) == 40
 
 
 def test_a_student_is_never_trained_on_what_was_cut_off(tmp_path):
     def script(sent, times):
-        return answer("half", "length") if sent.prompt.startswith(("w21", "w25")) else answer("whole")
+        return answer("half", "length") if sent.prompt.startswith("w2") else answer("whole")
 
     with serving(script) as server:
         served.write(tmp_path, server)
         done = run(tmp_path)
     assert done.returncode == 0, done.stderr
     generate = tmp_path / "runs/r/stages/generate"
-    assert {line["text"] for line in lines(generate / "answers.jsonl")} == {"whole"}
-    assert [
-        (line["row_id"], line["reason"], line["stage"]) for line in lines(generate / "rejected.jsonl")
-    ] == [(row, "cut off at the limit of tokens", "generate") for row in ("p1", "p5")]
-    assert "2 of 40 answers are not used: 2 cut off at the limit of tokens" in done.stderr
+    rejected = lines(generate / "rejected.jsonl")
+    assert {(line["reason"], line["stage"], line["filter"]) for line in rejected} == {
+        ("cut off at the limit of tokens", "generate", "truncated")
+    }
+    # Held-out ones are measured on, which a filter has no say in.
+    kept = {line["row_id"] for line in lines(generate / "answers.jsonl") if line["text"] == "half"}
+    assert kept | {line["row_id"] for line in rejected} == {f"p{n}" for n in range(10)}
+    assert 1 < len(rejected) < 10
+    assert f"answers are not used: {len(rejected)} cut off at the limit of tokens" in done.stderr
+    summary = json.loads((tmp_path / "runs/r/summary.json").read_text())
+    found = summary["answers"]["generate"]["filters"]["truncated"]
+    assert (found["found"], len(found["samples"])) == (len(rejected), 3)
+    page = (tmp_path / "runs/r/report.html").read_text()
+    assert "What filters found in the answers to train on" in page
+    assert "generate: cut off at the limit of tokens" in page
 
 
 def test_a_high_price_is_agreed_to_by_an_option_and_the_command_to_type_is_said(tmp_path):
@@ -342,3 +364,36 @@ def test_prompts_that_the_server_refuses_are_counted_together_and_told_apart_in_
     assert sorted(line["reason"] for line in rejected) == [
         f"refused by the server (400: not {prompt})" for prompt in ("w20 w12", "w21 w19", "w22 w26")
     ]
+
+
+def test_a_recipe_asks_in_batch_files_and_no_file_holds_the_key(tmp_path):
+    with providing(Provider(told)) as (provider, server):
+        served.write(tmp_path, server)
+        engine = "generate.engine={batch: {price_share: 0.5, poll_seconds: 0.01, requests_per_batch: 12}}"
+        done = run(tmp_path, engine, "--until", "generate")
+        assert done.returncode == 0, done.stderr
+        assert (len(server.sent), len(provider.batches)) == (16, 2)
+        assert "batch batch-1: completed, 12 of 12 answered" in done.stdout + done.stderr
+    facts = json.loads((tmp_path / "runs/r/stages/generate/manifest.json").read_text())["facts"]
+    assert facts["answers"] == 40
+    assert facts["spent"]["money"] == pytest.approx(16 * 0.00006 + 24 * 0.00003)
+    assert len([*tmp_path.glob("runs/.store/.journal/batches/*.output.jsonl")]) == 2
+    assert CANARY.encode() not in everything_in(tmp_path) + (done.stdout + done.stderr).encode()
+
+
+def test_check_names_what_an_engine_needs(tmp_path, monkeypatch):
+    """Before anything is loaded, and the engine of a served teacher is no engine of weights."""
+    save_tiny(tmp_path / "big")
+    with serving(told) as server:
+        served.write(tmp_path, server)
+    refused = potstill("check", "--quick", "r.yaml", "generate.engine=vllm", cwd=tmp_path)
+    assert (refused.returncode, "vllm takes ids" in refused.stderr) == (2, True)
+    (tmp_path / "r.yaml").write_text(
+        "teacher: {model: big}\nstudent: {model: student}\ndata: {train: rows.jsonl}\n"
+    )
+    for name in ("vllm", "ray"):
+        if importlib.util.find_spec(name) is None:
+            done = potstill("check", "--quick", "r.yaml", f"generate.engine={name}", cwd=tmp_path)
+            assert (done.returncode, f"pip install 'potstill[{name}]'" in done.stderr) == (3, True), (
+                done.stderr
+            )

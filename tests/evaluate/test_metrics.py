@@ -94,7 +94,8 @@ def test_what_needs_one_vocabulary_says_so_where_there_are_two():
 
 @pytest.mark.parametrize("name", plugins.plugins("evaluate"))
 def test_each_of_our_metrics_describes_every_figure_that_it_gives(name):
-    (metric,) = [metric for metric in metrics_of(names(name)) if metric.name == name]
+    task = next(iter(getattr(plugins.load("evaluate", name), "TASKS", [None])))
+    (metric,) = [metric for metric in metrics_of(names(name), task) if metric.name == name]
     described = figures_of_ours()[name]
     given = metric.measure(Subject("before"))
     assert [figure.key for figure in given] == [figure.key for figure in described]
@@ -113,6 +114,14 @@ def test_behaviour_is_measured_wherever_answers_are_written():
         "speed",
         "behaviour",
     ]
+    assert [metric.name for metric in metrics_of(names("speed"), "label")] == [
+        "speed",
+        "behaviour",
+        "labels",
+        "valid",
+    ]
+    with pytest.raises(RecipeError, match="fields measures a task of type json, and the recipe's is label"):
+        metrics_of(names("fields"), "label")
     assert [metric.name for metric in metrics_of(names("behaviour"))] == ["behaviour"]
 
 

@@ -98,6 +98,7 @@ def test_left_padding_moves_no_logit_of_a_model_with_absolute_positions(
 
 
 def test_a_stop_token_that_wins_at_once_gives_one_token_and_is_counted() -> None:
+    """Field case 43."""
     model, rows = build("llama"), prompts()
     seen: list[GenerationProgress] = []
     with raised(model, STOP, 50.0), watched(model) as passes:
@@ -139,6 +140,7 @@ def test_completions_leave_the_prompt_out_and_keep_the_stop_token() -> None:
     [("llama", ["attention_dropout"]), ("gpt2", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])],
 )
 def test_training_mode_dropout_and_checkpointing_do_not_leak_into_text(kind: str, dropout: list[str]) -> None:
+    """Field case 46."""
     rows = prompts()
     fresh = write(build(kind), rows)
     model = build(kind, **dict.fromkeys(dropout, 0.5))

@@ -14,6 +14,7 @@ from builders.endpoint import DRIP, HANG_UP, RESET, Act, Turned, answer, error, 
 from potstill.errors import BudgetSpent, DataError, MachineError, ProviderError, RecipeError
 from potstill.generate import openai
 from potstill.generate.price import Price
+from potstill.recipe import plugins
 
 PROMPTS = [f"w{i}" for i in range(12)]
 HUNDRED = [f"p{i}" for i in range(100)]
@@ -61,12 +62,19 @@ def test_what_is_answered_is_never_asked_again(tmp_path) -> None:
 
 
 def test_other_rules_are_applied_to_stored_replies_without_a_request(tmp_path) -> None:
-    """Filters read the raw replies again; the server may be gone."""
-    with serving(answer("I'm sorry, I can't help with that.")) as server:
+    """The raw replies are read again; the server may be gone."""
+    with serving(answer("It is 4.")) as server:
         assert ask(server, tmp_path, ["a"])[0].reason == ""
         url = server.url
-    (given,) = ask(url, tmp_path, ["a"], {"refusals": "reject"})
-    assert given.reason == "refusal"
+    (given,) = ask(url, tmp_path, ["a"], {"reasoning": "wrap"})
+    assert given.reason == "no reasoning beside it"
+
+
+@pytest.mark.parametrize("option", ["truncated", "refusals", "loops"])
+def test_an_option_that_moved_says_where_it_is_now(option) -> None:
+    (problem,) = plugins.check_options("generate", "openai", {option: "keep"}, "generate.engine")
+    assert problem.path == f"generate.engine.openai.{option}"
+    assert f"Write generate.filters: [{{{option}: {{action: " in problem.fix
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,6 @@ def test_an_omitted_field_is_absent(tmp_path) -> None:
         (answer("", "length", usage={"prompt_tokens": 1, "completion_tokens": 20,
                                      "completion_tokens_details": {"reasoning_tokens": 20}}), "reasoning used up"),
         (answer("", "stop", reasoning_content="Let me see"), "reasoning used up its tokens"),
-        (answer("half of it", "length"), "cut off at the limit of tokens"),
         (answer(None, "content_filter"), "content filter"),
         (answer('{"citations": []}', "content_filter"), "content filter"),
         (answer(None, refusal="I will not"), "refusal"),
@@ -201,7 +208,6 @@ def test_an_omitted_field_is_absent(tmp_path) -> None:
         (answer("text", None), "does not say how it ended"),
         (answer("text", "odd"), "ended by odd"),
         (answer("text", "RECITATION"), "content filter"),
-        (answer("text", "MAX_TOKENS"), "cut off"),
         (answer("a \ud83d b"), "half a character"),
         (answer("a \x00 b"), "NUL"),
         (error(400, "context_length_exceeded"), "longer than the teacher's context"),
@@ -235,9 +241,10 @@ def test_a_text_comes_back_as_it_was_given(tmp_path, text) -> None:
     assert (given.text, given.reason) == (text, "")
 
 
-def test_a_cut_off_answer_is_kept_where_the_recipe_says_so(tmp_path) -> None:
-    with serving(answer("half", "length")) as server:
-        (given,) = ask(server, tmp_path, ["a"], {"truncated": "keep"})
+@pytest.mark.parametrize("said", ["length", "MAX_TOKENS"])
+def test_a_cut_off_answer_comes_back_with_its_finish_for_the_filters_to_judge(tmp_path, said) -> None:
+    with serving(answer("half", said)) as server:
+        (given,) = ask(server, tmp_path, ["a"])
     assert (given.text, given.finish, given.reason) == ("half", "length", "")
 
 
@@ -304,11 +311,11 @@ def test_answers_of_another_endpoint_are_used_and_named(tmp_path) -> None:
     assert "1 of the answers in the journal were given" in warned[0]
 
 
-def test_each_sample_is_a_request_of_its_own_and_equal_ones_count_once(tmp_path) -> None:
+def test_each_sample_is_a_request_of_its_own_and_equal_ones_are_left_to_the_filters(tmp_path) -> None:
     with serving(answer("the same")) as server:
         given = ask(server, tmp_path, ["a"], samples=3)
         assert len(server.sent) == 3
-    assert [one.reason for one in given] == ["", *["the same as another answer to its prompt"] * 2]
+    assert [(one.text, one.reason) for one in given] == [("the same", "")] * 3
 
 
 # What the server ignores
@@ -729,3 +736,44 @@ def test_what_the_environment_says_for_another_provider_is_not_sent(tmp_path, mo
         ask(server, tmp_path, ["a"])
         assert "of-another-provider" not in str(server.sent[0].headers)
         assert "authorization" not in server.sent[0].headers
+
+
+# Cut-off answers once more
+
+
+def longer(sent, times):
+    """Prompts that need more than 20 tokens; w2 needs more than 60."""
+    needs = {"w1": 40, "w2": 99}.get(sent.prompt, 5)
+    most = sent.body["max_tokens"]
+    usage = {"prompt_tokens": 10, "completion_tokens": min(needs, most)}
+    return answer(f"{sent.prompt} {min(needs, most)}", "stop" if needs <= most else "length", usage=usage)
+
+
+def test_an_answer_that_was_cut_off_is_asked_for_once_more_where_the_recipe_says_so(tmp_path) -> None:
+    with serving(longer) as server:
+        given = ask(server, tmp_path, PROMPTS, {"retry_truncated": 60})
+        assert (given[1].text, given[1].finish, given[1].reason) == ("w1 40", "stop", "")
+        assert (given[2].text, given[2].finish) == ("w2 60", "length")
+        assert {prompt for prompt, count in server.prompts.items() if count > 1} == {"w1", "w2"}
+        assert len(server.sent) == 14
+        assert ask(server, tmp_path, PROMPTS, {"retry_truncated": 60})[2].text == "w2 60"
+        assert len(server.sent) == 14
+        # Without the option the first answers count.
+        assert ask(server, tmp_path, PROMPTS, {})[1].text == "w1 20"
+        assert len(server.sent) == 14
+
+
+def test_the_second_request_is_within_the_budget_and_agreed_to(tmp_path) -> None:
+    with serving(longer) as server:
+        with pytest.raises(BudgetSpent, match="12 of 12 requests"):
+            ask(server, tmp_path, PROMPTS, {"retry_truncated": 60, "budget_requests": 12})
+        agreed = Agreed(RecipeError("no"))
+        with pytest.raises(RecipeError, match="no"):
+            ask(server, tmp_path, PROMPTS, {"retry_truncated": 60, "confirm_above": 0.0}, confirm=agreed)
+        assert agreed.questions[0].startswith("ask for 2 more answers for about")
+        assert len(server.sent) == 12
+
+
+def test_a_second_limit_that_is_no_larger_is_refused(tmp_path) -> None:
+    with pytest.raises(RecipeError, match=r"retry_truncated: is 20, and generate\.max_new_tokens is 20"):
+        ask("http://127.0.0.1:9/v1", tmp_path, ["a"], {"retry_truncated": 20})

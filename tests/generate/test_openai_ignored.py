@@ -57,11 +57,11 @@ def test_the_bill_counts_answers_beyond_the_limit_as_unusable(tmp_path) -> None:
         assert len(server.sent) == 20
 
 
-def test_an_equal_text_that_is_rejected_rejects_no_other(tmp_path) -> None:
+def test_a_cut_off_answer_makes_no_duplicate_of_the_same_text_that_ended(tmp_path) -> None:
     def script(sent, times):
         return answer("abc", "stop" if times else "length")
 
     with serving(script) as server:
         given = ask(server, tmp_path, ["a"], samples=2, workers=1)
-    assert [one.reason for one in given] == ["cut off at the limit of tokens", ""]
+    assert [(one.finish, one.reason) for one in given] == [("length", ""), ("stop", "")]
     assert texts(given) == ["abc", "abc"]

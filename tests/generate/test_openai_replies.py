@@ -6,7 +6,7 @@ import pytest
 
 from builders.asking import ask, texts
 from builders.endpoint import Act, Turned, answer, error, serving
-from potstill.errors import ProviderError
+from potstill.errors import DataError, ProviderError
 
 PARTS = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "2+2"}]},
@@ -76,3 +76,17 @@ def test_answers_of_another_endpoint_are_named_where_nothing_is_missing(tmp_path
         assert other.sent == []
     assert {answer.endpoint for answer in given} == {one.url}
     assert "2 of the answers in the journal were given" in warned[0]
+
+
+def test_where_most_of_the_first_answers_would_not_be_trained_on_the_rest_is_not_bought(tmp_path) -> None:
+    def judge(prompt: str, text: str, finish: str) -> str:
+        assert prompt.startswith("prompt")
+        return "cut off at the limit of tokens" if finish == "length" else ""
+
+    with serving(answer("half", "length")) as server:
+        with pytest.raises(
+            DataError, match="16 of the first 16 answers cannot be used: 16 cut off"
+        ) as raised:
+            ask(server, tmp_path, [f"prompt {n}" for n in range(40)], judge=judge)
+        assert len(server.sent) == 16
+    assert "generate.filters=[{truncated: {action: count}}]" in raised.value.fix

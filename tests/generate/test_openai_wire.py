@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from builders.asking import Agreed, ask, texts
 from builders.endpoint import Act, Turned, answer, serving
 from potstill.errors import MachineError, ProviderError, RecipeError
 from potstill.generate import wire
+from potstill.generate.served import Clock
 from potstill.teachers import served
 
 FORTY = [f"p{i}" for i in range(40)]
@@ -98,3 +101,19 @@ def test_a_body_that_drips_in_is_left_at_the_time_limit_whatever_its_status(tmp_
         given = ask(server, tmp_path, ["a"], {"timeout": 20.0}, clock=clock)
         assert texts(given) == ["fine"]
         assert len(server.sent) == 2
+
+
+def test_a_reply_that_stalls_between_two_parts_ends_within_the_time_limit(tmp_path) -> None:
+    """The client alone would wait the whole limit again after each part: here a minute, so that only the engine's
+    own limit can end it."""
+    gone = threading.Event()
+    wire_ = wire.Wire("http://127.0.0.1:9/v1", "chat", ("",), {}, 0.3, Clock())
+    wire_._openai.timeout = 60.0
+    with serving(Act(body=b" " * 64, how="stall")) as server:
+        server.gone = gone
+        wire_._openai.base_url = server.url
+        reply = wire_.send({"model": "m", "messages": [{"role": "user", "content": "a"}]}, "k")
+        gone.set()
+    wire_.close()
+    assert reply.fault is not None
+    assert reply.fault.reason == "no reply in time"

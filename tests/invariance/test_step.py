@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from builders import rollout_steps
+from builders import ensembles, rollout_steps
 from builders.steps import assert_same, gradient, ragged_rows
 from builders.tiny import tiny_model
 from potstill.data.batch import collate
@@ -23,14 +23,27 @@ from potstill.train.step import StudentModule, accumulate
 TESTS = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("of", [gradient, rollout_steps.gradient], ids=["tokens", "rollouts"])
+@pytest.mark.parametrize(
+    "of",
+    [gradient, rollout_steps.gradient, ensembles.gradient],
+    ids=["tokens", "rollouts", "ensembles"],
+)
 @pytest.mark.parametrize("micro_batch_tokens", [24, 50, 100])
 def test_a_step_gives_the_same_gradient_for_any_split_into_micro_batches(micro_batch_tokens, of):
     assert_same(of("none", micro_batch_tokens), of("none"))
 
 
-@pytest.mark.parametrize("of", [gradient, rollout_steps.gradient], ids=["tokens", "rollouts"])
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("of", "sharding"),
+    [
+        (gradient, "ddp"),
+        (gradient, "fsdp"),
+        (rollout_steps.gradient, "ddp"),
+        (rollout_steps.gradient, "fsdp"),
+        (ensembles.gradient, "ddp"),
+    ],
+    ids=["tokens ddp", "tokens fsdp", "rollouts ddp", "rollouts fsdp", "ensembles ddp"],
+)
 def test_two_processes_give_the_gradient_of_one(sharding, of, tmp_path):
     out = tmp_path / "gradient.safetensors"
     environment = os.environ | {

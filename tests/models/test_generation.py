@@ -15,7 +15,7 @@ from potstill.errors import ModelError
 from potstill.models import generation
 from potstill.models.source import find_source
 
-STAGES = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+STAGES = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]"
 
 
 def settings(folder, **values):

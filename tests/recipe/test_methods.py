@@ -9,6 +9,7 @@ import pytest
 from builders.recipes import read
 from potstill.recipe.methods import METHODS
 from potstill.recipe.recipe import Recipe, dump_yaml, expand, parse_recipe
+from potstill.recipe.self_teaching import PrivilegedSpec, SelfTeacherSpec
 from potstill.recipe.yaml import load_yaml
 from potstill.stages.distill import Distill
 
@@ -34,6 +35,7 @@ def test_methods_expand_to_their_stages_and_name_their_source() -> None:
         "kd": ["generate", "distill", "evaluate"],
         "seqkd": ["generate", "finetune", "evaluate"],
         "sft": ["finetune", "evaluate"],
+        "self_distill": ["distill", "evaluate"],
         **{key: ["generate", "distill", "distill", "evaluate"] for key in ON_POLICY},
     }
     assert "1503.02531" in METHODS["kd"].source
@@ -48,6 +50,14 @@ def test_an_expanded_recipe_is_a_valid_recipe_without_a_method(method: str) -> N
     recipe = expand(read(method=method))
     assert recipe.method is None
     assert parse_recipe(load_yaml(dump_yaml(recipe), "r.yaml")) == recipe
+
+
+def test_a_student_that_teaches_itself_needs_no_other_answers_than_those_of_its_rows() -> None:
+    (stage, _) = expand(read(method="self_distill")).stages
+    assert isinstance(stage, Distill)
+    assert (stage.self_teacher, stage.privileged) == (SelfTeacherSpec(rate=0.01), PrivilegedSpec())
+    assert (stage.divergence.name, stage.strategy.name) == ("reverse_kl", "on_policy")
+    assert "2601.19897" in METHODS["self_distill"].source
 
 
 def test_a_recipe_with_stages_is_expanded_to_itself() -> None:

@@ -42,7 +42,7 @@ from builders.recipes import problems, read
         (
             "sumarize",
             "stages.sumarize",
-            "no stage is called 'sumarize'. Stages: control, distill, evaluate, finetune, generate",
+            "no stage is called 'sumarize'. Stages: capture, control, distill, evaluate, finetune, generate",
         ),
     ],
 )

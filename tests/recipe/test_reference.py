@@ -43,6 +43,8 @@ def with_example(entry: Entry) -> Any:
     piece = yaml.load_yaml(entry.example, entry.path)
     if entry.path.startswith("data."):
         piece["data"] = LEAST["data"] | piece["data"]
+    if ".prompt." in entry.path:
+        piece = {side: LEAST[side] | about for side, about in piece.items()}
     return raw | piece
 
 
@@ -56,6 +58,17 @@ def test_an_example_holds_the_key_that_it_explains(entry: Entry) -> None:
     key = entry.path.rpartition(".")[2]
     method = entry.path.startswith("methods.")
     assert method or key in str(with_example(entry))
+
+
+def test_every_option_of_a_teacher_is_explained() -> None:
+    """An option without an example was no key that `explain` knew, and stood on no page."""
+    options = {
+        f"teacher.{option.name}"
+        for name, signature in plugins("teachers").items()
+        for option in signature.options
+        if name != "fixed"  # for tests
+    }
+    assert not options - entries().keys()
 
 
 def test_every_key_has_an_example_a_line_and_a_type_and_no_example_is_left_over() -> None:
@@ -89,6 +102,25 @@ def test_every_plug_in_is_there_with_the_options_of_its_signature() -> None:
                 shown = explain(f"{family}.{name}.{option.name}")
                 assert yaml.load_value(shown.default, "") == option.default
                 assert ("a schedule" in shown.type) == (SCHEDULE in option.kinds)
+
+
+def test_every_option_of_a_served_teacher_is_explained_as_a_recipe_writes_it() -> None:
+    options = plugins("teachers")["served"].options
+    for option in options:
+        entry = explain(f"teacher.{option.name}")
+        assert entry.meaning not in ("", f"An option of teacher.{option.name}")
+        assert entry.path in explain("teacher").keys
+    assert explain("teacher.key_env").meaning.startswith("The environment variable that holds the key")
+    assert explain("teacher.limit_field").default == "max_tokens"
+    assert explain("teacher.price").example == (
+        "teacher: {endpoint: 'https://api.openai.com/v1', model: gpt-4o-mini, price: {input: 0.15, output: 0.6}}"
+    )
+
+
+def test_options_of_an_engine_are_explained_by_its_docstring() -> None:
+    assert explain("engines.openai.patience").meaning == (
+        "Seconds for which the endpoint may refuse everything, or ask to wait."
+    )
 
 
 @pytest.mark.parametrize(

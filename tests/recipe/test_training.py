@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders.recipes import read
+from builders.recipes import problems, read
 from potstill.recipe.defaults import Default, Facts
 from potstill.recipe.specs import StrategyChoice
 from potstill.recipe.stages import StageSpec, resolve_auto
@@ -152,6 +152,7 @@ def test_precision_follows_what_is_fast_and_safe(facts: Facts, precision: str) -
 def test_micro_batches_follow_the_device() -> None:
     assert resolved(GPU)["micro_batch_tokens"].value == 16384
     assert resolved(CPU)["micro_batch_tokens"].value == 384
+    assert resolved(Facts("cpu", bf16=True))["micro_batch_tokens"].value == 768
 
 
 def test_what_only_changes_memory_and_pace_is_no_part_of_the_identity() -> None:
@@ -168,3 +169,32 @@ def test_a_student_is_exported_as_its_teacher_is_stored_unless_the_recipe_says_o
     told = resolved(Facts("cpu", teacher_format="bfloat16"), export_dtype="float32")
     assert "export_dtype" not in told
     assert Distill(export_dtype="bfloat16").identity() != Distill().identity()
+
+
+OWN_TEXT = {"on_policy": {"collect": 4, "inner_epochs": 4}}
+
+
+def test_steps_count_every_pass_over_their_rows() -> None:
+    """Thirty steps of rows, each trained on four times: a validation each twentieth of the 120 steps."""
+    facts = Facts("cpu", train_tokens=3000)
+    plain = resolved(facts, epochs=1, tokens_per_step=100)
+    passes = resolved(facts, epochs=1, tokens_per_step=100, strategy=OWN_TEXT)
+    assert (plain["validate_every"].value, passes["validate_every"].value) == (5, 20)
+
+
+def test_a_student_that_learns_from_its_own_text_keeps_its_last_weights() -> None:
+    assert resolved(CPU)["best_by"].value == "loss"
+    assert resolved(CPU, strategy=OWN_TEXT)["best_by"].value == "last"
+    assert resolved(CPU, strategy=OWN_TEXT, patience=2)["best_by"].value == "loss"
+    assert "best_by" not in resolved(CPU, strategy=OWN_TEXT, best_by="own_kl", patience=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"best_by": "last", "patience": 2}, "patience"),
+        ({"best_by": "own_kl"}, "best_by"),
+    ],
+)
+def test_a_choice_of_the_best_weights_that_compares_nothing_is_refused(options: Any, key: str) -> None:
+    assert list(problems({"distill": options})) == [f"stages.distill.{key}"]

@@ -95,6 +95,7 @@ def test_figures_on_other_answers_have_no_paired_difference(tmp_path):
     assert (apart.value, apart.reason) == (None, "not measured on the same prompts")
     assert line(comparison, "forward_kl").means[1].interval is not None
     assert "not compared in" in next(comparison.sentences())
+    assert any("other answers to these rows" in note for note in comparison.notes())
 
 
 def test_a_run_that_kept_no_prompts_is_shown_with_its_own_interval(tmp_path):

@@ -297,3 +297,66 @@ def test_the_page_says_when_where_and_from_which_rows_it_was_made() -> None:
         assert part in text
     older = Page(render(made_up.content(lambda summary: [summary.pop(key) for key in ("made", "data")])))
     assert "UTC" not in older.text
+
+
+def test_a_task_shows_right_answers_confusions_stages_and_costs() -> None:
+    summary = made_up.summary()
+    key = "label_accuracy_gold"
+    about = {
+        "label": "Label accuracy vs gold",
+        "unit": "share",
+        "better": "up",
+        "meaning": "",
+        "place": "result",
+    }
+    found = {
+        "references": ["spam", "ham"],
+        "answers": ["spam", "ham", "(invalid)"],
+        "counts": [[4, 1, 0], [0, 3, 2]],
+    }
+    details = {"labels": {"gold": found}, "valid": {"reasons": {"none of the labels": 2}}}
+    both = {key: made_up.measured(0.9, 0.02)}, {key: made_up.measured(0.8, 0.02)}
+    stage = {
+        "stage": "own",
+        "before": both[0],
+        "after": both[1],
+        "difference": {key: made_up.measured(-0.1, 0.03)},
+    }
+    unknown = {
+        "per_1000_requests": None,
+        "per_1000_requests_reason": "not stated",
+        "seconds_per_request": None,
+    }
+    money = {
+        "currency": "USD", "machines_currency": "USD",
+        "teacher": {"per_1000_requests": 0.5, "tokens_in": 900.0, "tokens_out": 60.0},
+        "student": unknown,
+        "spent": {"answers": 2.5, "training": None, "training_reason": "not stated", "training_hours": 0.1},
+        "break_even_requests": None, "break_even_requests_reason": "not stated",
+    }  # fmt: skip
+    summary |= {
+        "figures": summary["figures"] | {key: about},
+        "after": summary["after"] | both[0],
+        "task": {
+            "type": "label",
+            "labels": ["spam", "ham"],
+            "details": {"after": details, "before": details},
+        },
+        "by_stage": [stage],
+        "money": money,
+    }
+    page = Page(render(Content(summary)))
+    assert page.all("dt")[0].text == "Label accuracy vs gold"
+    tables = {e.children[0].text: e for e in page.all("table")}
+    (confusion,) = [e for name, e in tables.items() if "answers (columns)" in name]
+    assert [[cell.text for cell in row.children] for row in confusion.children[2].children] == [
+        ["spam", "4", "1", "0"], ["ham", "0", "3", "2"],
+    ]  # fmt: skip
+    assert "−10.0 % (−13.0 to −7.0): clearly worse" in tables["Stage by stage"].text
+    costs = [
+        [cell.text for cell in row.children] for row in tables["Cost of 1,000 requests"].children[2].children
+    ]
+    assert costs[0] == ["Teacher, 1,000 requests", "0.50 USD", "900 + 60 tokens a request"]
+    assert costs[1][1] == "unknown: not stated"
+    assert costs[-1][:2] == ["Paid for itself after", "unknown: not stated"]
+    assert "own made Label accuracy vs gold worse: 90.0 % before it, 80.0 % after it." in page.text

@@ -24,7 +24,7 @@ from potstill.store import artifacts, disk
 from potstill.store.folder import RunDir
 from potstill.types import Figure
 
-STAGES = "[{generate: {max_new_tokens: 3}}, {distill: {steps: 2}}, {evaluate: {samples: 4, resamples: 100}}]"
+STAGES = "[{generate: {filters: null, max_new_tokens: 3}}, {distill: {steps: 2}}, {evaluate: {samples: 4, resamples: 100}}]"
 
 
 @pytest.fixture(scope="module")

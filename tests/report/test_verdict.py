@@ -39,6 +39,13 @@ def test_a_worse_student_is_called_worse() -> None:
     assert cautions(summary) == ["KL(teacher‖student) got worse in training: 0.50 before, 3.00 after."]
 
 
+def test_a_student_that_began_as_its_teacher_is_not_said_to_have_failed() -> None:
+    """One that teaches itself moves away from what it was; how far is what a reader wants to know."""
+    summary = kl(measured(0.0, 0.0), measured(0.02, 0.001))
+    assert "is 0.020 nats per token, and the student began as its teacher" in verdict(summary)
+    assert cautions(summary) == []
+
+
 @pytest.mark.parametrize("after", [measured(0.01, 0.02), measured(-0.01, 0.005), measured(0.0, 0.0)])
 def test_no_factor_when_the_later_value_may_be_zero(after: dict[str, float]) -> None:
     text = verdict(kl(measured(3.0, 0.1), after))
@@ -200,3 +207,54 @@ def test_a_control_and_a_setback_are_written_so_that_they_differ() -> None:
     shares = {"agreement": measured(0.50001, 1e-6)}, {"agreement": measured(0.50000, 1e-6)}
     texts = cautions(kl(1.0, 0.5) | {"before": shares[0], "after": shares[1]})
     assert any("50.0010 % before, 50.0000 % after" in text for text in texts)
+
+
+def text_alone(**more: Any) -> dict[str, Any]:
+    """A run whose teacher is served."""
+    reason = "the teacher gives text alone"
+    before, after = (
+        {"forward_kl": None, "forward_kl_reason": reason, "ppl": measured(value, 1.0)}
+        for value in (31.0, 4.25)
+    )
+    return {"figures": made_up.FIGURES, "before": before, "after": after} | more
+
+
+def test_a_teacher_of_text_alone_is_not_compared_and_the_verdict_says_what_is_known() -> None:
+    assert verdict(text_alone()) == (
+        "The teacher gives text alone, so its distribution is not compared; the student's perplexity on held-out "
+        "answers went from 31.0 to 4.25."
+    )
+    paired = {"before": {"ppl": measured(-26.75, 2.0)}}
+    assert "answers fell from 31.0 to 4.25." in verdict(text_alone(differences=paired))
+    paired = {"before": {"ppl": measured(-26.75, 30.0)}}
+    assert "answers did not clearly move from 31.0 to 4.25." in verdict(text_alone(differences=paired))
+
+
+def test_a_verdict_on_a_task_says_how_often_both_models_are_right() -> None:
+    about = {"label_accuracy_gold": {"label": "Label accuracy vs gold", "unit": "share", "better": "up",
+                                     "meaning": "", "place": "result"}}  # fmt: skip
+    made = text_alone(task={"type": "label"}, reference={"label_accuracy_gold": measured(0.95, 0.02)})
+    made["figures"] = made["figures"] | about
+    made["after"]["label_accuracy_gold"] = measured(0.91, 0.03)
+    made["retention"] = {"label_accuracy_gold": {"ratio": None, "ci95": None, "ratio_reason": "few"}}
+    assert verdict(made).endswith(
+        "; Label accuracy vs gold of the student: 91.0 % (95 % interval 88.0 to 94.0), of the teacher 95.0 %."
+    )
+
+
+def test_what_a_second_stage_made_clearly_worse_is_said() -> None:
+    stage = {
+        "stage": "own",
+        "before": {"ppl": measured(4.0, 0.5)},
+        "after": {"ppl": measured(9.0, 0.5)},
+        "difference": {"ppl": measured(5.0, 1.0)},
+    }
+    assert "own made Perplexity worse: 4.00 before it, 9.00 after it." in cautions(
+        {"figures": made_up.FIGURES, "by_stage": [stage]}
+    )
+    stage["difference"]["ppl"] = measured(5.0, 6.0)
+    assert not [
+        text
+        for text in cautions({"figures": made_up.FIGURES, "by_stage": [stage]})
+        if text.startswith("own made")
+    ]

@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def place(tmp_path):
-    places.write(tmp_path, stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 2}}]")
+    places.write(tmp_path, stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 2}}]")
     tiny_tokenizer(template=DATED).save_pretrained(tmp_path / "teacher")
     return tmp_path
 

@@ -11,7 +11,7 @@ from builders.chats import write_lines
 from builders.cli import potstill
 
 MEASURE = "{evaluate: {samples: 6, max_new_tokens: 4, resamples: 100}}"
-WRITE = "{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, "
+WRITE = "{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}, "
 LEARN = "{distill: {steps: 1}}, "
 
 
@@ -71,7 +71,7 @@ def notes(place, rows, stages) -> list[str]:
 
 
 @pytest.mark.parametrize("stages", [
-    LEARN + "{generate: {max_new_tokens: 4}}, {distill: {name: again, steps: 1}}, ",
+    LEARN + "{generate: {filters: null, max_new_tokens: 4}}, {distill: {name: again, steps: 1}}, ",
     WRITE + "{finetune: {data: [rows.jsonl], steps: 1}}, ",
 ])  # fmt: skip
 def test_answers_that_a_stage_trains_on_are_not_called_unused(tmp_path, stages):

@@ -23,7 +23,7 @@ def prompts(long: int, of: int = 40) -> list[dict[str, str]]:
 CASES = {
     "answers": (answers, "[{distill: {steps: 1}}]"),
     "answers that are measured": (answers, "[{finetune: {steps: 1}}, {evaluate: {samples: 2}}]"),
-    "prompts": (prompts, "[{generate: {max_new_tokens: 2}}, {distill: {steps: 1}}]"),
+    "prompts": (prompts, "[{generate: {filters: null, max_new_tokens: 2}}, {distill: {steps: 1}}]"),
 }
 
 

@@ -9,9 +9,7 @@ import pytest
 from builders import places
 from builders.cli import potstill
 
-STAGES = (
-    "[{generate: {max_new_tokens: 3}}, {distill: {steps: 1}}, {evaluate: {samples: 2, max_new_tokens: 3}}]"
-)
+STAGES = "[{generate: {filters: null, max_new_tokens: 3}}, {distill: {steps: 1}}, {evaluate: {samples: 2, max_new_tokens: 3}}]"
 MODULES = {
     "needs_another": "import no_such_module_at_all\ndef x(): ...\n",
     "fails_at_import": "raise ZeroDivisionError('at import')\ndef x(): ...\n",

@@ -17,7 +17,7 @@ def test_the_teacher_is_given_all_turns_of_a_conversation(tmp_path):
         for i in range(24)
     ]
     save_tiny(tmp_path / "other", layers=1)
-    stages = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+    stages = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]"
     places.write(tmp_path, rows, student="{model: other}", stages=stages)
     file = tmp_path / "teacher/chat_template.jinja"
     file.write_text(file.read_text().replace("{{ bos_token }}", "{{ bos_token }}w70 "))

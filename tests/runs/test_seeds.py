@@ -8,7 +8,7 @@ from builders import places
 from builders.cli import potstill
 
 STAGES = (
-    "[{generate: {max_new_tokens: 4}}, {distill: {steps: 2, learning_rate: 0.01, tokens_per_step: 16}}, "
+    "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 2, learning_rate: 0.01, tokens_per_step: 16}}, "
     "{evaluate: {samples: 4, max_new_tokens: 4, resamples: 100}}]"
 )
 

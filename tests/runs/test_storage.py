@@ -13,7 +13,7 @@ from builders.cli import potstill
 from potstill.store import disk, unpacking
 from potstill.store.artifacts import Store
 
-STAGES = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {samples: 2, resamples: 100}}]"
+STAGES = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}, {evaluate: {samples: 2, resamples: 100}}]"
 
 MEASURED = {"evaluate", "greedy", "scores"}
 
@@ -97,6 +97,14 @@ def test_a_deleted_run_frees_what_it_alone_referred_to(two):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("unchanged, taken from") == 4
     assert potstill("report", "runs/r", cwd=two).returncode == 0
+
+
+def test_what_a_failed_run_has_made_is_its_own(tmp_path):
+    """All answers are cut, so no stage ended and none is linked; the next run takes the answers from the store."""
+    place = places.write(tmp_path, stages="[{generate: {max_new_tokens: 1}}, {distill: {steps: 1}}]")
+    assert potstill("run", "r.yaml", cwd=place).returncode == 2
+    assert [runs for name, runs in users(place).items() if name.startswith("generate-")] == [["r"]]
+    assert freed(place) == set()
 
 
 def test_a_summary_refers_to_what_it_was_made_from(two):

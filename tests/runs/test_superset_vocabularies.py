@@ -170,7 +170,7 @@ def written(place, row, ids, finish="stop"):
     return Written(row.id, 0, tuple(ids), teacher.decode(ids), finish)
 
 
-GENERATE = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 2}}]"
+GENERATE = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 2}}]"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from builders.tiny import save_tiny
 from potstill.data.answers import Written
 from potstill.errors import DataError
 
-TWO = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+TWO = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]"
 
 
 @pytest.fixture

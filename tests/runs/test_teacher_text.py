@@ -54,7 +54,7 @@ def test_the_teacher_writes_nothing_without_a_generate_stage(tmp_path, asked, tr
 
 def test_the_student_learns_the_text_that_the_teacher_wrote(tmp_path, asked, trained_on):
     """With a generate stage every prompt is asked once, and the student learns from those ids and no others."""
-    places.write(tmp_path, stages="[{generate: {max_new_tokens: 6}}, {distill: {steps: 2}}]")
+    places.write(tmp_path, stages="[{generate: {filters: null, max_new_tokens: 6}}, {distill: {steps: 2}}]")
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     assert len(asked) == 1
     assert set(Counter(asked[0]).values()) == {1}
@@ -76,7 +76,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_for_both_models(tmp_path, asked,
         tmp_path,
         rows,
         data="{train: rows.jsonl, max_length: 20, on_bad_row: skip}",
-        stages="[{generate: {max_new_tokens: 6}}, {distill: {steps: 2}}]",
+        stages="[{generate: {filters: null, max_new_tokens: 6}}, {distill: {steps: 2}}]",
     )
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     read = set(asked[0])
@@ -94,7 +94,7 @@ def test_a_run_is_refused_where_no_prompt_fits(tmp_path):
         tmp_path,
         rows,
         data="{train: rows.jsonl, max_length: 20}",
-        stages="[{generate: {max_new_tokens: 6}}, {distill: {steps: 2}}]",
+        stages="[{generate: {filters: null, max_new_tokens: 6}}, {distill: {steps: 2}}]",
     )
     done = potstill("run", "r.yaml", cwd=tmp_path)
     assert done.returncode == 2
@@ -115,7 +115,7 @@ def test_a_held_out_prompt_has_the_tokens_of_a_training_prompt(tmp_path, monkeyp
         return evaluate(job)
 
     monkeypatch.setattr(_evaluation, "evaluate", spy)
-    generate = "{generate: {max_new_tokens: 6}}, " if writes else ""
+    generate = "{generate: {filters: null, max_new_tokens: 6}}, " if writes else ""
     places.write(tmp_path, stages=f"[{generate}{{distill: {{steps: 1}}}}, {{evaluate: {{samples: 4}}}}]")
     assert potstill("run", "r.yaml", cwd=tmp_path).returncode == 0
     (job,) = jobs
@@ -139,7 +139,7 @@ def test_a_template_variable_reaches_both_models(tmp_path, asked, trained_on):
             place,
             places.prompts(),
             data=f"{{train: rows.jsonl, template: {{kwargs: {{think: {flag}}}}}}}",
-            stages="[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]",
+            stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]",
         )
         assert potstill("run", "r.yaml", cwd=place).returncode == 0
         heads = {prompt[0] for prompt in asked[-1]} | {e.input_ids[0] for e in trained_on["distill"]}

@@ -12,7 +12,7 @@ from builders.tiny import save_tiny, tiny_tokenizer
 from potstill.data.answers import Written
 from potstill.generate import local
 
-STAGES = "[{generate: {max_new_tokens: 4}}, {finetune: {steps: 2}}, {evaluate: {samples: 4}}]"
+STAGES = "[{generate: {filters: null, max_new_tokens: 4}}, {finetune: {steps: 2}}, {evaluate: {samples: 4}}]"
 
 
 @pytest.fixture

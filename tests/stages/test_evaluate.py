@@ -67,7 +67,7 @@ def test_held_out_rows_that_cannot_be_measured_are_refused_before_training(tmp_p
         for i in range(5)
     ]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
-    generate = "" if fault == "no answer" else "{generate: {max_new_tokens: 6}}, "
+    generate = "" if fault == "no answer" else "{generate: {filters: null, max_new_tokens: 6}}, "
     places.write(
         tmp_path,
         places.answered() if fault == "no answer" else places.prompts(),

@@ -14,9 +14,10 @@ from builders.tiny import tiny_model
 from potstill.data.answers import Written
 from potstill.data.prompts import Prompt
 from potstill.errors import Interrupted
-from potstill.generate import local
+from potstill.generate import local, ray
 from potstill.stages import _rows, generate
 from potstill.stages._context import State
+from potstill.store.lines import append_line
 
 PROMPTS = [Prompt(f"p{i}", (1, *range(4, 8 + i), 11)) for i in range(12)]
 NEW = Prompt("new", (1, 40, 41, 42, 43, 44, 11))
@@ -49,7 +50,7 @@ def written(tmp_path, monkeypatch):
 
     def run(prompts, place=tmp_path, teacher: Any = None, stop=lambda: 0, **options) -> list[Written]:
         monkeypatch.setattr(_rows, "prompts", lambda context, new_tokens, samples: (prompts, {}))
-        spec = generate.Generate(**{"max_new_tokens": 8, "batch_rows": 2} | options)
+        spec = generate.Generate(**{"max_new_tokens": 8, "batch_rows": 2, "filters": None} | options)
         where = context(place, teacher or Memory(tiny_model(seed=1)), stop)
         return _rows.read_answers(generate.run(spec, State(), where).answers)
 
@@ -137,7 +138,7 @@ def test_a_stopped_stage_goes_on_with_the_portions_that_it_began(tmp_path, monke
 
     def run(place, prompts, stop=lambda: 0):
         monkeypatch.setattr(_rows, "prompts", lambda context, new_tokens, samples: (prompts, {}))
-        spec = generate.Generate(max_new_tokens=12, batch_rows=2, sampling_temperature=1.0)
+        spec = generate.Generate(filters=None, max_new_tokens=12, batch_rows=2, sampling_temperature=1.0)
         return _rows.read_answers(generate.run(spec, State(), context(place, Half(model), stop)).answers)
 
     more = [Prompt(f"q{i}", (1, *range(30, 36 + i), 11)) for i in range(24)]
@@ -148,3 +149,29 @@ def test_a_stopped_stage_goes_on_with_the_portions_that_it_began(tmp_path, monke
         run(tmp_path / "stopped", PROMPTS + more, lambda: 2 if len(passes) >= 60 else 0)
     run(tmp_path / "stopped", more[:3])  # another run finishes in between
     assert run(tmp_path / "stopped", PROMPTS + more) == calm
+
+
+def test_journals_of_workers_are_merged_and_what_they_hold_is_not_written_again(
+    tmp_path, written, asked, monkeypatch
+):
+    """Two workers; the process that started them is stopped when two of three portions are there."""
+    portions = []
+
+    def by_workers(requests, *, workers=2):
+        for number, request in enumerate(requests):
+            portions.append(number)
+            for one in local.write(request):
+                journal = request.journal.with_name(f"{request.journal.name}.worker-{number % workers}")
+                append_line(journal, ray.line(ray.digest_of(request.prompts[one.index]), one))
+                yield number, one
+
+    monkeypatch.setattr(ray, "write", by_workers)
+    rows = [replace(p, samples=3) for p in PROMPTS]  # 36 answers in portions of 16
+    with pytest.raises(Interrupted):
+        written(rows, engine="ray", stop=lambda: 2 if len(portions) > 2 else 0)
+    (journal, *_) = journals = sorted((tmp_path / "store").glob(".building-generate-*/.journal.jsonl*"))
+    assert [one.name for one in journals[1:]] == [f"{journal.name}.worker-0", f"{journal.name}.worker-1"]
+    asked.clear()
+    after = written(rows, engine={"ray": {"workers": 3}})  # how many there are is no part of what they write
+    assert 0 < len(asked) < 36
+    assert after == written(rows, place=tmp_path / "alone")

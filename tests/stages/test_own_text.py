@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from builders.jobs import Memory, events, saying
 from builders.recipes import read
 from builders.steps import local_teacher
-from builders.tiny import tiny_model
+from builders.tiny import EOS, tiny_model
+from builders.written import on_policy
 from potstill.devices import ranks
 from potstill.objectives.closeness import SUMS
 from potstill.stages import _own_text
@@ -91,3 +95,26 @@ def test_first_rollouts_are_counted_once_however_many_processes_write_them(monke
     together = _own_text.first_rollouts(spec, model, local_teacher(), writer, [row])
     assert together["rollouts"] == alone["rollouts"] == 1
     assert together["rollout_tokens"] == alone["rollout_tokens"]
+
+
+def test_the_distance_on_its_own_answers_to_validation_prompts_can_choose_the_weights(tmp_path):
+    """Models of one distribution everywhere: the figure is their KL, whatever the student wrote."""
+    ours, theirs = {5: 1.0, 6: 0.5, EOS: 1.0}, {5: 0.0, 6: 1.0, EOS: 0.5}
+    q, p = (torch.tensor(list(logits.values())).double().log_softmax(-1) for logits in (ours, theirs))
+    how = {"teacher": Memory(saying(theirs)), "validate_every": 2, "best_by": "own_kl"}
+    still = on_policy(tmp_path / "still", model=saying(ours), learning_rate=0.0, **how)
+    measured = [event["own_kl"] for event in events(still.path, "validation")]
+    assert measured == pytest.approx([float((q.exp() * (q - p)).sum())] * 4, rel=1e-5)
+    made = on_policy(tmp_path / "moving", validate_every=2, best_by="own_kl")
+    own = {event["step"]: event["own_kl"] for event in events(made.path, "validation") if event["step"]}
+    assert made.facts["best_step"] == min(own, key=own.__getitem__)
+    assert made.facts["best_loss"] == min(own.values())
+
+
+def test_the_last_weights_are_exported_whatever_validations_say(tmp_path):
+    never = on_policy(tmp_path / "never", validation=())
+    last = on_policy(tmp_path / "last", validate_every=1, best_by="last")
+    one, other = (load_file(made.path / "student/model.safetensors") for made in (never, last))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert last.facts["best_step"] == 6
+    assert not list(last.path.glob(".checkpoints/best-*"))

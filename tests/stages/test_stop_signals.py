@@ -60,7 +60,7 @@ def test_a_writing_teacher_stops_at_a_signal_and_keeps_finished_answers(tmp_path
     monkeypatch.setattr(_rows, "prompts", lambda context, new_tokens, samples: (prompts, {}))
 
     def written(stop):
-        spec = generate.Generate(max_new_tokens=8, sampling_temperature=0.7, batch_rows=2)
+        spec = generate.Generate(filters=None, max_new_tokens=8, sampling_temperature=0.7, batch_rows=2)
         return generate.run(spec, State(), context(tmp_path, Memory(teacher), stop)).answers
 
     with watched(teacher) as passes:
@@ -82,7 +82,7 @@ def test_a_changed_byte_in_an_unfinished_journal_changes_no_answer(tmp_path, mon
     teacher, dice = tiny_model(seed=1), random.Random(seed)
 
     def written(place, stop=lambda: 0):
-        spec = generate.Generate(max_new_tokens=8, sampling_temperature=0.7, batch_rows=1)
+        spec = generate.Generate(filters=None, max_new_tokens=8, sampling_temperature=0.7, batch_rows=1)
         return generate.run(spec, State(), context(place, Memory(teacher), stop)).answers
 
     whole = _rows.read_answers(written(tmp_path / "whole"))

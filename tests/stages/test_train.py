@@ -174,7 +174,7 @@ def test_weights_worse_than_the_start_are_reported(tmp_path):
 
 
 def test_weights_that_learnt_from_the_students_own_text_are_not_called_worse(tmp_path):
-    how = "steps: 2, learning_rate: 1.0, validate_every: 2, warmup: 0, guards: null"
+    how = "steps: 2, learning_rate: 1.0, validate_every: 2, warmup: 0, guards: null, best_by: loss"
     stages = f"[{{distill: {{{how}, strategy: {{on_policy: {{max_new_tokens: 4}}}}}}}}]"
     places.write(tmp_path, places.answered(80), stages=stages)
     done = potstill("run", "r.yaml", cwd=tmp_path)

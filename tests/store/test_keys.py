@@ -17,7 +17,7 @@ from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
 from potstill.models import loading
 from potstill.types import Example
 
-STAGES = "[{generate: {max_new_tokens: 4}}, {distill: {steps: 1}}]"
+STAGES = "[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]"
 
 
 def artifacts_of(place: Path, name: str) -> set[str]:

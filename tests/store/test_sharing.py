@@ -15,7 +15,7 @@ from potstill.store.folder import RunDir
 
 def test_two_runs_build_one_artifact_once(tmp_path):
     """The second waits for the first, and takes what it made."""
-    places.write(tmp_path, places.prompts(200), stages="[{generate: {max_new_tokens: 48}}]")
+    places.write(tmp_path, places.prompts(200), stages="[{generate: {filters: null, max_new_tokens: 48}}]")
     command = [sys.executable, "-m", "potstill", "run", "r.yaml"]
     both = [
         subprocess.Popen([*command, f"name={name}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)

@@ -195,7 +195,7 @@ def test_prompts_are_written_to_as_they_stand_in_the_rows():
 
 
 def test_a_student_that_stops_at_once_is_trained_on_its_end_token(tmp_path, caplog):
-    """Length 0 in the log, one scored token a row, one warning, and numbers everywhere."""
+    """Field case 47: length 0 in the log, one scored token a row, one warning, and numbers everywhere."""
     made = on_policy(tmp_path, model=saying({EOS: 50.0, 5: 0.0}), learning_rate=0.0)
     steps = events(made.path, "step")
     assert [event["rollout_length"] for event in steps] == [0.0] * 6

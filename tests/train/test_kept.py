@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from builders.steps import local_teacher
-from potstill.data.batch import collate
+from potstill.data.batch import collate, rows_of
 from potstill.signals.topk import TopK
-from potstill.train.kept import KeptSignals, rows_of
+from potstill.train.kept import KeptSignals
 from potstill.types import Batch, Example
 
 ROWS = [

@@ -311,3 +311,15 @@ def test_an_infinite_gradient_without_a_scaler_stops_before_the_weights_move(pre
         fit(module, precision=precision)
     for parameter, old in zip(module.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
+
+
+def test_without_a_figure_that_chooses_the_last_weights_are_kept():
+    saved, events, losses = [], [], iter([1.0, 2.0, 3.0])
+    hooks = Hooks(
+        event=events.append,
+        validate=lambda: {"loss": next(losses)},
+        keep_best=lambda progress: saved.append(progress.step),
+    )
+    done = fit(StudentModule(tiny_model(), 128), hooks=hooks, steps=3, validate_every=1, best_by="last")
+    assert (saved, done.best_step, done.worse_in_a_row) == ([], 3, 0)
+    assert [e["best"] for e in events if e["event"] == "validation"] == [True] * 3

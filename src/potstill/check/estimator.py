@@ -30,6 +30,7 @@ from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example
 
 IDS, LENGTH = 5, 2
+SAME = 1e-9  # nats
 EXACT, ROUNDED = 1e-9, 1e-5  # relative, of formulas, and of divergences, some of which round
 WHOLE = "reverse KL of whole answers"
 OWN_TEXT = {
@@ -120,13 +121,22 @@ class World:
         return leaf.grad
 
 
-def world_of(student: nn.Module, teacher: nn.Module, prompt: Tensor, vocabulary: int) -> World:
-    """Both models' logits behind a prompt [1, S], and behind each of the ids that they find likeliest there."""
+def world_of(
+    student: nn.Module, teacher: nn.Module, prompt: Tensor, vocabulary: int, theirs: Tensor | None = None
+) -> World:
+    """Both models' logits behind a prompt [1, S], and behind each of the ids that they find likeliest there.
+
+    Args:
+        theirs: the prompt [1, S'] as the teacher reads it, where that is another one.
+    """
+    pairs = ((student, prompt), (teacher, prompt if theirs is None else theirs))
     with torch.no_grad():
-        first = [model(prompt).logits[0, -1, :vocabulary].double() for model in (student, teacher)]
+        first = [model(read).logits[0, -1, :vocabulary].double() for model, read in pairs]
         ids = torch.stack(first).softmax(-1).sum(0).topk(IDS).indices
-        longer = torch.cat([prompt.expand(IDS, -1), ids.unsqueeze(1)], 1)
-        later = [model(longer).logits[:, -1, ids].double() for model in (student, teacher)]
+        later = [
+            model(torch.cat([read.expand(IDS, -1), ids.unsqueeze(1)], 1)).logits[:, -1, ids].double()
+            for model, read in pairs
+        ]
     tables = (
         torch.cat([after, begin[ids].unsqueeze(0)]).cpu() for begin, after in zip(first, later, strict=True)
     )
@@ -153,6 +163,8 @@ def proof(spec: Distill, world: World) -> tuple[bool, str]:
         spec = spec.model_copy(update={"policy_gradient": gradient.model_copy(update={"reward": None})})
     elif not max(ends(spec.divergence_weight)):
         return True, "nothing but data and pairs is minimised"
+    if torch.allclose(world.student.log_softmax(-1), world.teacher.log_softmax(-1), rtol=0, atol=SAME):
+        return True, "not measured; student and teacher say the same here, so that nothing is left to learn"
     tokens = gradient is None or (gradient.discount == 0 and not ends(spec.divergence_weight)[0])
     claim = _of_tokens(spec, world) if tokens else _of_whole_answers(spec, world)
     share, whole = spec.strategy.teacher_share, world.whole_answers()

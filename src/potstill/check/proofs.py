@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -17,6 +18,7 @@ from potstill.check import own_text
 from potstill.check.reading import prompt_example
 from potstill.check.report import Item
 from potstill.console import Console
+from potstill.data.answers import with_domains
 from potstill.data.batch import collate
 from potstill.errors import PotstillError
 from potstill.evaluate.teacher import check_teacher
@@ -30,6 +32,7 @@ from potstill.signals.dense import Dense
 from potstill.signals.text import Text
 from potstill.stages._context import Setup
 from potstill.stages._objective import objective_of, yardstick
+from potstill.teachers.cached import reading_of
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate
 from potstill.types import Batch, Example
@@ -55,18 +58,19 @@ def prove(recipe: Recipe, setup: Setup, rows: Sequence[Example], console: Consol
         teacher = setup.teacher.loaded().model
         for name in comparing:
             yield _tried(f"self-teacher of {name}", partial(_self_teacher, setup, teacher, few, losses[name]))
-    if comparing:
+    if comparing and not getattr(setup.teacher, "live", True):
+        yield _tried("captured rows", partial(_captured_rows, setup, rows))
+    elif comparing:
         rows_of_both = _known(setup, as_student) if setup.readers.partial else few
         yield _tried("teacher's loss", partial(_teachers_loss, setup, rows_of_both))
     console.say("making the student")
     student = _student(setup, few)
     yield _tried("accumulation", partial(_accumulation, setup, student, as_student))
     yield _tried("save and load", partial(_save_and_load, setup, student))
-    if teacher is not None:
-        yield from own_text.items(setup, training, teacher, student, rows, console)
+    yield from own_text.items(setup, training, teacher, student, rows, console)
     yield _output_rows(setup, teacher, student)
     if teacher is not None:
-        yield _memory(setup, teacher, student)
+        yield _memory(setup, teacher, student, max((stage.copies for stage in training), default=0))
 
 
 def _tried(name: str, law: Callable[[], tuple[bool, str]]) -> Item:
@@ -82,14 +86,15 @@ def _short(row: Example) -> Example:
     ids, scored = row.input_ids[:LONGEST_ROW], row.scored[:LONGEST_ROW]
     if not any(scored):
         scored = tuple(index >= max(1, len(ids) // 2) for index in range(len(ids)))
-    return Example(row.id, ids, scored, row.origin)
+    return Example(row.id, ids, scored, row.origin, domain=row.domain)
 
 
 def _as_student(setup: Setup) -> Iterator[Example]:
     """The first rows as the student reads them."""
     templater = setup.readers.student.templater
     for row in setup.data.train[:ROWS]:
-        yield from [prompt_example(templater, row)] if row.text is None else templater.encode_row(row)
+        read = [prompt_example(templater, row)] if row.text is None else templater.encode_row(row)
+        yield from with_domains(read, [row], setup.domain)
 
 
 def _known(setup: Setup, rows: Sequence[Example]) -> list[Example]:
@@ -134,6 +139,25 @@ def _self_teacher(
         )
     value = float(metrics["divergence"]) / batch.count
     return abs(value) <= limit, f"{value:.1e} nats per token, at most {limit:.0e}"
+
+
+def _captured_rows(setup: Setup, rows: Sequence[Example]) -> tuple[bool, str]:
+    """Of rows that bring their answers along the cache must hold the signals."""
+    answered = [row for row in rows if row.count]
+    if not answered:
+        return True, "not looked up; the rows have no answers yet"
+    teacher: Any = setup.teacher
+    missing, never = 0, ""
+    for row in answered:
+        reading = reading_of(row)
+        if lacking := [cache for cache in teacher.caches(row) if not cache.holds(reading)]:
+            missing += 1
+            foreign = [cache for cache in lacking if not cache.not_reached(reading)]
+            never = never or (f"; {foreign[0].miss(row.id)}" if foreign else "")
+    detail = f"{len(answered) - missing} of {len(answered)} are in the cache"
+    if missing and not never:
+        detail += f"; {missing} were not captured before the deadline"
+    return not never, detail + never
 
 
 def _teachers_loss(setup: Setup, rows: Sequence[Example]) -> tuple[bool, str]:
@@ -198,19 +222,21 @@ def _output_rows(setup: Setup, teacher: torch.nn.Module | None, student: torch.n
     return Item("output rows", enough, "; ".join(parts))
 
 
-def _memory(setup: Setup, teacher: torch.nn.Module, student: torch.nn.Module) -> Item:
-    """Estimate the least memory of training: weights, gradients, AdamW's two moments, and the teacher.
+def _memory(setup: Setup, teacher: torch.nn.Module, student: torch.nn.Module, copies: int) -> Item:
+    """Estimate the least memory of training: weights, gradients, AdamW's two moments, the teacher, and further
+    copies of the student.
 
     Activations come on top; they grow with micro_batch_tokens.
     """
     fixed = anatomy.parameter_count(teacher) * next(teacher.parameters()).dtype.itemsize
-    trained = anatomy.parameter_count(student) * 4 * 4
+    trained, beside = (anatomy.parameter_count(student) * 4 * count for count in (4, copies))
     if setup.device.type == "cuda":
         free = torch.cuda.mem_get_info(setup.device)[0]
     else:
         free = psutil.virtual_memory().available
     detail = (
-        f"teacher {fixed / 1e9:.2f} GB + student with gradients and AdamW {trained / 1e9:.2f} GB, "
-        f"{free / 1e9:.1f} GB free on {setup.device.type}"
+        f"teacher {fixed / 1e9:.2f} GB + student with gradients and AdamW {trained / 1e9:.2f} GB"
+        + (f" + {copies} more of the student {beside / 1e9:.2f} GB" if copies else "")
+        + f", {free / 1e9:.1f} GB free on {setup.device.type}"
     )
-    return Item("memory", fixed + trained < free, detail)
+    return Item("memory", fixed + trained + beside < free, detail)

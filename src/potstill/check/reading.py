@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import replace
 
-from potstill.check import ledger
-from potstill.check.report import CheckReport, Item, Rendered
+from potstill.check import ledger, privileged
+from potstill.check.rendered import SHOWN, marked, rendered_prompts
+from potstill.check.report import CheckReport, Item
 from potstill.check.settings import settings
 from potstill.data import split
+from potstill.data.answers import with_domains
 from potstill.data.examples import Encoded, describe_lengths, encode, lost
 from potstill.data.lost import WAYS_OUT, Lost
+from potstill.data.mix import GENERATED, Plan, mixed
 from potstill.data.prompts import both_ids, prompt_ids, prompts
 from potstill.data.rows import Row
 from potstill.data.template import Templater
@@ -27,8 +29,12 @@ from potstill.stages._context import Setup
 from potstill.stages._rows import rows_of, sizes
 from potstill.types import Example
 
-SHOWN = 3
 ESTIMATE = "sizes that depend on the number of tokens are reckoned with answers of full length."
+
+OWN_ANSWERS = (
+    "the student writes all answers that are trained on. Those of the rows are read in validations, and where a stage "
+    "shows them to its teacher; what the rows hold counts neither."
+)
 
 
 def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
@@ -41,6 +47,8 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
     samples = max((getattr(stage, "samples", 1) for stage in writing), default=1)
     room = 0 if new_tokens else room_of(recipe.stages, setup.data.of_stages)
     notes = [*setup.notes, *(note for stage in recipe.stages for note in stage.notes())]
+    if room:
+        notes.append(OWN_ANSWERS)
     if opened.method is not None:
         notes.append(f"method {opened.method}: {METHODS[opened.method].source}")
     if new_tokens:
@@ -48,7 +56,7 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         examples = list(_prompt_examples(setup, new_tokens))
         of_recipe = _reckoned_sizes(setup, examples, new_tokens, samples)
         kept = [rows_left(setup, "", _asked(setup, new_tokens))]
-        rendered = _rendered_prompts(setup)
+        rendered = rendered_prompts(setup)
     else:
         encoded = _encoded(setup, setup.data.train, room=room)
         examples = list(encoded.examples)
@@ -59,7 +67,17 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         of_recipe = sizes(encoded.examples, validation.examples)
         kept = [rows_left(setup, "", lost([encoded, validation, *measured], setup.max_length))]
         rows = {row.id: row for row in setup.data.train}
-        rendered = [_marked(setup, example, rows[example.row_id]) for example in examples[:SHOWN]]
+        rendered = [marked(setup, example, rows[example.row_id]) for example in examples[:SHOWN]]
+    if setup.mix is not None:
+        item, mixed = _mix(
+            setup, setup.mix, _reckoned(examples, new_tokens, samples) if new_tokens else examples
+        )
+        kept.append(item)
+        of_recipe |= {
+            name: size
+            for name, size in sizes(mixed, ()).items()
+            if name.endswith("_tokens") and "validation" not in name
+        }
     of_stages = dict.fromkeys((stage.name for stage in recipe.stages), of_recipe)
     for name, parts in setup.data.of_stages.items():
         own = [_encoded(setup, rows, needed=False, own=True) for rows in (parts.train, parts.validation)]
@@ -74,6 +92,7 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
             *_measurable(recipe, setup, new_tokens),
             stop_tokens(setup, examples),
             *kept,
+            *([] if new_tokens else privileged.items(recipe.stages, setup, examples)),
         ),
         stages=tuple(stage.name for stage in recipe.stages),
         defaults=defaults,
@@ -82,7 +101,7 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         notes=tuple(notes),
         ledger=ledger.counts(setup, asked=bool(new_tokens or room)),
     )
-    return report, examples
+    return report, with_domains(examples, setup.data.train, setup.domain)
 
 
 def _items(recipe: Recipe, setup: Setup) -> list[Item]:
@@ -92,7 +111,7 @@ def _items(recipe: Recipe, setup: Setup) -> list[Item]:
     precision = "" if dtype is None else f", {str(dtype).removeprefix('torch.')}"
     counts = ", ".join(f"{count} {name}" for name, count in data.funnel.items() if count)
     return [
-        Item("teacher", True, _named(recipe.teacher) + precision),
+        Item("teacher", True, getattr(setup.teacher, "about", "") or _named(recipe.teacher) + precision),
         Item("student", True, "cut from the teacher" if setup.student.cut else _named(recipe.student)),
         Item("device", True, setup.device.type),
         Item("vocabulary", True, _vocabulary(setup)),
@@ -123,7 +142,12 @@ def _vocabulary(setup: Setup) -> str:
 
 def _named(spec: object) -> str:
     options = getattr(spec, "options", {})
-    return str(getattr(spec, "model", None) or options.get("model") or getattr(spec, "name", ""))
+    return str(
+        getattr(spec, "model", None)
+        or options.get("model")
+        or options.get("cache")
+        or getattr(spec, "name", "")
+    )
 
 
 def _encoded(
@@ -277,6 +301,9 @@ def _of_inputs(recipe: Recipe, setup: Setup) -> Iterator[Default]:
     dtype = getattr(setup.teacher, "dtype", None)
     if getattr(recipe.teacher, "dtype", None) == "auto" and dtype is not None:
         yield Default("teacher.dtype", str(dtype).removeprefix("torch."), f"for the {setup.device.type}")
+    written = getattr(recipe.teacher, "options", {}).get("combine", "auto")
+    if written == "auto" and (average := getattr(setup.teacher, "average", None)) is not None:
+        yield Default("teacher.combine", *average)
     if getattr(recipe.student, "model", None) and getattr(recipe.student, "dtype", None) == "auto":
         yield Default("student.dtype", "float32", "a student is trained in it")
     data = recipe.data
@@ -310,45 +337,26 @@ def _reckoned_sizes(
     }
 
 
-def _rendered_prompts(setup: Setup) -> list[Rendered]:
-    """Prompts as the teacher reads them, and as the student does where that differs; a served teacher is sent the
-    turns themselves."""
-    student = setup.readers.student.templater
-    sides = {"train": student}
-    if setup.readers.teacher is not None and not setup.readers.read_alike:
-        teacher = setup.readers.teacher.templater
-        sides = {"train, as the teacher reads it": teacher, "train, as the student reads it": student}
-    shown: list[Rendered] = []
-    for row in setup.data.train:
-        try:
-            texts = [side.prompt_text(row.prompt, row.tools) for side in sides.values()]
-        except DataError:
-            continue  # named or skipped where the rows were read
-        shown += [
-            Rendered(
-                row.id,
-                side,
-                f"{text}⟦the teacher's answer⟧",
-                tuple(ledger.accounts(setup, row, asked=True)),
-                ledger.unread(setup, row),
-            )
-            for side, text in zip(sides, texts, strict=True)
-        ]
-        if len(shown) >= SHOWN * len(sides):
-            break
-    return shown
+def _reckoned(prompted: Sequence[Example], new_tokens: int, samples: int) -> list[Example]:
+    """Prompts with answers of full length that the teacher has yet to write."""
+    return [
+        replace(example, id=f"{example.id}#{sample}", part_of=example.id, room=new_tokens)
+        for example in prompted
+        for sample in range(samples)
+    ]
 
 
-def _marked(setup: Setup, example: Example, row: Row) -> Rendered:
-    """The example's own ids as text, runs of scored tokens in brackets."""
-    decode = setup.readers.student.tokenizer.decode
-    text, spans, place = "", [], 0
-    for scored, run in groupby(zip(example.input_ids, example.scored, strict=True), key=itemgetter(1)):
-        ids = [token for token, _ in run]
-        words = decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text += f"⟦{words}⟧" if scored else words
-        if scored:
-            spans.append((place, place + len(ids)))
-        place += len(ids)
-    parts = ledger.accounts(setup, row, asked=bool(example.room))
-    return Rendered(example.id, "train", text, tuple(parts), ledger.unread(setup, row), place, tuple(spans))
+def _mix(setup: Setup, plan: Plan, generated: Sequence[Example]) -> tuple[Item, Sequence[Example]]:
+    """What the shares of several sources come to, as far as it is known before the teacher writes."""
+    sources: dict[str, Sequence[Example]] = {
+        source: _encoded(setup, rows, needed=False).examples for source, rows in setup.data.mixed.items()
+    }
+    if plan.generated:
+        sources[GENERATED] = generated
+    try:
+        examples, taken = mixed(plan, sources)
+    except DataError as error:
+        return Item("mix", False, str(error)), ()
+    most = " at most, with answers that are all used and of full length" if plan.generated else ""
+    parts = [f"{one.rows} of {one.of_rows} rows of {one.source} ({one.tokens} tokens)" for one in taken]
+    return Item("mix", True, f"by {plan.by}: {', '.join(parts)}{most}"), examples

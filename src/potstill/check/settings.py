@@ -15,6 +15,7 @@ from potstill.recipe.specs import Choice, Spec
 from potstill.recipe.stages import StageSpec
 
 Source = Literal["recipe", "default", "auto"]
+SECTIONS = ("teacher", "student", "data", "task", "costs", "devices")
 MARKS: Mapping[Source, str] = {"recipe": "*", "default": "", "auto": "°"}
 KEPT = "\u00a0"  # a space at which no line ends
 LEGEND = "settings (* as the recipe says, ° what `auto` becomes, all others by default):"
@@ -33,11 +34,10 @@ def settings(recipe: Recipe, resolved: Sequence[StageSpec], became: Sequence[Def
     """All settings in the recipe's order; `became` has the values of those that are `auto` as written."""
     chosen = {default.path: default.value for default in became}
     top = recipe.model_copy(update={"stages": (), "method": None})
-    found = list(
-        _of(top, "", ("version", "name", "teacher", "student", "data", "devices", "method", "stages"), chosen)
-    )
-    for name in ("teacher", "student", "data", "devices"):
-        found += _of(getattr(recipe, name), f"{name}.", (), chosen)
+    found = list(_of(top, "", ("version", "name", *SECTIONS, "method", "stages"), chosen))
+    for name in SECTIONS:
+        if getattr(recipe, name) is not None:
+            found += _of(getattr(recipe, name), f"{name}.", (), chosen)
     for stage, written in zip(resolved, recipe.stages, strict=True):
         found += _of(stage, f"stages.{stage.name}.", ("verb", "name"), chosen, written)
     return tuple(found)
@@ -50,7 +50,8 @@ def _of(
     if isinstance(spec, Choice):
         yield Setting(prefix.rstrip("."), values, "recipe")
         return
-    stated = (written or spec).model_fields_set
+    fields = type(spec).model_fields
+    stated = {fields[name].alias or name for name in (written or spec).model_fields_set}
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key in without:

@@ -1,6 +1,6 @@
 """Render one chat template within limits, in a process of its own: a script that imports jinja2 alone.
 
-Reads {"template", "variables"} as JSON from stdin and prints {"characters", "memory"}: the length of the
+Reads {"template", "variables", "inputs"} as JSON from stdin and prints {"characters", "memory"}: the length of the
 longest text, and whether memory ran out. A template that needs more time is ended by the system.
 """
 
@@ -59,8 +59,8 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def longest(template: str, variables: dict[str, Any]) -> int:
-    """Render the conversations as transformers would; the length of the longest text in characters."""
+def longest(template: str, variables: dict[str, Any], inputs: list[dict[str, Any]] | None = None) -> int:
+    """Render the conversations as transformers would, or what `inputs` give; the length of the longest text."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -69,10 +69,13 @@ def longest(template: str, variables: dict[str, Any]) -> int:
     environment.globals["strftime_now"] = datetime.now().strftime
     compiled = environment.from_string(template)
     most = 0
-    for (messages, tools), prompt in itertools.product(CONVERSATIONS, (False, True)):
-        given = {**variables, "messages": messages, "tools": tools, "add_generation_prompt": prompt}
+    talks = (
+        {"messages": messages, "tools": tools, "add_generation_prompt": prompt}
+        for (messages, tools), prompt in itertools.product(CONVERSATIONS, (False, True))
+    )
+    for given in talks if inputs is None else inputs:
         try:
-            most = max(most, len(compiled.render(given)))
+            most = max(most, len(compiled.render({**variables, **given})))
         except MemoryError:
             raise
         except Exception:
@@ -97,7 +100,7 @@ def main() -> None:
     result = {"characters": 0, "memory": False}
     _limit()
     try:
-        result["characters"] = longest(given["template"], given["variables"])
+        result["characters"] = longest(given["template"], given["variables"], given.get("inputs"))
     except MemoryError:
         result["memory"] = True
     except Exception:

@@ -13,11 +13,13 @@ from potstill.data.prompts import FOREIGN, prompt_ids
 from potstill.data.reader import Readers
 from potstill.data.row import weight_in
 from potstill.data.rows import Row
+from potstill.data.task import NotValid, Task
 from potstill.errors import DataError
-from potstill.types import Example
+from potstill.types import Example, Reading
 
 log = logging.getLogger("potstill")
 
+SHOWN = 3  # invalid answers in a warning
 _HALF = "\ufffd"  # what a decoder writes for bytes that are no whole character
 
 
@@ -39,6 +41,8 @@ def encode_answers(
     *,
     max_length: int,
     known_ids: int | None = None,
+    task: Task | None = None,
+    measured: bool = False,
 ) -> tuple[list[Example], Counter[str]]:
     """Turn the answers to these rows into examples in the student's ids, ended as the student ends a turn.
 
@@ -47,6 +51,9 @@ def encode_answers(
     cannot follow the student's prompt with one reasoning block. What is no whole text does not cross: half a
     character, an id of the teacher alone that prints nothing, a word that the student's tokenizer does not
     have. With `known_ids` an example that holds an id from there on is left out.
+
+    With a `task` an answer that is no valid one is left out, and the others are what the task trains on. Where
+    they are `measured` invalid ones stay: prompts that a teacher fails at must not be missing.
 
     Returns:
         the examples, and how many answers were left out, by reason.
@@ -59,6 +66,7 @@ def encode_answers(
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     strange: Counter[int] = Counter()
+    invalid: list[str] = []
     answers = [answer for answer in answers if answer.row_id in by_id]
     for answer in answers:
         if not answer.text.strip():
@@ -67,7 +75,12 @@ def encode_answers(
         row = by_id[answer.row_id]
         prompt = prompt_ids(templater, row)
         try:
+            answer = _as_target(answer, task, measured)
             ids = _student_ids(readers, answer, row)
+        except NotValid as error:
+            left_out[error.reason] += 1
+            invalid.append(f"{answer.row_id}: {error}")
+            continue
         except DataError as error:
             left_out[error.message.rstrip(".")] += 1
             continue
@@ -83,6 +96,7 @@ def encode_answers(
             left_out[FOREIGN] += 1
             strange.update(foreign)
             continue
+        example = _with_reading(example, readers, row, len(prompt))
         if answer.sample:
             example = replace(example, id=f"{example.id}#{answer.sample}", part_of=example.id)
         examples.append(example)
@@ -91,12 +105,44 @@ def encode_answers(
         raise DataError(
             f"none of the teacher's {len(answers)} answers can be used: {reasons}.",
             path="generate",
-            fix="Look at the rendered prompts (potstill check): the template may end the answer at once.",
+            fix=f"The first: {invalid[0]}. Ask for what task wants in teacher.prompt, or change task."
+            if invalid
+            else "Look at the rendered prompts (potstill check): the template may end the answer at once.",
         )
+    if invalid:
+        few = "; ".join(invalid[:SHOWN])
+        log.warning("%d of %d answers are invalid and left out: %s", len(invalid), len(answers), few)
     if empty := left_out["empty answer"]:
         log.warning("%d of %d answers are empty and left out", empty, len(answers))
     warn_of_foreign_ids(left_out[FOREIGN], len(answers), describe_ids(templater, strange))
     return examples, left_out
+
+
+def _as_target(answer: Written, task: Task | None, measured: bool) -> Written:
+    """The answer as it is trained on.
+
+    Raises:
+        NotValid: it is not what the task wants, and no measurement needs it all the same.
+    """
+    if task is None:
+        return answer
+    try:
+        task.read(answer.text)
+    except NotValid:
+        if measured:
+            return answer
+        raise
+    text = task.target(answer.text)
+    return answer if text == answer.text else replace(answer, text=text, ids=())
+
+
+def _with_reading(example: Example, readers: Readers, row: Row, start: int) -> Example:
+    """The example with the teacher's reading, where it is asked in other words and its distribution counts."""
+    if readers.same_prompts or not readers.comparable:
+        return example
+    theirs = tuple(prompt_ids(readers.teacher_reader.templater, row.for_teacher))
+    ids, scored = theirs + example.input_ids[start:], (False,) * len(theirs) + example.scored[start:]
+    return replace(example, reading=Reading(ids, scored))
 
 
 def _student_ids(readers: Readers, answer: Written, row: Row) -> list[int]:
@@ -111,12 +157,13 @@ def _student_ids(readers: Readers, answer: Written, row: Row) -> list[int]:
     ids = list(answer.ids)
     if answer.finish == "stop" and ids and ids[-1] in set(teacher.stop_ids) - set(student.stop_ids):
         ids.pop()
-    if readers.read_alike:
+    if readers.read_alike and ids:
         return ids
-    theirs, ours = (side.prompt_text(row.prompt, row.tools) for side in (teacher.templater, student))
+    theirs = teacher.templater.prompt_text(row.for_teacher.prompt, row.tools)
+    ours = student.prompt_text(row.prompt, row.tools)
     text = policies.joined_block(theirs, ours, answer.text)
     foreign = readers.foreign(ids) if readers.comparable else []
-    if readers.comparable and not foreign and text == answer.text:
+    if ids and readers.comparable and not foreign and text == answer.text:
         return ids
     if any(not teacher.decode([index]) for index in foreign):
         raise DataError("a token of the teacher alone that prints nothing")
@@ -167,6 +214,33 @@ def with_weights(
     if not needed:
         return list(examples)
     raise DataError(f"the weight in the column {column!r} is 0 in every training row.", path="data.weight")
+
+
+def with_domains(examples: Sequence[Example], rows: Sequence[Row], column: str | None) -> list[Example]:
+    """Give examples what their rows hold in `column`, by which several teachers are chosen from."""
+    if column is None:
+        return list(examples)
+    domains = domains_of(rows, column)
+    return [replace(example, domain=domains[example.row_id]) for example in examples]
+
+
+def domains_of(rows: Sequence[Row], column: str) -> dict[str, str]:
+    """Read what each row holds in `column`, by its id.
+
+    Raises:
+        DataError: a row holds nothing there; names it.
+    """
+    domains = {}
+    for row in rows:
+        value = row.extra.get(column)
+        if value is None or isinstance(value, dict | list) or not str(value):
+            raise DataError(
+                f"nothing in the column {column!r} says which teacher is asked about the row.",
+                path=row.where,
+                fix="Fill it in every row, or leave teacher.route out.",
+            )
+        domains[row.id] = str(value)
+    return domains
 
 
 def weights_of(rows: Sequence[Row], column: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from potstill.types import Batch, Example
+from potstill.types import Batch, Example, Reading
 
 
 def collate(
@@ -55,6 +56,7 @@ def collate(
         targets=input_ids[scored],
         row_ids=tuple(example.id for example in examples),
         asked_by=tuple(example.asked_by for example in examples),
+        domains=tuple(example.domain for example in examples),
         hard=torch.tensor([example.origin != "student" for example in of_token], dtype=torch.bool),
         weights=weights,
         student_lp=_when_drawn(examples, "student_lp"),
@@ -63,6 +65,43 @@ def collate(
         teacher=teacher,
     )
     return batch if device is None else batch.to(device)
+
+
+def rows_of(batch: Batch) -> list[Batch]:
+    """Each row, or example of a packed batch, as a batch of its own without padding; for a teacher to read."""
+    if batch.packed:
+        begins = [*(batch.position_ids[0] == 0).nonzero().flatten().tolist(), batch.input_ids.shape[1]]
+        places = [(0, slice(begin, end)) for begin, end in itertools.pairwise(begins)]
+    else:
+        lengths = batch.attention_mask.sum(1).tolist()
+        places = [(row, slice(0, length)) for row, length in enumerate(lengths)]
+    begin, result = 0, list[Batch]()
+    for number, (row, part) in enumerate(places):
+        result.append(_row(batch, number, row, part, begin))
+        begin += result[-1].count
+    return result
+
+
+def _row(batch: Batch, number: int, row: int, part: slice, begin: int) -> Batch:
+    ids, predicts = batch.input_ids[row : row + 1, part], batch.predicts[row : row + 1, part]
+    return Batch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        position_ids=batch.position_ids[row : row + 1, part],
+        predicts=predicts,
+        targets=ids[:, 1:][predicts[:, :-1]],
+        row_ids=batch.row_ids[number : number + 1],
+        hard=batch.hard[begin : begin + int(predicts.sum())],
+        domains=batch.domains[number : number + 1],
+    )
+
+
+def readings(batch: Batch) -> list[Reading]:
+    """The rows, or examples of a packed batch, as they went into `collate`; their first token is never scored."""
+    return [
+        Reading(tuple(row.input_ids[0].tolist()), (False, *row.predicts[0, :-1].tolist()))
+        for row in rows_of(batch)
+    ]
 
 
 def _when_drawn(examples: Sequence[Example], name: str) -> Tensor | None:

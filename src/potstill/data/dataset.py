@@ -35,11 +35,14 @@ class Dataset:
     of_stages: Mapping[str, Parts] = field(default_factory=dict)
     """Rows that a stage brings along, by the stage's name."""
     unread: Mapping[str, int] = field(default_factory=dict)  # columns that nobody reads, with their rows
+    mixed: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    """Rows that are mixed with those of `train`, by their source."""
 
     @property
     def trained_on(self) -> tuple[Row, ...]:
         """Every row that any stage trains on or chooses by."""
-        return sum((p.train + p.validation for p in self.of_stages.values()), self.train + self.validation)
+        own = self.train + self.validation + sum(self.mixed.values(), ())
+        return sum((p.train + p.validation for p in self.of_stages.values()), own)
 
     @property
     def not_read(self) -> Mapping[str, int]:
@@ -66,7 +69,7 @@ def with_validation(rows: Sequence[Row], seed: int) -> Parts:
     return Parts(*split.split_heldout(rows, fraction=wanted / len(rows), seed=seed + 1))
 
 
-def drop_heldout(rows: Sequence[Row], heldout: Sequence[Row]) -> Sequence[Row]:
+def drop_heldout(rows: Sequence[Row], heldout: Sequence[Row], path: str = "finetune.data") -> Sequence[Row]:
     """Drop the rows whose prompts are held out.
 
     Raises:
@@ -77,7 +80,7 @@ def drop_heldout(rows: Sequence[Row], heldout: Sequence[Row]) -> Sequence[Row]:
     if rows and not kept:
         raise DataError(
             f"all {len(rows)} rows have held-out prompts.",
-            path="finetune.data",
+            path=path,
             fix="Give rows that are not measured on.",
         )
     return kept

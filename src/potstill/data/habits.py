@@ -11,7 +11,8 @@ from collections import Counter
 
 LOOP_WORDS, LOOP_SHARE = 32, 0.5
 _REFUSES = re.compile(
-    r"^(i'?m|i am) (really |very |so )?(sorry|afraid)\b.{0,80}\b(can'?t|cannot|can not|unable|won'?t|not able)\b"
+    r"^((i'?m|i am) )?(really |very |so )?(sorry|afraid)\b.{0,80}\b(can'?t|cannot|can not|unable|won'?t|not able)\b"
+    r"|^(i apologi[sz]e|my apologies|unfortunately)\b.{0,80}\bi (can'?t|cannot|can not|won'?t|am unable|am not able)\b"
     r"|^(i'?m|i am) (unable|not able) to\b"
     r"|^as an ai\b.{0,80}\b(can'?t|cannot|don'?t|unable|not able)\b"
     r"|^i (can'?t|cannot|won'?t) (help|assist|provide|answer|do that|comply)\b",

@@ -88,7 +88,7 @@ def prompts(
             + ", ".join(f"{count} {reason}" for reason, count in whole.items())
             + f". max_length {max_length} leaves {room} tokens beside {new_tokens} new ones.",
             path="data.max_length",
-            fix="Raise max_length, or shorten the prompts."
+            fix="Lower max_new_tokens, raise data.max_length as far as the models read, or shorten the prompts."
             if whole["prompt too long"]
             else "Name the teacher's template in data.template.file, or look at the rows.",
         )
@@ -105,4 +105,4 @@ def both_ids(readers: Readers, row: Row) -> tuple[list[int], list[int]]:
     if readers.teacher is None or readers.read_alike:
         ids = prompt_ids(readers.student.templater, row)
         return ids, ids
-    return prompt_ids(readers.teacher.templater, row), prompt_ids(readers.student.templater, row)
+    return prompt_ids(readers.teacher.templater, row.for_teacher), prompt_ids(readers.student.templater, row)

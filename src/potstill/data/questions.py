@@ -81,7 +81,7 @@ def _question(readers: Readers, example: Example, row: Row) -> Question:
     length = rest.index(False) if False in rest else len(rest)
     prompt = teacher_prompt = example.input_ids[:start]
     if readers.teacher is not None and not readers.read_alike:
-        teacher_prompt = tuple(prompt_ids(readers.teacher.templater, row))
+        teacher_prompt = tuple(prompt_ids(readers.teacher.templater, row.for_teacher))
     return Question(
         row_id=row.id,
         prompt_ids=prompt,

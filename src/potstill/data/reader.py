@@ -57,6 +57,7 @@ class Readers:
 
     teacher: Reader | None
     student: Reader
+    same_prompts: bool = True  # both are asked in the same words
 
     @property
     def teacher_reader(self) -> Reader:
@@ -109,7 +110,7 @@ class Readers:
     @cached_property
     def read_alike(self) -> bool:
         """Whether teacher and student read a row as the same ids, by one template and the same special tokens."""
-        if self.teacher is None or not self.shared_vocabulary:
+        if self.teacher is None or not self.shared_vocabulary or not self.same_prompts:
             return False
         teacher, student = self.teacher.templater, self.student.templater
         return teacher.fingerprint == student.fingerprint and teacher.sample == student.sample

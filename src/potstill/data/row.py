@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from potstill.errors import DataError
@@ -32,6 +32,13 @@ class Row:
     tools: tuple[dict[str, Any], ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    teacher_turns: Messages = ()  # what the teacher is asked, where it is asked in other words than the student
+    own_words: str | None = None  # the file's own opening, where the recipe writes the prompts
+
+    @property
+    def for_teacher(self) -> Row:
+        """The row's prompt as the teacher is given it."""
+        return replace(self, messages=self.teacher_turns) if self.teacher_turns else self
 
     @property
     def where(self) -> str:
@@ -72,7 +79,9 @@ class Row:
 
     @property
     def prompt_text(self) -> str:
-        """The text of the opening (all of a text row), by which prompts are compared."""
+        """The text of the opening (all of a text row), by which prompts are compared: as the file has it."""
+        if self.own_words is not None:
+            return self.own_words
         if self.text is not None:
             return self.text
         return "\n".join(message["content"] for message in self.opening)

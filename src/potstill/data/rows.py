@@ -53,6 +53,7 @@ def read_rows(
     on_bad_row: Literal["error", "skip"] = "error",
     limit: int | None = None,
     used: Collection[str] = (),
+    printed: Collection[str] = (),
 ) -> Rows:
     """Read the rows of files or hub data sets, without duplicates.
 
@@ -62,6 +63,7 @@ def read_rows(
         on_bad_row: what to do with a broken row; empty ones are always dropped and counted.
         limit: stop after so many good rows.
         used: columns that the recipe reads by name, beside those of the format.
+        printed: columns that prompts print; rows with other values there are other rows.
 
     Raises:
         DataError: a file or row cannot be used, no row is left, or two contents have one id, or a column that nobody reads
@@ -81,7 +83,9 @@ def read_rows(
             fix="Name them in data.columns, for example {question: prompt, answer: response}.",
         )
     shape = shape or "messages"
-    collector = _Collector(shape, columns, strict=on_bad_row == "error", used=used)
+    collector = _Collector(
+        shape, columns, strict=on_bad_row == "error", used={*used, *printed}, printed=printed
+    )
     for record in itertools.chain(head, records):
         collector.add(record)
         if limit is not None and len(collector.rows) >= limit:
@@ -102,14 +106,22 @@ def read_rows(
 class _Collector:
     """The rows read so far, with their ids, contents and prompts."""
 
-    def __init__(self, shape: str, columns: Mapping[str, str], strict: bool, used: Collection[str]) -> None:
+    def __init__(
+        self,
+        shape: str,
+        columns: Mapping[str, str],
+        strict: bool,
+        used: Collection[str],
+        printed: Collection[str],
+    ) -> None:
         self.rows: list[Row] = []
         self.funnel: Counter[str] = Counter()
         self.first_problem = ""
         self._shape = shape
         self._columns = columns
         self._strict = strict
-        self._named = used
+        self._named = sorted(used)
+        self._printed = sorted(printed)
         self._used = {*used, *_READ_LATER}
         self.unread: Counter[str] = Counter()  # rows that fill a column that nobody reads, in their order
         self._first_of: dict[str, tuple[str, Record]] = {}  # id -> content, first row
@@ -131,7 +143,8 @@ class _Collector:
         row = replace(read, **{name: _writable(getattr(read, name)) for name in _HELD})
         repaired = row != read
         self._note_unread(row)
-        content = _digest([row.messages, row.text, row.tools])
+        printed = {name: row.extra.get(name) for name in self._printed}
+        content = _digest([row.messages, row.text, row.tools, *([printed] if printed else [])])
         row = replace(row, id=row.id or content)
         row = self._with_own_id(row, content, record)
         if content in self._contents:

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +21,14 @@ MOST = 1_000_000  # characters that a few short turns may become
 PATIENCE = 60  # seconds until a process that computes nothing is given up
 
 
-def require_bounded(template: str, variables: Mapping[str, Any], where: str) -> None:
-    """Refuse a template that needs much time, memory or text for a few short turns.
+def require_bounded(
+    template: str,
+    variables: Mapping[str, Any],
+    where: str,
+    *,
+    inputs: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Refuse a template that needs much time, memory or text for a few short turns, or for these `inputs`.
 
     Args:
         variables: what the template is given beside messages and tools.
@@ -32,12 +38,14 @@ def require_bounded(template: str, variables: Mapping[str, Any], where: str) -> 
         DataError: naming where the template comes from and the limit.
         MachineError: no process can be started.
     """
-    given = json.dumps({"template": template, "variables": dict(variables)}, default=str)
-    if excess := _excess(given):
+    given = {"template": template, "variables": dict(variables), "inputs": inputs}
+    if excess := _excess(json.dumps(given, default=str)):
+        what, of = ("chat template", "a few short turns") if inputs is None else ("template", "a few rows")
+        other = ", or name another one in data.template.file" if inputs is None else ""
         raise DataError(
-            f"the chat template needs more than {excess} for a few short turns.",
+            f"the {what} needs more than {excess} for {of}.",
             path=where,
-            fix="Look for its loops and repetitions, or name another one in data.template.file.",
+            fix=f"Look for its loops and repetitions{other}.",
         )
 
 

@@ -16,6 +16,7 @@ from potstill.divergences._math import compare, reverse
 SUPPORTS = frozenset({"dense", "topk"})
 TEMPERATURE_POWER = 2
 VANISHES = True
+AVERAGE = "log_probabilities"  # of several teachers: Σ w KL(q ‖ p_k) is KL(q ‖ their product) and a constant
 
 
 def value_and_partial(student_lp: Tensor, teacher_lp: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,50 @@ def ratio(
     return replace(figure, value=value, low=low, high=high, n=n, pairs=pairs, shape=transform)
 
 
+def statistic(
+    counts: Sequence[Sequence[float]],
+    function: Transform,
+    *,
+    figure: Figure = UNNAMED,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Figure:
+    """A value of counts summed over prompts that is no ratio of two of them, with a 95 % percentile interval.
+
+    Args:
+        counts: the same k counts of each prompt; prompts where all are 0 are left out.
+        function: from sums [draws, k] to values [draws].
+
+    Returns:
+        the figure; without a value where no prompt counts.
+    """
+    table = np.asarray(counts, dtype=float).reshape(len(counts), -1)
+    used = table[table.any(axis=1)]
+    if not len(used):
+        return replace(figure, n=0, reason="no prompt could be measured")
+    value = float(function(used.sum(0, keepdims=True))[0])
+    low, high = _ends(function(_times(len(used), resamples, seed) @ used))
+    kept = tuple(map(tuple, table.tolist()))
+    return replace(
+        figure, value=value, low=low, high=high, n=len(used), counts=kept, statistic=function, pairs=()
+    )
+
+
+def _difference_of_counts(one: Figure, other: Figure, about: Figure, resamples: int, seed: int) -> Figure:
+    """`difference` of two figures that `statistic` made."""
+    function = one.statistic
+    assert function is not None
+    ours, theirs = np.asarray(one.counts), np.asarray(other.counts)
+    both = ours.any(axis=1) & theirs.any(axis=1)
+    n = int(both.sum())
+    if n == 0:
+        return replace(about, n=0, reason="no prompt could be measured with both models")
+    times = _times(n, resamples, seed)
+    (value,) = function(ours[both].sum(0, keepdims=True)) - function(theirs[both].sum(0, keepdims=True))
+    low, high = _ends(function(times @ ours[both]) - function(times @ theirs[both]))
+    return replace(about, value=float(value), low=low, high=high, n=n, reason="")
+
+
 def difference(one: Figure, other: Figure, *, resamples: int = 2000, seed: int = 0) -> Figure:
     """one - other of the same figure of two models, with a paired 95 % interval: both on the same prompts, drawn
     together.
@@ -59,8 +103,11 @@ def difference(one: Figure, other: Figure, *, resamples: int = 2000, seed: int =
         the difference over the prompts that both were measured on, or why there is none.
     """
     about = replace(one, value=None, low=None, high=None, n=None, pairs=(), floors=(), shape=None, floor=None)
+    about = replace(about, counts=(), statistic=None)
     if one.value is None or other.value is None:
         return replace(about, reason=one.reason if one.value is None else other.reason)
+    if one.counts and np.shape(one.counts) == np.shape(other.counts):
+        return _difference_of_counts(one, other, about, resamples, seed)
     if not one.pairs or len(one.pairs) != len(other.pairs):
         return replace(about, reason="not measured prompt by prompt")
     ours, theirs = np.asarray(one.pairs), np.asarray(other.pairs)
@@ -198,6 +245,11 @@ def _mean_draws(
 def _picks(n: int, resamples: int, seed: int) -> np.ndarray:
     """Which of the n prompts each resample draws, [resamples, n]."""
     return np.random.default_rng(seed).integers(n, size=(resamples, n))
+
+
+def _times(n: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each resample draws each of the n prompts, [resamples, n]: those that `_picks` draws."""
+    return np.stack([np.bincount(picks, minlength=n) for picks in _picks(n, resamples, seed)]).astype(float)
 
 
 def _ends(draws: np.ndarray) -> list[float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from potstill.data.questions import Question
+from potstill.data.task import Task
 from potstill.errors import RecipeError
 from potstill.evaluate import stats
 from potstill.evaluate.scores import Scores
@@ -38,6 +39,8 @@ class Subject:
     scores: Scores | None = None
     answers: Sequence[Answer] = ()
     seconds: float = 0.0  # that writing all answers took
+    task: Task | None = None  # what the answers have to be
+    wrote_before: bool = False  # the answers are those that the teacher wrote before training
     foreign: str = ""  # why the teacher's distribution cannot be compared with this model's
     resamples: int = 2000
     seed: int = 0
@@ -58,6 +61,12 @@ class Subject:
             seed=self.seed,
             transform=transform,
         )
+
+    def statistic(
+        self, figure: Figure, counts: Sequence[Sequence[float]], function: stats.Transform
+    ) -> Figure:
+        """`figure` of counts summed over prompts, where it is no ratio of two of them."""
+        return stats.statistic(counts, function, figure=figure, resamples=self.resamples, seed=self.seed)
 
     def token_mean(
         self,
@@ -87,6 +96,8 @@ class Metric:
     function: Callable[..., Sequence[Figure]]
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
+    of_text: bool = False  # a teacher that writes nothing here is measured by what it wrote before training
+    details: Callable[[Subject], Mapping[str, Any]] | None = None  # what stands beside the figures
 
     @classmethod
     def of(cls, name: str, plugin: Any, options: Mapping[str, Any] | None = None) -> Metric:
@@ -102,7 +113,8 @@ class Metric:
                 fix=f"Its NEEDS may hold {' and '.join(sorted(NEEDS))}.",
                 path="metrics",
             )
-        return cls(name, plugin.measure, dict(options or {}), needs)
+        of_text, details = bool(getattr(plugin, "OF_TEXT", False)), getattr(plugin, "details", None)
+        return cls(name, plugin.measure, dict(options or {}), needs, of_text, details)
 
     def measure(self, subject: Subject) -> Sequence[Figure]:
         """The metric's figures of one model; one that is not finite has no value but a reason.

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from potstill.data import habits
 from potstill.generate import replies
-from potstill.generate.asks import Ask, Reuse, chosen, ignored_field
+from potstill.generate.asks import Ask, Reuse, asks_of, chosen, ignored_field, with_limit
 from potstill.generate.entries import Kept
 from potstill.generate.journal import Journal
 from potstill.generate.replies import Answer, NoAnswer, Rules
-from potstill.generate.served import Given
+from potstill.generate.served import Given, TextRequest
 
 AGAIN = "-again"  # marks the second request of one that is sent twice
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the journal holds of these requests."""
+    """What the journal holds of these requests.
+
+    Args:
+        second: the requests that are sent once more where an answer is cut off, by prompt and sample, with a larger
+            limit of tokens; none where that is not wanted.
+    """
 
     journal: Journal
     model: str
     asks: Sequence[Ask]
     reuse: Reuse
     rules: Rules
+    second: Mapping[tuple[int, int], Ask] = field(default_factory=dict)
 
     def kept(self) -> dict[tuple[int, int], Kept]:
         """The replies that need no further request, by prompt and sample."""
+        return {place: entry for place, (_, entry) in self.pairs().items()}
+
+    def pairs(self) -> dict[tuple[int, int], tuple[Ask, Kept]]:
+        """The replies, each with the request that it answers: the longer one, where there is one and it was sent."""
         kept = self.journal.kept(self.model, {ask.family for ask in self.asks})
-        chosen_ones = (((ask.index, ask.sample), chosen(ask, kept, self.reuse)) for ask in self.asks)
-        return {place: entry for place, entry in chosen_ones if entry is not None}
+        result = {}
+        for ask in self.asks:
+            place = (ask.index, ask.sample)
+            entry, again = chosen(ask, kept, self.reuse), self.second.get(place)
+            longer = None if again is None or not _cut(entry) else chosen(again, kept, self.reuse)
+            if again is not None and longer is not None and longer.state == "answered":
+                result[place] = (again, longer)
+            elif entry is not None:
+                result[place] = (ask, entry)
+        return result
+
+    def cut_off(self) -> list[Ask]:
+        """The longer requests of answers that were cut off, as far as they were not sent."""
+        if not self.second:
+            return []
+        kept = self.journal.kept(self.model, {ask.family for ask in self.asks})
+        chosen_ones = self.pairs()
+        return [
+            again
+            for place, again in self.second.items()
+            if place in chosen_ones
+            and _cut(chosen_ones[place][1])
+            and chosen(again, kept, self.reuse) is None
+        ]
 
     def missing(self) -> list[Ask]:
         """The requests that must be sent."""
@@ -57,36 +88,49 @@ class Answers:
 
     def given(self) -> Iterator[Given]:
         """Every sample, with the reason why it is not used where it is not; never asks the teacher."""
-        kept = self.kept()
+        kept = self.pairs()
         tried = self.journal.attempts(ask.key for ask in self.asks)
-        present = [ask for ask in self.asks if (ask.index, ask.sample) in kept]
-        entries = [kept[ask.index, ask.sample] for ask in present]
-        seen: dict[int, set[str]] = {}
+        present = [kept[ask.index, ask.sample][0] for ask in self.asks if (ask.index, ask.sample) in kept]
+        entries = [kept[ask.index, ask.sample][1] for ask in present]
         for ask, entry, answer in zip(present, entries, self.read(entries), strict=True):
             count, _ = tried.get(ask.key, (0, ""))
-            yield self._given(ask, entry, answer, count, seen.setdefault(ask.index, set()))
+            yield self._given(ask, entry, answer, count)
         for ask in self.asks:
             if (ask.index, ask.sample) not in kept:
                 count, reason = tried.get(ask.key, (0, ""))
                 yield Given(ask.index, ask.sample, reason=reason or "not asked", attempts=count)
 
-    def _given(self, ask: Ask, entry: Kept, answer: Answer | None, attempts: int, seen: set[str]) -> Given:
+    def _given(self, ask: Ask, entry: Kept, answer: Answer | None, attempts: int) -> Given:
         given = Given(ask.index, ask.sample, attempts=attempts, at=entry.sent_at, endpoint=entry.endpoint)
         if answer is None:
             return replace(given, reason=entry.reason or "a reply that cannot be read")
         text, reason = self.rules.text(answer), self.rules.problem(answer)
         if not reason and (ignored := ignored_field(answer, ask)):
             reason = f"the server ignores a field ({ignored})"
-        if not reason and text in seen:
-            reason = "the same as another answer to its prompt"
-        if not reason:
-            seen.add(text)
         return replace(
             given,
             text=text,
             finish=answer.finish,
             echoed=answer.echoed,
+            tokens_in=answer.tokens_in,
+            tokens_out=answer.tokens_out,
+            cached=answer.cached,
+            cost=entry.cost,
             reason=reason,
-            refuses=habits.refuses(answer.text),
-            loops=habits.loops(answer.text),
         )
+
+
+def answers_of(
+    request: TextRequest, journal: Journal, reuse: Reuse, rules: Rules, longer: int | None
+) -> Answers:
+    """What a journal holds of a request; `longer` is the limit of tokens with which cut-off answers are asked for once
+    more."""
+    asks, field_ = asks_of(request), request.teacher.limit_field
+    second = (
+        {} if longer is None else {(ask.index, ask.sample): with_limit(ask, longer, field_) for ask in asks}
+    )
+    return Answers(journal, request.teacher.model, asks, reuse, rules, second)
+
+
+def _cut(entry: Kept | None) -> bool:
+    return entry is not None and entry.state == "answered" and entry.finish == "length"

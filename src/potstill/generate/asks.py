@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from potstill.errors import DataError, RecipeError
@@ -23,6 +23,7 @@ class Ask:
 
     `key` identifies messages, model, schema, sampling and the number of the sample; `family` the same without
     the limit of tokens, `most`. `tokens` is about how many the prompt has, `bound` more than it can have.
+    `ignores` says why a text shows that the server ignores the schema it was sent, "" where it does not.
     """
 
     index: int
@@ -33,6 +34,14 @@ class Ask:
     most: int
     tokens: int
     bound: int
+    ignores: Callable[[str], str]
+
+    @property
+    def prompt(self) -> str:
+        """All turns as text."""
+        if "prompt" in self.body:
+            return str(self.body["prompt"])
+        return "\n".join(str(turn.get("content", "")) for turn in self.body["messages"])
 
 
 def asks_of(request: TextRequest) -> list[Ask]:
@@ -64,6 +73,8 @@ def _ask(request: TextRequest, asked: Asked, index: int, sample: int) -> Ask:
     body |= {name: value for name, value in fields.items() if name not in teacher.omit}
     if teacher.send_seed:
         body["seed"] = _seed(request.seed, sample)
+    if request.response_format is not None:
+        body["response_format"] = dict(request.response_format)
     body |= teacher.extra_body
     family = _digest({"api": teacher.api, "sample": sample, "body": body})
     body[teacher.limit_field] = sampling.max_new_tokens
@@ -71,14 +82,25 @@ def _ask(request: TextRequest, asked: Asked, index: int, sample: int) -> Ask:
     return Ask(
         index,
         sample,
-        _digest({"family": family, "most": sampling.max_new_tokens}),
+        _key(family, sampling.max_new_tokens),
         family,
         body,
         sampling.max_new_tokens,
         asked.tokens,
         # No tokenizer writes more tokens than the text has bytes.
         len(sent.encode("utf-8", "surrogatepass")) + _A_TURN * (1 + len(asked.messages)),
+        request.ignores,
     )
+
+
+def with_limit(ask: Ask, most: int, limit_field: str) -> Ask:
+    """The same request with another limit of tokens."""
+    body = {**ask.body, limit_field: most}
+    return replace(ask, key=_key(ask.family, most), body=body, most=most)
+
+
+def _key(family: str, most: int) -> str:
+    return _digest({"family": family, "most": most})
 
 
 def _prompt(api: str, asked: Asked) -> dict[str, Any]:
@@ -123,4 +145,6 @@ def ignored_field(answer: Answer, ask: Ask) -> str:
         return f"{field} was {ask.most}, and an answer has {answer.tokens_out} tokens"
     if ask.body.get("logprobs") and not answer.logprobs and answer.text:
         return "logprobs were asked for, and an answer has none"
+    if answer.finish == "stop" and answer.text and (problem := ask.ignores(answer.text)):
+        return f"response_format was sent, and an answer is not as it says: {problem}"
     return ""

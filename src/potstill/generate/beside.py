@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -32,19 +32,24 @@ def proposals(student: Tensor, teacher: Tensor, *, top_k: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Caches:
-    """The caches of both models, whose rows are selected and joined together."""
+    """The caches of several models, whose rows are selected and joined together."""
 
-    student: Any
-    teacher: Any
+    parts: tuple[Any, ...]
 
     @property
     def layers(self) -> list[Any]:
-        return [*self.student.layers, *self.teacher.layers]
+        return [layer for part in self.parts for layer in part.layers]
 
     def reorder_cache(self, rows: Tensor) -> None:
-        """Keep these rows of both, in this order."""
-        self.student.reorder_cache(rows)
-        self.teacher.reorder_cache(rows)
+        """Keep these rows of all, in this order."""
+        for part in self.parts:
+            part.reorder_cache(rows)
+
+
+def positions_of(models: Iterable[nn.Module]) -> Any:
+    """A config with as many positions as all models have."""
+    limits = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    return SimpleNamespace(max_position_embeddings=min(filter(None, limits), default=None))
 
 
 class Beside(nn.Module):
@@ -80,15 +85,10 @@ class Beside(nn.Module):
     @property
     def config(self) -> Any:
         """As many positions as both models have."""
-        both = (
-            getattr(model.config, "max_position_embeddings", None) for model in (self.student, self.teacher)
-        )
-        return SimpleNamespace(max_position_embeddings=min(filter(None, both), default=None))
+        return positions_of((self.student, self.teacher))
 
     def forward(self, *, past_key_values: Caches | None, **inputs: Any) -> Any:
-        caches = (
-            (None, None) if past_key_values is None else (past_key_values.student, past_key_values.teacher)
-        )
+        caches = (None, None) if past_key_values is None else past_key_values.parts
         ours = self.student(past_key_values=caches[0], **inputs)
         device = next(self.teacher.parameters()).device
         there = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
@@ -101,7 +101,7 @@ class Beside(nn.Module):
         kept = (ours.past_key_values, theirs.past_key_values)
         return SimpleNamespace(
             logits=(self._temperature * probabilities.log()).unsqueeze(1),
-            past_key_values=None if None in kept else Caches(*kept),
+            past_key_values=None if None in kept else Caches(kept),
         )
 
     def _probabilities(self, output: Any) -> Tensor:

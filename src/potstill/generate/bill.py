@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from potstill.console import clock
 from potstill.errors import DataError
@@ -33,6 +33,9 @@ class Bill:
         left: how many requests are still to be sent.
         rate: answers a second so far; None where nothing was asked yet.
         spent: all that was sent for the payer.
+        share: of the price, that the rest costs.
+        again: the requests, by prompt and sample, for answers that were cut off: they are sent with a larger limit.
+        judge: why an answer would not be trained on, from its prompt, its text and its finish.
     """
 
     tried: Sequence[tuple[Ask, Answer | None]]
@@ -41,6 +44,9 @@ class Bill:
     spent: Spent
     price: Price | None
     rules: Rules
+    share: float = 1.0
+    judge: Callable[[str, str, str], str] = lambda prompt, text, finish: ""
+    again: Mapping[tuple[int, int], Ask] = field(default_factory=dict)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -50,16 +56,31 @@ class Bill:
     def _problem(self, ask: Ask, answer: Answer | None) -> str:
         if answer is None:
             return "no answer"
+        if (ask.index, ask.sample) in self.again:
+            return ""  # the longer answer will say
         ignored = "the server ignores a field" if ignored_field(answer, ask) else ""
-        return self.rules.problem(answer) or ignored
+        text = self.rules.text(answer)
+        invalid = self.rules.task(text).partition(" (")[0]
+        # What was cut off is no valid answer either: the reason that says how to go on comes first.
+        return self.rules.problem(answer) or ignored or self.judge(ask.prompt, text, answer.finish) or invalid
 
     @property
     def projected(self) -> float | None:
         """What everything will have cost in the end; None where the price is unknown, or no answer shows it."""
-        costs = [cost for ask, answer in self.tried if (cost := self._cost(ask, answer)) is not None]
+        costs = [
+            cost + self._longer(ask)
+            for ask, answer in self.tried
+            if (cost := self._cost(ask, answer)) is not None
+        ]
         if self.price is None or (self.left and not costs):
             return None
-        return self.spent.money + self.left * sum(costs) / max(1, len(costs))
+        rest = self.left * sum(costs) / max(1, len(costs)) + sum(map(self._longer, self.again.values()))
+        return self.spent.money + self.share * rest
+
+    def _longer(self, ask: Ask) -> float:
+        """The most that a cut-off answer costs once more, 0 where it is not asked for again."""
+        longer = self.again.get((ask.index, ask.sample))
+        return 0.0 if longer is None or self.price is None else self.price.cost(longer.tokens, longer.most)
 
     def _cost(self, ask: Ask, answer: Answer | None) -> float | None:
         """A request's cost, the most it may be where nobody states it."""
@@ -75,11 +96,14 @@ class Bill:
             return []
         usable = len(self.tried) - self.reasons.total()
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        longer = sum((ask.index, ask.sample) in self.again for ask, _ in self.tried)
         ask, answer = self.tried[0]
         lines = [
             f"one request as it is sent: {_short(json.dumps(dict(ask.body), ensure_ascii=False))}",
             f"its answer: {_short(answer.text) if answer else 'none'}",
-            f"{usable} of {len(self.tried)} answers can be used" + (f" ({reasons})" if reasons else ""),
+            f"{usable} of {len(self.tried)} answers can be used"
+            + (f" ({reasons})" if reasons else "")
+            + (f", {longer} of them once they are asked for again, at more tokens" if longer else ""),
             f"{self.left} requests are left; {self._money()}, {self._time()}",
         ]
         echoed = Counter(answer.echoed for _, answer in self.tried if answer and answer.echoed)
@@ -109,9 +133,10 @@ class Bill:
         bad = self.reasons.total()
         if 2 * bad <= len(self.tried) or len(self.tried) < PILOT:
             return
-        reason, _ = self.reasons.most_common(1)[0]
+        reason = self.reasons.most_common(1)[0][0]
         fixes = {
-            "cut off at the limit of tokens": "Raise generate.max_new_tokens, or keep them with truncated: keep.",
+            "cut off at the limit of tokens": "Raise generate.max_new_tokens, or keep them: "
+            "generate.filters=[{truncated: {action: count}}].",
             "reasoning used up its tokens": "Raise generate.max_new_tokens, or lower the reasoning effort in "
             "teacher.extra_body.",
             "not the JSON that was asked for": "The server ignores response_format, or the prompt does not ask for "
@@ -121,7 +146,10 @@ class Bill:
         raise DataError(
             f"{bad} of the first {len(self.tried)} answers cannot be used: {counts}. Nothing more was asked.",
             path="generate",
-            fix=fixes.get(reason, "Look at the request and its answer above."),
+            fix=fixes.get(
+                reason,
+                "Look at the request and its answer above; teacher.prompt and task say what is asked for.",
+            ),
         )
 
 

@@ -137,7 +137,8 @@ class Campaign:
                     raise RecipeError(
                         f"{outcome.reason}: {outcome.said}.",
                         fix="Write teacher.omit: [temperature, top_p] for a field that it does not take, "
-                        "teacher.limit_field: max_completion_tokens, or repair teacher.extra_body.",
+                        "teacher.limit_field: max_completion_tokens, task.response_format: false where it takes no "
+                        "schema (answers are checked all the same), or repair teacher.extra_body.",
                         path="teacher",
                     )
                 case "reject":
@@ -168,7 +169,7 @@ class Campaign:
             return None, 0.0, Reply()
         used, cost = None, None
         try:
-            number = self.journal.intend(self._intent(ask, tokens, money), self.clock.date())
+            number = self.journal.intend(self.intent(ask, tokens, money), self.clock.date())
             began = time.monotonic()
             reply = self.wire.send(ask.body, ask.key)
             self._keep(number, reply, time.monotonic() - began)
@@ -201,7 +202,8 @@ class Campaign:
             with self._waiting:
                 self.clock.wait(self._waiting, 1.0)
 
-    def _intent(self, ask: Ask, tokens: int, money: float | None) -> Intent:
+    def intent(self, ask: Ask, tokens: int, money: float | None) -> Intent:
+        """What is written down of a request that may cost so much before it is sent."""
         currency = self.teacher.price.currency if self.teacher.price else ""
         teacher = self.teacher
         return Intent(
@@ -215,8 +217,8 @@ class Campaign:
         if ignored := ignored_field(answer, ask):
             raise RecipeError(
                 f"the server ignores a field: {ignored}.",
-                fix="Leave the field out, name it as the server does (teacher.limit_field, teacher.extra_body), or use another "
-                "server. What it answered is kept.",
+                fix="Leave the field out (a schema: task.response_format: false), name it as the server does "
+                "(teacher.limit_field, teacher.extra_body), or use another server. What it answered is kept.",
                 path="teacher",
             )
 

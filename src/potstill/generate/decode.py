@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from potstill.errors import ModelError
 from potstill.generate import kv
 from potstill.generate.request import Completion
 from potstill.generate.sampling import NOT_FINITE, Sampling, choose
+from potstill.models import anatomy
 
 # Prompts need a forward pass of their own, so places are refilled a quarter of a batch at a time.
 _REFILL_SHARE = 4
@@ -30,6 +32,9 @@ class Pending:
     prompt: Sequence[int]
     uniforms: np.ndarray  # [max_new_tokens], one number a draw
     ids: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(
+        default_factory=list
+    )  # [H] each, that the ids were drawn from, where they are kept
 
 
 @dataclass
@@ -68,6 +73,7 @@ class Decoder:
     batch_rows: int  # most rows in flight
     vocabulary: int | None
     unused: tuple[int, ...] = ()  # ids below it that are no token
+    keep: bool = False  # the final hidden state that each id was drawn from
     batch: InFlight | None = None
     tokens: int = 0
 
@@ -116,30 +122,37 @@ class Decoder:
         prompts = {row.index: row.prompt for row in rows}
         device = next(self.model.parameters()).device
         ids, mask, positions = left_pad(list(prompts.values()), self.pad_id, device)
-        logits, cache = self._forward(ids, mask, positions, None)
+        logits, states, cache = self._forward(ids, mask, positions, None)
         places = {index: place for place, index in enumerate(prompts)}
         chosen = torch.tensor([places[row.index] for row in rows], device=mask.device)
         if len(prompts) < len(rows):
             kv.select(cache, chosen)
-        return self._write(InFlight(rows, cache, mask[chosen]), logits[chosen])
+        kept = None if states is None else states[chosen]
+        return self._write(InFlight(rows, cache, mask[chosen]), logits[chosen], kept)
 
     def _extend(self, batch: InFlight) -> tuple[InFlight | None, list[Completion]]:
         ids = torch.tensor([row.ids[-1:] for row in batch.rows], device=batch.mask.device)
         positions = batch.mask.sum(1, keepdim=True)
         batch.mask = torch.cat([batch.mask, torch.ones_like(ids)], 1)
-        logits, batch.cache = self._forward(ids, batch.mask, positions, batch.cache)
-        return self._write(batch, logits)
+        logits, states, batch.cache = self._forward(ids, batch.mask, positions, batch.cache)
+        return self._write(batch, logits, states)
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """Run the model: the last position's logits [B, V] without padded head rows, and the cache."""
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    def _forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        """Run the model: the last position's logits [B, V] without padded head rows, the states [B, H] that they
+        are of where these are kept, and the cache."""
+        watching: AbstractContextManager[list[Tensor]]
+        watching = anatomy.read_by_head(self.model) if self.keep else nullcontext([])
+        with watching as states:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         if output.past_key_values is None:
             raise ModelError(
                 f"{type(self.model).__name__} keeps no key-value cache.",
@@ -149,9 +162,11 @@ class Decoder:
         if self.unused:
             none = torch.tensor(self.unused, device=logits.device)
             logits = logits.index_fill(1, none, -torch.inf)
-        return logits, output.past_key_values
+        return logits, states[-1][:, -1] if states else None, output.past_key_values
 
-    def _write(self, batch: InFlight, logits: Tensor) -> tuple[InFlight | None, list[Completion]]:
+    def _write(
+        self, batch: InFlight, logits: Tensor, states: Tensor | None
+    ) -> tuple[InFlight | None, list[Completion]]:
         """Give each row its next id and drop the rows that it finishes."""
         draws = torch.tensor([row.uniforms[len(row.ids)] for row in batch.rows], device=logits.device)
         kept: list[int] = []
@@ -164,6 +179,8 @@ class Decoder:
                     fix="Load the model in bfloat16 or float32, and check its weights.",
                 )
             row.ids.append(token)
+            if states is not None:
+                row.states.append(states[place])
             if token in self.stop_ids:
                 finished.append(_completion(row, "stop"))
             elif len(row.ids) == self.sampling.max_new_tokens:
@@ -178,4 +195,5 @@ class Decoder:
 
 
 def _completion(row: Pending, finish: Literal["stop", "length"]) -> Completion:
-    return Completion(row.index, row.sample, tuple(row.ids), finish)
+    states = torch.stack(row.states).cpu() if row.states else None
+    return Completion(row.index, row.sample, tuple(row.ids), finish, states)

@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS attempts (
     endpoint TEXT NOT NULL,
     model TEXT NOT NULL,
     payer TEXT NOT NULL,
-    state TEXT NOT NULL,         -- sent, received, answered, rejected, failed, unknown
+    state TEXT NOT NULL,         -- sent, batched, received, answered, rejected, failed, unknown
     sent_at REAL NOT NULL,       -- seconds since 1970
     reserved_tokens INTEGER NOT NULL,
     reserved_money REAL,         -- null: the price is unknown
@@ -33,6 +33,18 @@ CREATE TABLE IF NOT EXISTS attempts (
     currency TEXT
 );
 CREATE TABLE IF NOT EXISTS consents (payer TEXT PRIMARY KEY, money REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (
+    name TEXT PRIMARY KEY,       -- stands in the provider's metadata, so that the batch is found again
+    endpoint TEXT NOT NULL,
+    api TEXT NOT NULL,
+    payer TEXT NOT NULL,
+    state TEXT NOT NULL,         -- intended, submitted, joined
+    created REAL NOT NULL,       -- seconds since 1970
+    file TEXT,                   -- the provider's id of what was uploaded
+    batch TEXT                   -- the provider's id of the batch
+);
+CREATE TABLE IF NOT EXISTS batched (attempt INTEGER PRIMARY KEY, batch TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS by_batch ON batched (batch);
 CREATE INDEX IF NOT EXISTS by_model ON attempts (model);
 CREATE INDEX IF NOT EXISTS by_payer ON attempts (payer);
 """
@@ -69,6 +81,7 @@ class Kept:
     tokens_out: int | None
     reason: str
     sent_at: float
+    cost: float | None
 
 
 @dataclass(frozen=True)

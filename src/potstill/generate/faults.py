@@ -30,11 +30,13 @@ class Fault:
     most: int | None = None  # tries that make sense, where they are fewer than for others
 
 
+SCHEMA_FIELD = "response_format"
 _QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded",
           "insufficient_credits", "credit_balance_too_low", "insufficient_balance"}  # fmt: skip
 _LONG = {"context_length_exceeded", "string_above_max_length", "exceed_context_size_error"}
 _FILTER = {"content_filter", "content_policy_violation", "responsibleaipolicyviolation", "prohibited_content"}
-_FIELD = {"unsupported_parameter", "unsupported_value", "unknown_parameter", "invalid_parameter"}
+_FIELD = {"unsupported_parameter", "unsupported_value", "unknown_parameter", "invalid_parameter",
+          SCHEMA_FIELD}  # fmt: skip
 _ANY: frozenset[int] = frozenset()
 
 # The first line that fits counts: statuses (none: every one), codes that the reply names (none: whatever it names).
@@ -92,6 +94,8 @@ def read_error(body: bytes) -> tuple[set[str], str]:
         (error[name] for name in ("message", "detail", "error") if isinstance(error.get(name), str)), ""
     )
     field = error.get("param")
+    if field == SCHEMA_FIELD:  # a schema that is no good is told by the field alone
+        codes.add(SCHEMA_FIELD)
     return codes, f"{field}: {said}"[:500] if isinstance(field, str) and field not in said else said[:500]
 
 

@@ -18,7 +18,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,19 @@ from typing import Any, TypeVar
 
 from potstill.errors import MachineError
 from potstill.generate.entries import SCHEMA, Intent, Kept, Spent, Unread
+from potstill.generate.pending import Pending
 from potstill.generate.price import Price
 from potstill.store.disk import lock
 
 T = TypeVar("T")
 
 KEPT = ("answered", "rejected")  # states of a request that needs no further one
+
+
+# Where writes come so fast that several gather in SPACING seconds, commits stand that far apart: each costs the
+# processor more than the writes in it. A write that comes alone is committed at once.
+SPACING, FAST = 0.005, 400.0  # seconds, writes a second
+CHECKPOINT = 8000  # pages of the write-ahead log, 32 MB, that are copied into the file at a time
 
 
 class Journal:
@@ -44,11 +50,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._work: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None] = (
+        self._work: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Pending[Any]] | None] = (
             queue.SimpleQueue()
         )
         self._closed = False
-        opened: Future[None] = Future()
+        opened: Pending[None] = Pending()
         self._thread = threading.Thread(target=self._write, args=(opened,), daemon=True, name="journal")
         self._thread.start()
         opened.result()
@@ -68,20 +74,7 @@ class Journal:
     def intend(self, intent: Intent, now: float) -> int:
         """Commit a request that is about to be sent, and return its number."""
 
-        def write(db: sqlite3.Connection) -> int:
-            body = json.dumps(intent.body, sort_keys=True)
-            db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (intent.key, intent.family, body))
-            cursor = db.execute(
-                "INSERT INTO attempts (key, family, most, endpoint, model, payer, state, sent_at, "
-                "reserved_tokens, reserved_money, currency) VALUES (?, ?, ?, ?, ?, ?, 'sent', ?, ?, ?, ?)",
-                (
-                    intent.key, intent.family, intent.most, intent.endpoint, intent.model, intent.payer, now,
-                    intent.reserved_tokens, intent.reserved_money, intent.currency,
-                ),
-            )  # fmt: skip
-            return int(cursor.lastrowid or 0)
-
-        return self._do(write).result()
+        return self._do(partial(intend, intent=intent, now=now)).result()
 
     def keep(self, number: int, reply: bytes, *, status: int | None, request_id: str, seconds: float) -> None:
         """Commit a reply as it came, before anybody reads it."""
@@ -123,7 +116,7 @@ class Journal:
             found: dict[str, list[Kept]] = {}
             rows = db.execute(
                 "SELECT id, key, family, state, most, endpoint, coalesce(finish, ''), coalesce(echoed, ''), "
-                "tokens_out, coalesce(reason, ''), sent_at FROM attempts WHERE model = ? AND state IN (?, ?) ORDER BY id",
+                "tokens_out, coalesce(reason, ''), sent_at, cost FROM attempts WHERE model = ? AND state IN (?, ?) ORDER BY id",
                 (model, *KEPT),
             )
             for row in rows:
@@ -184,7 +177,7 @@ class Journal:
                 "SELECT count(*), total(coalesce(tokens_in + tokens_out, reserved_tokens)), "
                 "total(coalesce(cost, tokens_in * :in + tokens_out * :out, reserved_money, reserved_tokens * :most)), "
                 "total(tokens_in), total(tokens_out), total(coalesce(cost, tokens_in * :in + tokens_out * :out)), "
-                "total(tokens_in IS NULL) FROM attempts WHERE payer = :payer",
+                "total(tokens_in IS NULL AND state != 'batched') FROM attempts WHERE payer = :payer",
                 {"payer": payer, "in": each_in, "out": each_out, "most": dearest},
             ).fetchone()
             count, tokens, money, tokens_in, tokens_out, known, unknown = row
@@ -222,40 +215,49 @@ class Journal:
                 time.sleep(0.2)
             yield free
 
-    def _do(self, action: Callable[[sqlite3.Connection], T]) -> Future[T]:
-        done: Future[T] = Future()
+    def transact(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Do something of one's own with the file in a transaction, and return what it gives."""
+        return self._do(action).result()
+
+    def _do(self, action: Callable[[sqlite3.Connection], T]) -> Pending[T]:
+        done: Pending[T] = Pending()
         if self._closed:
             done.set_exception(MachineError(f"{self.path} is closed."))
         else:
             self._work.put((action, done))
         return done
 
-    def _write(self, opened: Future[None]) -> None:
+    def _write(self, opened: Pending[None]) -> None:
         try:
             with self.path.with_suffix(".opening").open("a") as handle:
                 while not lock(handle):  # sqlite does not wait where two create a file together
                     time.sleep(0.01)
                 db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
                 db.executescript(
-                    f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN IMMEDIATE; {SCHEMA} COMMIT;"
+                    f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; "
+                    f"PRAGMA wal_autocheckpoint={CHECKPOINT}; BEGIN IMMEDIATE; {SCHEMA} COMMIT;"
                 )
         except sqlite3.Error as error:
             opened.set_exception(self._unusable(error))
             return
         opened.set_result(None)
         with closing(db):
-            going = True
+            going, rate, before = True, 0.0, time.monotonic()
             while going:
                 group = [self._work.get()]
+                if rate > FAST:
+                    time.sleep(max(0.0, before + SPACING - time.monotonic()))
                 with suppress(queue.Empty):
                     while len(group) < 256:
                         group.append(self._work.get_nowait())
                 going = None not in group
                 self._commit(db, [item for item in group if item is not None])
+                before, since = time.monotonic(), before
+                rate = 0.8 * rate + 0.2 * len(group) / max(1e-6, before - since)
 
-    def _commit(self, db: sqlite3.Connection, group: list[tuple[Callable[..., Any], Future[Any]]]) -> None:
+    def _commit(self, db: sqlite3.Connection, group: list[tuple[Callable[..., Any], Pending[Any]]]) -> None:
         """Do a group's work in one transaction; nobody is told before it is on disk."""
-        results: list[tuple[Future[Any], Any]] = []
+        results: list[tuple[Pending[Any], Any]] = []
         try:
             db.execute("BEGIN IMMEDIATE")
             results = [(done, action(db)) for action, done in group]
@@ -278,6 +280,21 @@ class Journal:
             f"the journal {self.path} cannot be used: {error}.",
             fix="Free space or repair the file; it holds answers that were paid for, so keep a copy of it.",
         )
+
+
+def intend(db: sqlite3.Connection, intent: Intent, now: float, state: str = "sent") -> int:
+    """Write down a request that is about to be sent."""
+    body = json.dumps(intent.body, sort_keys=True)
+    db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (intent.key, intent.family, body))
+    cursor = db.execute(
+        "INSERT INTO attempts (key, family, most, endpoint, model, payer, state, sent_at, "
+        "reserved_tokens, reserved_money, currency) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            intent.key, intent.family, intent.most, intent.endpoint, intent.model, intent.payer, state, now,
+            intent.reserved_tokens, intent.reserved_money, intent.currency,
+        ),
+    )  # fmt: skip
+    return int(cursor.lastrowid or 0)
 
 
 def _replies(db: sqlite3.Connection, numbers: list[int]) -> dict[int, bytes | None]:

@@ -21,9 +21,9 @@ from potstill.models.shards import is_sharded
 
 
 def write(request: Request) -> Iterator[Completion]:
-    """Write the completions of a request with the teacher's own weights; raises as `generate` does."""
+    """Write the completions of a request with weights in this process; raises as `generate` does."""
     return generate(
-        request.teacher.loaded().model,
+        _writer(request.teacher, request.sampling),
         request.prompts,
         request.sampling,
         stop_ids=request.stop_ids,
@@ -36,7 +36,13 @@ def write(request: Request) -> Iterator[Completion]:
         skip=request.skip,
         on_progress=request.on_progress,
         should_stop=request.should_stop,
+        keep=request.keep,
     )
+
+
+def _writer(teacher: Any, sampling: Sampling) -> Any:
+    """The model that writes: the teacher's own, or what one that is made of several says of itself."""
+    return teacher.writer(sampling.temperature) if hasattr(teacher, "writer") else teacher.loaded().model
 
 
 def generate(
@@ -54,6 +60,7 @@ def generate(
     skip: Collection[tuple[int, int]] = (),
     on_progress: Callable[[GenerationProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    keep: bool = False,
 ) -> Iterator[Completion]:
     """Complete each prompt `samples` times; `request.Request` describes the arguments.
 
@@ -84,7 +91,7 @@ def generate(
         if (index, sample) not in skip
     )
     ids = (frozenset(stop_ids), pad_id)
-    decoder = Decoder(model, queue, sampling, *ids, batch_rows, vocabulary, tuple(unused))
+    decoder = Decoder(model, queue, sampling, *ids, batch_rows, vocabulary, tuple(unused), keep)
     return _run(decoder, on_progress, should_stop)
 
 

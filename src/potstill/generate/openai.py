@@ -5,17 +5,15 @@ One layer tries again: this one. Its client retries nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from potstill.errors import RecipeError
-from potstill.generate.answers import Answers
-from potstill.generate.asks import asks_of
+from potstill.generate.answers import answers_of
 from potstill.generate.journal import Journal
+from potstill.generate.limits import Limits, check, rules_of
 from potstill.generate.price import Most
-from potstill.generate.replies import Rules
 from potstill.generate.served import Given, TextRequest
-from potstill.generate.work import Limits, Work
+from potstill.generate.work import Work, answered
 
 TAKES = "messages"
 # Options that decide when and whether something is asked, not what an answer is.
@@ -23,6 +21,18 @@ PACE = frozenset({
     "requests_per_minute", "tokens_per_minute", "attempts", "timeout", "patience", "budget_money",
     "budget_tokens", "budget_requests", "confirm_above",
 })  # fmt: skip
+
+# Where options stand now that were here once.
+MOVED = {
+    "truncated": "generate.filters: [{truncated: {action: count}}] to keep such answers",
+    "refusals": "generate.filters: [{refusals: {action: reject}}] to leave such answers out",
+    "loops": "generate.filters: [{loops: {action: count}}] to keep such answers",
+}
+
+
+def require_options(teacher: Any, max_new_tokens: int, **options: Any) -> None:
+    """Raises RecipeError for options that cannot be."""
+    check("openai", teacher, max_new_tokens, options)
 
 
 def write(
@@ -38,11 +48,9 @@ def write(
     budget_requests: int | None = None,
     confirm_above: float = 1.0,
     reuse: Literal["compatible", "exact"] = "compatible",
-    truncated: Literal["reject", "keep"] = "reject",
-    refusals: Literal["reject", "keep"] = "keep",
-    loops: Literal["reject", "keep"] = "keep",
     reasoning: Literal["drop", "wrap"] = "drop",
     missing: Literal["stop", "skip"] = "stop",
+    retry_truncated: int | None = None,
 ) -> Iterator[Given]:
     """Ask for what the journal does not hold, then yield every sample of every prompt.
 
@@ -57,8 +65,8 @@ def write(
         budget_money, budget_tokens, budget_requests: the most that the payer spends, earlier processes included.
         confirm_above: money from which on somebody has to agree.
         reuse: whether an answer under another limit of tokens serves, where it ended by itself.
-        truncated, refusals, loops: what becomes of answers that were cut off, refuse or repeat themselves.
         reasoning: drop what comes in a field of its own, or wrap it in <think> before the answer.
+        retry_truncated: the limit of tokens with which an answer that was cut off is asked for once more.
         missing: stop where the endpoint failed to answer a prompt, or skip it.
 
     Raises:
@@ -66,20 +74,18 @@ def write(
         RecipeError: the server refuses or ignores a field, or nobody agreed to the price.
         DataError: most of the first answers cannot be used.
     """
-    sizes = {"attempts": attempts, "timeout": timeout, "requests_per_minute": requests_per_minute,
-             "tokens_per_minute": tokens_per_minute, "patience": patience}  # fmt: skip
-    for name, value in sizes.items():
-        if value is not None and value <= 0:
-            raise RecipeError(
-                f"cannot be {value}.", path=f"generate.engine.openai.{name}", fix="Use a number above 0."
-            )
-    if budget_money is not None and request.teacher.price is None:
-        raise RecipeError(
-            "is no limit without a price.",
-            path="generate.engine.openai.budget_money",
-            fix="State teacher.price, or use budget_tokens or budget_requests.",
-        )
-    rules = Rules(truncated, refusals, loops, reasoning, json=_wants_json(request.teacher.extra_body))
+    require_options(
+        request.teacher,
+        request.sampling.max_new_tokens,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        attempts=attempts,
+        timeout=timeout,
+        patience=patience,
+        budget_money=budget_money,
+        retry_truncated=retry_truncated,
+    )
+    rules = rules_of(request, reasoning=reasoning)
     limits = Limits(
         requests_per_minute,
         tokens_per_minute,
@@ -91,24 +97,5 @@ def write(
         missing,
     )
     with Journal(request.journal) as journal:
-        answers = Answers(journal, request.teacher.model, asks_of(request), reuse, rules)
-        work = Work(request, journal, answers, limits)
-        try:
-            if answers.missing() or not answers.seed_proven():
-                with journal.alone(
-                    lambda: request.say("another run asks a teacher; waiting for it"), request.should_stop
-                ) as free:
-                    if free:
-                        work.do()
-            else:
-                work.say_reused()
-        finally:
-            work.report()
-        yield from answers.given()
-
-
-def _wants_json(extra_body: Mapping[str, Any]) -> bool:
-    """Whether a request asks for JSON; a response_format of type text does not."""
-    asked = extra_body.get("response_format")
-    kind = asked.get("type") if isinstance(asked, Mapping) else None
-    return "response_format" in extra_body and kind != "text"
+        answers = answers_of(request, journal, reuse, rules, retry_truncated)
+        yield from answered(request, journal, Work(request, journal, answers, limits))

@@ -143,7 +143,7 @@ class Pace:
                 )
                 raise ProviderError(
                     f"the endpoint {word}; patience is {self._patience:.0f} s.",
-                    fix="Run the same command again later, or raise generate.engine.openai.patience.",
+                    fix="Run the same command again later, or raise patience (generate.engine).",
                 )
             self._pause(seconds)
 
@@ -156,7 +156,7 @@ class Pace:
         if seconds > self._patience:
             raise ProviderError(
                 f"the endpoint asks to wait {seconds:.0f} s; patience is {self._patience:.0f} s.",
-                fix="Run the same command again later, or raise generate.engine.openai.patience.",
+                fix="Run the same command again later, or raise patience (generate.engine).",
             )
         with self._changed:
             self._pause(seconds)

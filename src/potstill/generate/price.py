@@ -46,6 +46,11 @@ class Price:
             raise RecipeError("must be text, such as USD.", path=f"{path}.currency")
         return cls(**value)
 
+    def times(self, share: float) -> Price:
+        """A share of this price, as providers ask for requests that may take long."""
+        cached = None if self.cached is None else share * self.cached
+        return Price(share * self.input, share * self.output, cached, self.currency)
+
     @property
     def free(self) -> bool:
         """Whether nothing is paid."""
@@ -65,6 +70,14 @@ class Most:
     money: float | None = None
     tokens: int | None = None
     requests: int | None = None
+
+
+def spent_error(lacking: str) -> BudgetSpent:
+    """The error of a budget that does not reach, with what it lacks."""
+    return BudgetSpent(
+        f"the budget is spent: {lacking}.",
+        fix="Raise it under generate.engine and run the same command again; nothing that is answered is asked again.",
+    )
 
 
 class Budget:
@@ -93,14 +106,20 @@ class Budget:
             if self._stopped:
                 return False
             if lacking:
-                raise BudgetSpent(
-                    f"the budget is spent: {lacking}.",
-                    fix="Raise it under generate.engine.openai and run the same command again; nothing that is answered "
-                    "is asked again.",
-                )
+                raise spent_error(lacking)
             self._add(tokens, money or 0.0, 1)
             self._held += 1
             return True
+
+    def lacking(self, tokens: int, money: float | None) -> str:
+        """What another request could exceed, in words; "" where it may be sent."""
+        with self._changed:
+            return self._lacking(tokens, money)
+
+    def take(self, tokens: int, money: float | None) -> None:
+        """Reserve a request that `lacking` allows, for good: what it used is counted from the journal."""
+        with self._changed:
+            self._add(tokens, money or 0.0, 1)
 
     def settle(self, tokens: int, money: float | None, used: int | None, cost: float | None) -> None:
         """Replace what was reserved by what was used; what nobody stated stays as it was reserved."""

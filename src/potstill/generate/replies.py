@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from potstill.data import habits, policies
+from potstill.data import policies
 
 _HALF = re.compile("[\ud800-\udfff]")
 _UNREADABLE = re.compile("[\x00\ufffd]")
@@ -132,13 +132,11 @@ def _tokens_out(usage: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Rules:
-    """Which answers are used. See the options of the engine."""
+    """Which replies hold an answer. Whether it is a good one is for the stage's filters to say."""
 
-    truncated: Literal["reject", "keep"] = "reject"
-    refusals: Literal["reject", "keep"] = "keep"
-    loops: Literal["reject", "keep"] = "keep"
     reasoning: Literal["drop", "wrap"] = "drop"
     json: bool = False  # the request asked for JSON
+    task: Callable[[str], str] = lambda text: ""  # why a text is no valid answer; only the bill asks
 
     def text(self, answer: Answer) -> str:
         """The text to train on."""
@@ -148,25 +146,22 @@ class Rules:
         """Why an answer is not used, the same words for all of its kind; "" where it is."""
         if answer.finish == "content_filter":
             return "content filter"
-        if answer.refusal or (self.refusals == "reject" and habits.refuses(answer.text)):
+        if answer.refusal:
             return "refusal"
         if answer.calls:
             return "a tool call in place of text"
         if not answer.text.strip():
             return "reasoning used up its tokens" if answer.thought or answer.reasoning else "empty answer"
-        if answer.finish == "length" and self.truncated == "reject":
-            return "cut off at the limit of tokens"
         if answer.finish not in ("stop", "length"):
             return f"ended by {answer.finish}" if answer.finish else "the server does not say how it ended"
         if _HALF.search(self.text(answer)):
             return "half a character"
         if _UNREADABLE.search(self.text(answer)):
             return "a character that stands for none (NUL or U+FFFD)"
-        if self.loops == "reject" and habits.loops(answer.text):
-            return "repeats itself"
         if self.reasoning == "wrap" and not answer.reasoning:
             return "no reasoning beside it"
-        return "" if not self.json or _is_json(answer.text) else "not the JSON that was asked for"
+        whole = not self.json or answer.finish == "length" or _is_json(answer.text)
+        return "" if whole else "not the JSON that was asked for"
 
 
 def _is_json(text: str) -> bool:

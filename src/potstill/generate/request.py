@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from potstill.generate.sampling import Sampling
+from potstill.store.artifacts import key_of
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Sample `sample` of prompt `index`. `ids` leaves the prompt out and keeps the stop id."""
+    """Sample `sample` of prompt `index`. `ids` leaves the prompt out and keeps the stop id; `states` [len(ids), H] are
+    the final hidden states that they were drawn from, where a request keeps them."""
 
     index: int
     sample: int
     ids: tuple[int, ...]
     finish: Literal["stop", "length"]
+    states: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ class Request:
         skip: (prompt, sample) pairs that exist already; the draws of the others stay as they are.
         on_progress: called after every step.
         should_stop: asked before every step; once true, unfinished rows are dropped.
+        keep: also give back the final hidden states that ids were drawn from.
+        settings: what the text depends on besides teacher and prompts, for an engine that has it already.
+        journal: the file that answers are written to; workers of an engine append to files of their own beside it.
     """
 
     teacher: Any
@@ -60,3 +69,11 @@ class Request:
     skip: Collection[tuple[int, int]] = ()
     on_progress: Callable[[GenerationProgress], None] | None = None
     should_stop: Callable[[], bool] = lambda: False
+    keep: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    journal: Path | None = None
+
+
+def digest_of(ids: Sequence[int]) -> str:
+    """What identifies a prompt's ids in files of answers."""
+    return key_of("prompt", {"ids": list(ids)})[:32]

@@ -54,8 +54,17 @@ class Sampling:
 
 def uniforms(seed: int, prompt: Sequence[int], sample: int, count: int) -> np.ndarray:
     """Draw `count` numbers in [0, 1) for sample `sample` of a prompt, float32; other prompts have no effect."""
+    return _generator(seed, prompt, sample).random(count, dtype=np.float32)
+
+
+def draw_seed(seed: int, prompt: Sequence[int], sample: int) -> int:
+    """A seed of 31 bits for sample `sample` of a prompt, for engines that draw by themselves."""
+    return int(_generator(seed, prompt, sample).integers(2**31))
+
+
+def _generator(seed: int, prompt: Sequence[int], sample: int) -> np.random.Generator:
     number = int.from_bytes(hashlib.sha256(str(list(prompt)).encode()).digest()[:16], "big")
-    return np.random.default_rng([seed, number, sample]).random(count, dtype=np.float32)
+    return np.random.default_rng([seed, number, sample])
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

@@ -42,8 +42,10 @@ class Given:
     at: float = 0.0  # when it was asked for, in seconds since 1970
     echoed: str = ""  # the model that the reply names
     endpoint: str = ""  # that gave it
-    refuses: bool = False  # it reads as a refusal
-    loops: bool = False  # it repeats itself
+    tokens_in: int | None = None  # as the reply states them
+    tokens_out: int | None = None
+    cached: int = 0
+    cost: float | None = None  # what was paid for it; None where the price was not known then
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,13 @@ class TextRequest:
         workers: most requests in flight at once.
         journal: the file that keeps everything sent and received; several runs may share it.
         payer: whose money it is: a run and its stage. A budget counts all that was ever sent for it.
+        response_format: what the server is to write, as the protocol says it; None for any text.
+        ignores: says why a text shows that the server ignores `response_format`, "" where it does not.
+        problem: says why a text is no valid answer, "" where it is one. The bill counts with it.
         say: prints a line.
         warn: prints a warning.
         confirm: asks whether to go on at this price; raises where the answer is not yes.
+        judge: says why an answer would not be trained on, "" where it would, from its prompt, its text and its finish.
         on_progress: called now and then.
         should_stop: asked now and then; once true nothing more is sent, and what is in flight may finish.
     """
@@ -116,9 +122,13 @@ class TextRequest:
     workers: int
     journal: Path
     payer: str
+    response_format: Mapping[str, Any] | None = None
+    ignores: Callable[[str], str] = lambda text: ""
+    problem: Callable[[str], str] = lambda text: ""
     say: Callable[[str], None] = lambda text: None
     warn: Callable[[str], None] = lambda text: None
     confirm: Callable[[str], None] = lambda question: None
+    judge: Callable[[str, str, str], str] = lambda prompt, text, finish: ""
     on_progress: Callable[[Spending], None] = lambda spending: None
     should_stop: Callable[[], bool] = lambda: False
     clock: Clock = field(default_factory=Clock)

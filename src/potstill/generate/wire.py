@@ -5,12 +5,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from potstill.errors import MachineError
+from potstill.generate.deadlines import Deadlines
 from potstill.generate.faults import RESET, TIMEOUT, UNREACHABLE, Fault
 from potstill.generate.served import Clock
 
@@ -67,7 +71,10 @@ class Wire:
         self._secrets = tuple(sorted(written, key=len, reverse=True))
         self._seconds, self._clock = seconds, clock
         self._api = api
-        self._here = threading.local()  # until when this thread's request may take
+        self._here = (
+            threading.local()
+        )  # until when this thread's request may take, and how large its reply may be
+        self._deadlines = Deadlines()
         # Given with each request, so that they win over all that the client adds. Those of the environment are for
         # another provider, and a server without keys is sent none.
         authorization = f"Bearer {secrets[0]}" if secrets[0] else openai.Omit()
@@ -94,22 +101,33 @@ class Wire:
     def close(self) -> None:
         """Close its connections."""
         self._openai.close()
+        self._deadlines.close()
 
     def send(self, body: Mapping[str, Any], key: str) -> Reply:
         """Send a request once. `key` names it, so that a server that knows the header does it once only."""
-        import httpx2
-        import openai
-
         resource = self._openai.chat.completions if self._api == "chat" else self._openai.completions
         prompt = "messages" if self._api == "chat" else "prompt"
         named = {"model": body["model"], prompt: body[prompt]}
         rest = {name: value for name, value in body.items() if name not in named}
-        until = self._here.until = self._clock.now() + self._seconds
+        return self._once(partial(resource.with_streaming_response.create, **named, extra_body=rest), key)
+
+    def call(self, resource: str, method: str, key: str = "", most: int = MOST_BYTES, **fields: Any) -> Reply:
+        """Call another method of the protocol once, such as `files.create`; the reply may have `most` bytes."""
+        place = getattr(self._openai, resource).with_streaming_response
+        return self._once(partial(getattr(place, method), **fields), key, most)
+
+    def _once(
+        self, ask: Callable[..., AbstractContextManager[Any]], key: str, most: int = MOST_BYTES
+    ) -> Reply:
+        import httpx2
+        import openai
+
+        self._here.most, self._here.ends = most, time.monotonic() + self._seconds
+        self._here.until = self._clock.now() + self._seconds
+        named = {"Idempotency-Key": key} if key else {}
         try:
-            with resource.with_streaming_response.create(
-                **named, extra_body=rest, extra_headers={**self._headers, "Idempotency-Key": key}
-            ) as response:
-                content = self._read(response.iter_bytes(), until)
+            with ask(extra_headers={**self._headers, **named}) as response:
+                content = self._read(response.http_response)
                 if content is None:
                     return Reply(fault=TIMEOUT)
                 return self._reply(content, response)
@@ -129,20 +147,26 @@ class Wire:
             _Refused: always where it is no success; holds the reply.
         """
         if not response.is_success:
-            content = self._read(response.iter_bytes(), self._here.until)
+            content = self._read(response)
             raise _Refused(Reply(fault=TIMEOUT) if content is None else self._reply(content, response))
 
     def _reply(self, body: bytes, response: Any) -> Reply:
         headers = {name: self._clean(value.encode()).decode() for name, value in response.headers.items()}
         return Reply(body, response.status_code, headers)
 
-    def _read(self, chunks: Any, until: float) -> bytes | None:
+    def _read(self, response: Any) -> bytes | None:
         """All of a body; None where it takes too long or is too large to be an answer."""
         content = bytearray()
-        for chunk in chunks:
-            content += chunk
-            if self._clock.now() > until or len(content) > MOST_BYTES:
-                return None
+        with self._deadlines.watching(response, self._here.ends) as watch:
+            try:
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if self._clock.now() > self._here.until or len(content) > self._here.most:
+                        return None
+            except Exception:
+                if watch.ended:
+                    return None
+                raise
         return self._clean(bytes(content))
 
     def _clean(self, body: bytes) -> bytes:

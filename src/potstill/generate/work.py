@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from potstill.errors import ProviderError, RecipeError
 from potstill.generate import campaign
 from potstill.generate.answers import AGAIN, Answers
 from potstill.generate.asks import Ask
+from potstill.generate.batches import Batches
 from potstill.generate.bill import PILOT, Bill, pilot_of
 from potstill.generate.campaign import Campaign
 from potstill.generate.journal import Journal
+from potstill.generate.limits import Limits
 from potstill.generate.pace import WINDOW, Breaker, Pace
-from potstill.generate.price import Budget, Most
+from potstill.generate.price import Budget
 from potstill.generate.replies import Answer
-from potstill.generate.served import Spending, TextRequest
+from potstill.generate.served import Given, Spending, TextRequest
 from potstill.generate.wire import Wire
 
 SECONDS_BETWEEN_REPORTS = 1.0
 _MOST = 1e300  # money: what an unknown price is agreed to as
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How fast and how often an endpoint is asked, and what that may cost. See the options of the engine."""
-
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    attempts: int
-    timeout: float
-    patience: float
-    budget: Most
-    confirm_above: float
-    missing: Literal["stop", "skip"]
 
 
 @dataclass
@@ -47,11 +34,13 @@ class Work:
     journal: Journal
     answers: Answers
     limits: Limits
+    share = 1.0  # of the price, that what is left costs
 
     def __post_init__(self) -> None:
         self._start, self._reported = time.monotonic(), 0.0
         self._done = 0  # answers that were there before
         self._campaign: Campaign | None = None
+        self._dice = random.Random()
 
     def do(self) -> None:
         """Ask for all that is missing, or until a stop.
@@ -62,17 +51,34 @@ class Work:
             DataError: most of the first answers cannot be used.
         """
         self._recover()
-        left = self.answers.missing()
-        self.say_reused()
         wire = self._wire()
-        self._campaign, self._done = self._campaign_of(wire, left), len(self.answers.asks) - len(left)
         try:
-            if self._all_of(left):
+            self._begin(wire)
+            left = self.answers.missing()
+            self.say_reused()
+            self._campaign, self._done = self._campaign_of(wire, left), len(self.answers.asks) - len(left)
+            if self._all_of(left) and self._ask_longer():
                 self._recover()  # what was received and could not be noted as read
                 if self.limits.missing == "stop" and (missing := self.answers.missing()):
                     self._refuse_unanswered(missing)
         finally:
             wire.close()
+
+    def _begin(self, wire: Wire) -> None:
+        """Do what comes before anything is asked.
+
+        Raises:
+            RecipeError: a batch holds some of the requests; asked one by one they would be bought twice.
+        """
+        batches = Batches(self.journal)
+        batches.release()
+        count = batches.holding({ask.key for ask in self.answers.asks})
+        if count:
+            raise RecipeError(
+                f"{count} of the requests are in a batch at the provider, whose answers are not here yet.",
+                path="generate.engine",
+                fix="Run with engine: batch and the endpoint that has it, which takes them in.",
+            )
 
     @property
     def _sending(self) -> Campaign:
@@ -87,7 +93,7 @@ class Work:
         return Wire(teacher.endpoint, teacher.api, secrets, headers, self.limits.timeout, self.request.clock)
 
     def _campaign_of(self, wire: Wire, left: Sequence[Ask]) -> Campaign:
-        request, limits, dice = self.request, self.limits, random.Random()
+        request, limits, dice = self.request, self.limits, self._dice
         return Campaign(
             journal=self.journal,
             wire=wire,
@@ -123,7 +129,28 @@ class Work:
         left = [ask for ask in left if id(ask) not in asked]
         if len(self.answers.asks) > PILOT:
             self._bill(len(left))
+        return self._rest(left)
+
+    def _rest(self, left: Sequence[Ask]) -> bool:
+        """Ask for what is left once the price is agreed to; false where a stop came first."""
         return self._run(left)
+
+    def _ask_longer(self) -> bool:
+        """Ask once more, with the larger limit of the recipe, for answers that were cut off; false where a stop came
+        first."""
+        longer = self.answers.cut_off()
+        if not longer:
+            return True
+        price = self.request.teacher.price
+        self.request.say(
+            f"{len(longer)} answers were cut off at {self.request.sampling.max_new_tokens} tokens, and are asked for "
+            f"once more with up to {longer[0].most}"
+        )
+        most = None if price is None else self.share * sum(price.cost(ask.tokens, ask.most) for ask in longer)
+        spent = self.journal.spent(self.request.payer, price)
+        self._agree(len(longer), None if most is None else spent.money + most)
+        self._done -= len(longer)  # they were counted as answered
+        return self._rest(longer)
 
     def _run(self, asks: Sequence[Ask]) -> bool:
         return self._sending.run(asks, self._report_now_and_then, self.request.should_stop)
@@ -162,31 +189,43 @@ class Work:
 
     def _bill(self, left: int) -> None:
         request, price = self.request, self.request.teacher.price
-        kept = self.answers.kept()
-        some = [ask for ask in self.answers.asks if (ask.index, ask.sample) in kept][: 4 * PILOT]
-        entries = [kept[ask.index, ask.sample] for ask in some]
-        tried: list[tuple[Ask, Answer | None]] = [*zip(some, self.answers.read(entries), strict=True)]
+        # Each reply beside the request that it answers, which may be the one with the larger limit.
+        some = [*self.answers.pairs().values()][: 4 * PILOT]
+        replies = self.answers.read([entry for _, entry in some])
+        tried: list[tuple[Ask, Answer | None]] = [*zip((ask for ask, _ in some), replies, strict=True)]
         tried += [(ask, None) for ask in self._sending.unanswered]
         here = self._sending.answered
         seconds = time.monotonic() - self._start
         spent = self.journal.spent(request.payer, request.teacher.price)
-        bill = Bill(tried, left, here / seconds if here else None, spent, price, self.answers.rules)
+        rate = here / seconds if here else None
+        again = {(ask.index, ask.sample): ask for ask in self.answers.cut_off()}
+        bill = Bill(tried, left, rate, spent, price, self.answers.rules, self.share, request.judge, again)
         for line in bill.lines():
             request.say(line)
         bill.require_usable()
-        if not left or (price is not None and price.free) or (price is None and not request.teacher.paid):
+        if left:
+            self._agree(left, bill.projected)
+
+    def _agree(self, left: int, projected: float | None) -> None:
+        """Have somebody agree to what is spent in all in the end; None is an unknown price.
+
+        Raises:
+            RecipeError: nobody does.
+        """
+        request, price = self.request, self.request.teacher.price
+        if (price is not None and price.free) or (price is None and not request.teacher.paid):
             return
-        projected = _MOST if bill.projected is None else bill.projected
-        if projected <= max(self.limits.confirm_above, self.journal.consent(request.payer)):
+        most = _MOST if projected is None else projected
+        if most <= max(self.limits.confirm_above, self.journal.consent(request.payer)):
             return
         words = (
             f"for about {projected:.4g} {price.currency}"
-            if price is not None and bill.projected is not None
+            if price is not None and projected is not None
             else "at an unknown price"
         )
         request.confirm(f"ask for {left} more answers {words}")
         # A projection from a few answers is not exact: going on is not asked for again over a tenth more.
-        self.journal.agree(request.payer, min(1.1 * projected, _MOST))
+        self.journal.agree(request.payer, min(1.1 * most, _MOST))
 
     def _seed_counts(self, first: Sequence[Ask]) -> bool:
         """Send an answered request once more where nothing shows yet that the seed counts; false where a stop came
@@ -225,7 +264,7 @@ class Work:
         raise ProviderError(
             f"{failed} of {of} requests have no answer: {'; '.join(reasons)}.",
             fix="Run the same command again: these alone are asked. Or go on without them: "
-            "generate.engine={openai: {missing: skip}}.",
+            "missing: skip (an option of generate.engine).",
         )
 
     def _report_now_and_then(self) -> None:
@@ -254,3 +293,20 @@ class Work:
                 here=here,
             )
         )
+
+
+def answered(request: TextRequest, journal: Journal, work: Work) -> Iterator[Given]:
+    """Ask for what the journal does not hold, then yield every sample of every prompt."""
+    answers = work.answers
+    try:
+        if answers.missing() or answers.cut_off() or not answers.seed_proven():
+            with journal.alone(
+                lambda: request.say("another run asks a teacher; waiting for it"), request.should_stop
+            ) as free:
+                if free:
+                    work.do()
+        else:
+            work.say_reused()
+    finally:
+        work.report()
+    yield from answers.given()

@@ -6,6 +6,8 @@ up by its class's name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +55,17 @@ def hidden_states(
     """Compute final hidden states [B, S, H] from tensors."""
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
     return backbone(model)(**inputs, use_cache=False).last_hidden_state
+
+
+@contextmanager
+def read_by_head(model: Any) -> Iterator[list[Tensor]]:
+    """While open, the final hidden states [B, S, H] that the output layer is given, a pass an entry."""
+    given: list[Tensor] = []
+    handle = output_layer(model).register_forward_pre_hook(lambda _layer, inputs: given.append(inputs[0]))
+    try:
+        yield given
+    finally:
+        handle.remove()
 
 
 def head_of(model: Any, vocabulary: int, form: HeadForm | None = None) -> Head:

@@ -244,6 +244,26 @@ def load_model(source: Source, *, dtype: torch.dtype, device: torch.device | str
     return _read_weights(source, dtype=dtype, use_safetensors=True).to(device).eval()
 
 
+def weights_folder(source: Source) -> Path:
+    """The folder with a model's safetensors files, which are downloaded or unpacked where they are not here yet.
+
+    Raises:
+        ModelError: they are missing or cannot be read.
+    """
+    source = _unpacked(source)
+    if source.kind == "folder":
+        return source.path
+    with _reading(source):
+        index = _file(source, files.INDEX)
+        names = [files.SINGLE] if index is None else files.shard_names(index)
+        found = [_file(source, name) for name in names]
+    if missing := [name for name, file in zip(names, found, strict=True) if file is None]:
+        raise ModelError(
+            f"{source.location} has no {missing[0]}.", fix="Name a model with safetensors files."
+        )
+    return Path(str(found[0])).parent
+
+
 def _read_weights(source: Source, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 

@@ -55,6 +55,22 @@ def fill(module: nn.Module, whole: Mapping[str, Tensor], device: torch.device) -
             parameter.copy_(source)
 
 
+def in_blocks(whole: Any | None, device: torch.device) -> tuple[Any, anatomy.HeadForm]:
+    """The first process's model with a part of every block in each process, and the form of its head."""
+    form = ranks.by_first(lambda: anatomy.head_form(whole))
+    parts = empty_like(whole)
+    shard_blocks(parts)
+    fill(parts, {} if whole is None else whole.state_dict(), device)
+    return parts, form
+
+
+def cut_again(model: nn.Module) -> None:
+    """Let go of the other processes' parts that a forward pass has gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether a forward pass of the model needs all processes."""
     return any(isinstance(module, FSDPModule) for module in model.modules())

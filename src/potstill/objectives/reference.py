@@ -21,11 +21,13 @@ class AgainstFrozen:
         term: compares student and signal.
         frozen: the other model; it computes inside the term, on the batch that the term is given.
         autocast: dtype of its forward pass: the student's, so that equal weights give equal numbers.
+        together: each of its passes needs all processes.
     """
 
     term: Term
     frozen: Teacher
     autocast: torch.dtype | None = None
+    together: bool = False
 
     @property
     def name(self) -> str:
@@ -42,7 +44,8 @@ class AgainstFrozen:
     def __call__(self, student: StudentView, signal: Signal) -> Loss:
         """The term on a batch; the teacher's signal is not read."""
         batch = student.batch
-        if not batch.count:  # a step on dataset rows needs no pass of it
+        # A step on dataset rows needs no pass of it; one in parts is passed by all processes or by none.
+        if not batch.count and not self.together:
             return Loss(0.0 * student.hidden.sum(), torch.tensor(0, device=student.hidden.device))
         device = batch.input_ids.device
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):

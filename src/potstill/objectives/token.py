@@ -224,22 +224,42 @@ class TokenRows:
         self, logits: Tensor, support: Support, gradient: bool, sums: dict[str, Tensor]
     ) -> Tensor:
         """The divergence times its share [b]; its gradient replaces the logits."""
-        loss, divergence = self.loss, self.loss.divergence
-        sides = (support.student_lp, support.teacher_lp)
+        loss = self.loss
         share = loss.scale * (1 - loss.ce_weight)
-        if gradient:
-            value, partial = divergence.value_and_partial(*sides, tail=support.tail)
-            support.pull_back(partial, loss.temperature, out=logits, tangent=divergence.tangent)
-            if share != 1.0:
-                logits.mul_(share)
-        else:
-            value = divergence.value(*sides, tail=support.tail)
-        if support.offset is not None and divergence.vanishes:
-            value = value + support.offset
+        out = logits if gradient else None
+        value = self._sum(support, out) if support.parts else self._compared(support, out)
+        if gradient and share != 1.0:
+            logits.mul_(share)
         add_sum(sums, "divergence", value)
         if self.metrics:
             add_free_metrics(sums, support)
         return value * share
+
+    def _compared(self, support: Support, out: Tensor | None, weight: Tensor | None = None) -> Tensor:
+        """The divergence [b] on one support; its gradient, times `weight` [b], is written into `out`."""
+        divergence, sides = self.loss.divergence, (support.student_lp, support.teacher_lp)
+        if out is None:
+            value = divergence.value(*sides, tail=support.tail)
+        else:
+            value, partial = divergence.value_and_partial(*sides, tail=support.tail)
+            if weight is not None:
+                partial = partial * weight.unsqueeze(-1)
+            support.pull_back(partial, self.loss.temperature, out=out, tangent=divergence.tangent)
+        if support.offset is not None and divergence.vanishes:
+            value = value + support.offset
+        return value
+
+    def _sum(self, support: Support, out: Tensor | None) -> Tensor:
+        """The weighted sum [b] of several teachers' divergences; its gradient is written into `out`."""
+        value = support.student_lp.new_zeros(support.student_lp.shape[0])
+        gradient = None if out is None else torch.empty_like(out)
+        if out is not None:
+            out.zero_()
+        for weight, one in support.parts:
+            value = value + weight * self._compared(one, gradient, weight)
+            if out is not None and gradient is not None:
+                out.add_(gradient)
+        return value
 
     def _cross_entropy(
         self, logits: Tensor, plain_lp: Tensor, rows: slice, gradient: bool, sums: dict[str, Tensor]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from potstill.recipe import plugins
+from potstill.recipe.asked import Prompt, StudentChoice, TeacherChoice
 from potstill.recipe.specs import (
     LARGEST,
     Auto,
@@ -20,8 +22,6 @@ from potstill.recipe.specs import (
     Int,
     Seed,
     Spec,
-    StudentChoice,
-    TeacherChoice,
     Text,
     whole,
 )
@@ -59,6 +59,13 @@ class ModelSpec(Loading):
     """Hub id, local folder, *.gguf file, or package:PACKAGE/FILE.gguf inside an installed package."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the loaded weights; a student is trained in float32."""
+    cache: Auto | None = None
+    """auto writes the signals of training rows to disk in the first epoch and reads them in the others; null asks
+    the teacher in every epoch."""
+    terms: str = ""
+    """Under which terms its text is used, where its licence does not say it all; it is written down beside the text."""
+    prompt: Prompt | None = None
+    """Jinja file that writes what this model is asked, in place of the row's own words."""
 
     def conflicts(self) -> Iterator[Conflict]:
         return self.model_conflicts(self.model)
@@ -66,7 +73,7 @@ class ModelSpec(Loading):
     @property
     def plugin(self) -> tuple[str, dict[str, Any]]:
         """The plug-in that it names, and its options."""
-        return "local", self.model_dump()
+        return "local", self.model_dump(exclude={"prompt"})
 
 
 class Cut(Spec):
@@ -98,6 +105,8 @@ class StudentSpec(Loading):
     """Hub id, local folder, *.gguf file, or package:PACKAGE/FILE.gguf, as for the teacher."""
     from_teacher: Cut | None = None
     """Cut the student from the teacher."""
+    prompt: Prompt | None = None
+    """Jinja file that writes what this model is asked, in training and measured alike."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if (self.model is None) == (self.from_teacher is None):
@@ -113,7 +122,7 @@ class StudentSpec(Loading):
         """The plug-in that it names, and its options."""
         if self.from_teacher is not None:
             return "depth", self.from_teacher.model_dump()
-        return "model", self.model_dump(exclude={"from_teacher"})
+        return "model", self.model_dump(exclude={"from_teacher", "prompt"})
 
 
 # Tags of the two ways to write a teacher or student. They are no keys, so that no error names them as its place.
@@ -132,7 +141,9 @@ def _tag(value: object) -> str:
 
 def _by_options(value: object) -> object:
     """Read `{option: value, …}` as the teacher whose required options these are; a model stays as it is."""
-    name = plugins.requiring("teachers", value) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping) or _tag(value) == _PLUGIN.tag:
+        return value
+    name = plugins.requiring("teachers", value)
     return value if name in (None, "local") else {name: value}
 
 
@@ -141,6 +152,14 @@ TeacherInput: TypeAlias = Annotated[
     Annotated[Annotated[ModelSpec, _MODEL] | Annotated[TeacherChoice, _PLUGIN], _EITHER],
     BeforeValidator(_by_options),
 ]
+
+
+class TeacherHolder(Spec):
+    """A teacher by itself, as the members of an ensemble are written."""
+
+    teacher: TeacherInput
+
+
 StudentInput: TypeAlias = Annotated[
     Annotated[StudentSpec, _MODEL] | Annotated[StudentChoice, _PLUGIN], _EITHER
 ]
@@ -153,6 +172,21 @@ class Template(Spec):
     """A Jinja file."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables handed to the template, such as enable_thinking."""
+
+
+class MixPart(Spec):
+    """A source of training rows, and its share."""
+
+    source: Text
+    """teacher_generated for the teacher's answers to the rows of `train`; else a file, folder or hub data set."""
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Of all that is trained on."""
+    format: Format = "auto"
+    """How a row of a file is written."""
+    columns: dict[str, Text] = Field(default_factory=dict)
+    """Own column name of a file: the name that the format wants, or `unused`."""
+    terms: str = ""
+    """Under which terms a file is used; it stands in the summary and the report."""
 
 
 class DataSpec(Spec):
@@ -182,6 +216,15 @@ class DataSpec(Spec):
     """Most tokens in a row, prompt and answer together."""
     limit: Count | None = None
     """Use only so many rows of `train`; what is split off to choose and measure by comes out of them."""
+    mix: Annotated[tuple[MixPart, ...], Field(strict=False)] | None = None
+    """What every stage trains on that brings no rows of its own: sources and their shares; null is all rows of `train`,
+    with the teacher's answers once they are written."""
+    mix_by: Literal["rows", "tokens"] = "rows"
+    """What shares are counted in: rows, exactly, or scored tokens, to one row."""
+    mix_total: Count | None = None
+    """Rows or tokens in all; null is as many as the shares allow."""
+    terms: str = ""
+    """Under which terms the rows of `train` are used; it stands in the summary and the report."""
     seed: Seed = 0
     """Splits rows, draws the teacher's answers and resamples prompts; the recipe's own `seed` trains, so that
     a study over seeds keeps its data and its yardstick."""
@@ -190,3 +233,15 @@ class DataSpec(Spec):
         if self.heldout is not None and self.heldout_fraction != "auto":
             message = "has no effect beside heldout, which names the rows already."
             yield Conflict("heldout_fraction", message, "Remove one of the two.")
+        if self.mix is None:
+            for key in ("mix_by", "mix_total"):
+                if self.changed(key):
+                    yield Conflict(key, "has no effect without mix.", "Name sources and shares in mix.")
+            return
+        total = sum(Fraction(repr(part.share)) for part in self.mix)
+        if total != 1:
+            shares = " + ".join(f"{part.share:g}" for part in self.mix) or "nothing"
+            yield Conflict("mix", f"shares are {shares} = {float(total):g}, not 1.", "Let them add up to 1.")
+        sources = [part.source for part in self.mix]
+        if twice := sorted({source for source in sources if sources.count(source) > 1}):
+            yield Conflict("mix", f"{twice[0]} is named twice.", "Add its shares up.")

@@ -122,6 +122,25 @@ METHODS: Mapping[str, Method] = {
         "that is not among the teacher's 25 likeliest is drawn from the teacher instead, and forward KL is taken on "
         f"the mixed text. The paper proposes blocks of five tokens, here one at a time. {COLD}",
     ),
+    "self_distill": Method(
+        (
+            {
+                "distill": {
+                    "strategy": {"on_policy": {"on_policy_fraction": 1.0}},
+                    "divergence": "reverse_kl",
+                    "self_teacher": {"rate": 0.01},
+                    "privileged": {},
+                }
+            },
+            "evaluate",
+        ),
+        "Self-distillation fine-tuning (SDFT): Shenfeld et al. 2026, arXiv:2601.19897. The student answers; a moving "
+        "average of the student that also reads the row's own answer as an example says how likely each token is, and "
+        "the student, which reads the prompt alone, follows by reverse KL over the whole vocabulary. Average and "
+        "wording are those of the official code, whose loss is forward KL where the paper has reverse KL. Rows need "
+        "answers; teacher and student are usually the same model, which is then what the result is compared with. No "
+        "warm-up: a model that cannot use an example in its prompt has nothing to teach itself.",
+    ),
 }
 
 

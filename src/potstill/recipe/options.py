@@ -109,6 +109,7 @@ _KINDS: Mapping[str, Kind] = {
     "int": Kind("a whole number", {"type": "integer"}, lambda v: isinstance(v, int) and _is_number(v)),
     "bool": Kind("true or false", {"type": "boolean"}, lambda v: isinstance(v, bool)),
     "str": Kind("text", {"type": "string"}, lambda v: isinstance(v, str)),
+    "list": Kind("a list", {"type": "array"}, lambda v: isinstance(v, list | tuple)),
     "None": Kind("null", {"type": "null"}, lambda v: v is None),
 }
 

@@ -33,6 +33,7 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "divergences": Family("divergence", ("value", "value_and_partial"), moving=True),
     "evaluate": Family("metric", ("measure",)),
+    "filters": Family("filter", ("problems",)),
     "generate": Family("text engine", ("write",)),
     "rewards": Family("reward", ("reward",)),  # all of them from outside
     "strategies": Family("strategy", ("build",)),
@@ -40,6 +41,7 @@ FAMILIES: Mapping[str, Family] = {
     "teachers": Family("teacher", ("build",)),
     "trackers": Family("tracker", ("start",)),
     "token_weights": Family("token weight", ("weights",)),
+    "verifiers": Family("verifier", ("score",)),
 }
 PACKAGE = Path(__file__).parent.parent
 _OUTSIDE_FILES: dict[str, str] = {}  # source file -> the plug-in's name, of all that were loaded
@@ -48,13 +50,15 @@ _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class Signature:
-    """What a plug-in's source states: its purpose, its options in order and its file's UPPERCASE literals."""
+    """What a plug-in's source states: its purpose, its options in order with what they mean, and its file's UPPERCASE
+    literals."""
 
     name: str
     purpose: str
     options: tuple[Option, ...]
     constants: Mapping[str, Any]
     file: Path
+    meanings: Mapping[str, str]
 
 
 def plugins(family: str) -> dict[str, Signature]:
@@ -99,14 +103,21 @@ def find(family: str, name: str, path: str = "") -> Signature:
 
 
 def requiring(family: str, options: Iterable[str]) -> str | None:
-    """The plug-in whose required options are all among these, the one that requires most; None without one."""
+    """The plug-in whose required options are all among these, the one that takes and requires most of them; None
+    without one."""
     given = set(options)
-    required = {
-        name: {option.name for option in signature.options if option.required}
-        for name, signature in plugins(family).items()
-    }
-    fitting = [name for name, needed in required.items() if needed and needed <= given]
-    return max(fitting, key=lambda name: len(required[name]), default=None)
+    fitting = [
+        signature
+        for signature in plugins(family).values()
+        if (needed := {option.name for option in signature.options if option.required}) and needed <= given
+    ]
+
+    def fit(signature: Signature) -> tuple[int, int]:
+        taken = sum(option.name in given for option in signature.options)
+        return taken, sum(option.required for option in signature.options)
+
+    best = max(fitting, key=fit, default=None)
+    return None if best is None else best.name
 
 
 def check_options(family: str, name: str, options: Mapping[str, Any], path: str) -> list[RecipeError]:
@@ -166,10 +177,12 @@ def identity(family: str, name: str, options: Mapping[str, Any]) -> list[Any]:
     return [name, options, *source]
 
 
-def schema(family: str) -> dict[str, Any]:
-    """JSON schema of a choice from a family: a name, or `{name: options}`."""
+def schema(family: str, beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """JSON schema of a choice from a family: a name, or `{name: options}`; `beside` are keys beside the options."""
     signatures, outside = plugins(family), f"^{_OUTSIDE.pattern}$"
-    named = one_key({name: _options_schema(signature) for name, signature in signatures.items()})
+    named = one_key(
+        {name: _options_schema(signature, beside or {}) for name, signature in signatures.items()}
+    )
     named["patternProperties"] = {outside: {"type": ["object", "null"]}}
     return {"anyOf": [{"enum": list(signatures)}, {"type": "string", "pattern": outside}, named]}
 
@@ -229,7 +242,23 @@ def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
 def _signature(family: str, name: str, function: ast.FunctionDef, tree: ast.Module, file: Path) -> Signature:
     purpose = ast.get_docstring(tree) or ast.get_docstring(function) or ""
     options = read_options(function.args, moving=FAMILIES[family].moving)
-    return Signature(name, purpose.partition("\n")[0], options, dict(_constants(tree)), file)
+    meanings = dict(_meanings(ast.get_docstring(function) or ""))
+    return Signature(name, purpose.partition("\n")[0], options, dict(_constants(tree)), file, meanings)
+
+
+def _meanings(docstring: str) -> Iterator[tuple[str, str]]:
+    """What the section Args of a docstring says of each argument, on one line."""
+    lines = docstring.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
+    entries: list[str] = []
+    for line in lines:
+        if line.startswith("     "):  # a line goes on
+            entries[-1] += f" {line.strip()}"
+        else:
+            entries.append(line.strip())
+    for entry in entries:
+        names, _, text = entry.partition(": ")
+        for name in names.split(", "):
+            yield name, f"{text[:1].upper()}{text[1:]}"
 
 
 def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
@@ -244,8 +273,16 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
 
 def _wrong_options(signature: Signature, options: Mapping[str, Any], path: str) -> Iterator[RecipeError]:
     by_name = {option.name: option for option in signature.options}
+    moved: Mapping[str, str] = signature.constants.get("MOVED", {})
     for key, value in options.items():
-        if key not in by_name:
+        if key in moved:
+            yield RecipeError(
+                f"is no option of {signature.name} any more.",
+                fix=f"Write {moved[key]}.",
+                path=f"{path}.{key}",
+                value=value,
+            )
+        elif key not in by_name:
             yield RecipeError(
                 f"unknown option{did_you_mean(key, by_name)}",
                 fix=f"{signature.name} takes {', '.join(by_name) or 'no options'}.",
@@ -261,11 +298,11 @@ def _wrong_options(signature: Signature, options: Mapping[str, Any], path: str) 
             yield RecipeError("is missing.", fix=fix, path=f"{path}.{key}")
 
 
-def _options_schema(signature: Signature) -> dict[str, Any]:
+def _options_schema(signature: Signature, beside: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": ["object", "null"],
         "description": signature.purpose,
-        "properties": {option.name: option.schema for option in signature.options},
+        "properties": {option.name: option.schema for option in signature.options} | dict(beside),
         "required": [option.name for option in signature.options if option.required],
         "additionalProperties": False,
     }

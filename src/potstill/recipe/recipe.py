@@ -22,6 +22,7 @@ from potstill.recipe.overrides import apply
 from potstill.recipe.problems import describe
 from potstill.recipe.specs import Conflict, Seed, Spec, Text, TrackerChoice
 from potstill.recipe.stages import StageSpec, any_stage, stage_types, write_stage
+from potstill.recipe.task import CostsSpec, TaskSpec
 
 if TYPE_CHECKING:
     Stage: TypeAlias = StageSpec
@@ -54,8 +55,23 @@ class Recipe(Spec):
     teacher: TeacherInput
     student: StudentInput
     data: DataSpec
+    task: TaskSpec | None = None
+    """What the answers have to be, where they have to be something."""
+    costs: CostsSpec = CostsSpec()
+    """Prices, for what the report says of costs; no part of a result."""
     method: (
-        Literal["kd", "seqkd", "sft", "gkd", "minillm", "distillm", "distillm2", "opd", "speculative_kd"]
+        Literal[
+            "kd",
+            "seqkd",
+            "sft",
+            "gkd",
+            "minillm",
+            "distillm",
+            "distillm2",
+            "opd",
+            "speculative_kd",
+            "self_distill",
+        ]
         | None
     ) = None
     """A published method by name, in place of stages."""
@@ -98,8 +114,10 @@ class Recipe(Spec):
                 yield Conflict("data.max_length", message, "Raise max_length, or lower max_new_tokens.")
 
     def hash(self) -> str:
-        """SHA-256 of the content; `runs`, `devices`, `trackers`, comments, key order and spelled-out defaults do not matter."""
-        content = self.model_dump(mode="json", by_alias=True, exclude={"runs", "devices", "trackers"})
+        """SHA-256 of the content; `runs`, `devices`, `trackers`, `costs`, comments, key order and spelled-out defaults do not matter."""
+        content = self.model_dump(
+            mode="json", by_alias=True, exclude={"runs", "devices", "trackers", "costs"}
+        )
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,14 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, str]]] = {
     "token_weights": ("token_weights", ("distill", "token_weights")),
     "strategies": ("strategies", ("distill", "strategy")),
     "engines": ("generate", ("generate", "engine")),
+    "filters": ("filters", ("generate", "filters")),
+    "verifiers": ("verifiers", ("generate", "verifier")),
     "metrics": ("evaluate", ("evaluate", "metrics")),
 }
+# A section whose keys are those of its plug-ins too, and their folder.
+PLUGGED = {"teacher": "teachers"}
+LISTS = ("metrics", "filters")  # keys that name several
+ENTRIES = ("data.mix",)  # sections that stand in a list
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ def _keys(
         path = f"{section}.{key}" if section else key
         inner = _inner(about, shapes)
         meaning = about.get("description") or _inherited(section, key) or inner.get("description", "")
+        options = _options_of(path, inner, examples)
         kind = "a list of stages, each VERB or {VERB: {OPTION: VALUE}}" if path == "stages" else words(about)
         yield Entry(
             path,
@@ -131,10 +138,31 @@ def _keys(
             required=key in shape.get("required", ()),
             default=_default(key, about, shape, inner),
             example=_example(path, section, shape, examples),
-            keys=tuple(f"{path}.{name}" for name in inner.get("properties", ())),
+            keys=(
+                *(f"{path}.{name}" for name in inner.get("properties", ())),
+                *(option.path for option in options),
+            ),
         )
         if inner:
             yield from _keys(path, inner, shapes, examples)
+        yield from options
+
+
+def _options_of(section: str, inner: Mapping[str, Any], examples: Mapping[str, Any]) -> list[Entry]:
+    """What a section may hold for its plug-ins, such as the endpoint of a teacher."""
+    if section not in PLUGGED:
+        return []
+    known = inner.get("properties", ())
+    made = [
+        _option(
+            section, option, _example(path, section, {}, examples), signature.meanings.get(option.name, "")
+        )
+        for signature in plugins.plugins(PLUGGED[section]).values()
+        for option in signature.options
+        if option.name not in known and (path := f"{section}.{option.name}") in examples
+    ]
+    # A plug-in needs it, the section does not; several may have one of a name.
+    return [*{entry.path: replace(entry, required=False) for entry in made}.values()]
 
 
 def _default(key: str, about: Mapping[str, Any], shape: Mapping[str, Any], inner: Mapping[str, Any]) -> str:
@@ -147,7 +175,8 @@ def _default(key: str, about: Mapping[str, Any], shape: Mapping[str, Any], inner
 def _inner(about: Mapping[str, Any], shapes: Mapping[str, Any]) -> Mapping[str, Any]:
     """The section that a key holds, {} for a value."""
     alternatives = about.get("anyOf") or about.get("oneOf") or [about]
-    names = [one["$ref"].removeprefix(REFERENCE) for one in alternatives if "$ref" in one]
+    shown = [one.get("items", one) for one in alternatives]
+    names = [one["$ref"].removeprefix(REFERENCE) for one in shown if "$ref" in one]
     return next((shapes[name] for name in names if name not in SHAPES), {})
 
 
@@ -165,8 +194,9 @@ def _example(path: str, section: str, shape: Mapping[str, Any], examples: Mappin
         own = examples.get(f"training.{path.rpartition('.')[2]}")
     if own is None:
         return ""
-    for name in reversed(section.split(".") if section else ()):
-        own = {name: own}
+    names = section.split(".") if section else []
+    for depth in range(len(names), 0, -1):
+        own = {names[depth - 1]: [own] if ".".join(names[:depth]) in ENTRIES else own}
     return ("- " if section.partition(".")[0] in stage_types() else "") + yaml.to_line(own)[1:-1]
 
 
@@ -185,20 +215,22 @@ def _family(name: str) -> Iterator[Entry]:
         kind = f"a {singular}" + ("" if options else " without options")
         yield Entry(path, kind, signature.purpose, example=example, keys=options)
         for option in signature.options:
-            yield _option(path, option, _naming(place, plugin, {option.name: option.default}))
+            example = _naming(place, plugin, {option.name: option.default})
+            yield _option(path, option, example, signature.meanings.get(option.name, ""))
 
 
-def _option(path: str, option: Option, example: str) -> Entry:
+def _option(path: str, option: Option, example: str, meaning: str) -> Entry:
     kind = option.expected + (f" or {SHAPES['Schedule']}" if SCHEDULE in option.kinds else "")
     default = "" if option.required else yaml.to_line(option.default)
-    meaning = f"An option of {path}."
-    return Entry(f"{path}.{option.name}", kind, meaning, option.required, default, example)
+    return Entry(
+        f"{path}.{option.name}", kind, meaning or f"An option of {path}.", option.required, default, example
+    )
 
 
 def _naming(place: tuple[str, str], plugin: str, options: Mapping[str, Any]) -> str:
     stage, key = place
     named: Any = {plugin: dict(options)} if options else plugin
-    return f"- {yaml.to_line({stage: {key: [named] if key == 'metrics' else named}})[1:-1]}"
+    return f"- {yaml.to_line({stage: {key: [named] if key in LISTS else named}})[1:-1]}"
 
 
 def _methods() -> Iterator[Entry]:

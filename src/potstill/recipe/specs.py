@@ -209,6 +209,14 @@ class StrategyChoice(Choice, family="strategies"):
         return self.options.get(name, defaults.get(name))
 
 
+class FilterChoice(Choice, family="filters"):
+    """What an answer must not be, to be trained on."""
+
+
+class VerifierChoice(Choice, family="verifiers"):
+    """Who says whether an answer is right."""
+
+
 class EngineChoice(Choice, family="generate"):
     """What runs the teacher when it writes text."""
 
@@ -219,11 +227,3 @@ class MetricChoice(Choice, family="evaluate"):
 
 class TrackerChoice(Choice, family="trackers"):
     """Where steps, validations and figures are sent beside the run's own files."""
-
-
-class TeacherChoice(Choice, family="teachers"):
-    """A teacher of another kind than a model whose weights are loaded here."""
-
-
-class StudentChoice(Choice, family="students"):
-    """A student of another kind than a model or a cut of the teacher."""

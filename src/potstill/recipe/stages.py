@@ -31,7 +31,7 @@ class StageSpec(Spec):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it asks of the teacher: "text" (it writes) or "distribution"."""
+    """What it asks of the teacher: "text" (it writes), "distribution", or "live" (it can be asked about any text)."""
     trains: ClassVar[bool] = False
     """Whether it changes the student, so that what it measures later can be refused before."""
     measures: ClassVar[bool] = False
@@ -60,6 +60,16 @@ class StageSpec(Spec):
     def rows(self, data: DataSpec) -> DataSpec | None:
         """Where its own training rows are, None when it trains on the recipe's."""
         return None
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """`needs`, and what its options ask of the teacher besides."""
+        return self.needs
+
+    @property
+    def further_columns(self) -> tuple[str, ...]:
+        """The columns of the recipe's rows that it reads besides what all stages read."""
+        return ()
 
     @property
     def room(self) -> int:

@@ -84,6 +84,16 @@ class Training(StageSpec):
             message = "epochs is given too, and both say how long to train."
             yield Conflict("steps", message, "Remove one of the two.")
 
+    @property
+    def passes(self) -> int:
+        """How often the rows of a step are trained on."""
+        return 1
+
+    @property
+    def copies(self) -> int:
+        """How many further copies of the student it keeps in memory."""
+        return 0
+
     def identity(self) -> dict[str, Any]:
         """What changes a step, for an artifact's key; micro-batches and the pace of checkpoints do not."""
         shared = set(Training.model_fields) - set(StageSpec.model_fields)
@@ -98,12 +108,12 @@ class Training(StageSpec):
         per_step = _tokens_per_step(total, facts)
         width = per_step[0] if self.tokens_per_step == "auto" else self.tokens_per_step
         assert isinstance(width, int)
-        steps = self.steps or (None if total is None else max(1, math.ceil(total / width)))
+        steps = self.steps or (None if total is None else max(1, self.passes * math.ceil(total / width)))
         why = f"chosen for {facts.machine}; does not change the result"
         values = {
             "learning_rate": self.default_learning_rate(facts),
             "tokens_per_step": per_step,
-            "micro_batch_tokens": (16384 if facts.accelerated else 384, why),
+            "micro_batch_tokens": (_micro_batch_tokens(facts), why),
             "precision": _precision(facts),
             "checkpoint_every": ("5m", "so much work at most is done again; a stop saves too"),
             "export_dtype": _export(facts),
@@ -176,6 +186,13 @@ def _epochs(train_tokens: int | None) -> tuple[float, str]:
         if train_tokens < limit:
             return epochs, f"{train_tokens} scored tokens, fewer than {limit}"
     return 1.0, f"{train_tokens} scored tokens are enough for one pass"
+
+
+def _micro_batch_tokens(facts: Facts) -> int:
+    """As many padded tokens as keep the products fast: bf16 units want higher ones."""
+    if facts.accelerated:
+        return 16384
+    return 768 if facts.bf16 else 384
 
 
 def _precision(facts: Facts) -> Automatic:

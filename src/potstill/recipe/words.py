@@ -13,12 +13,14 @@ SHAPES = {
     "Schedule": "a schedule such as {linear: {from: 4, to: 1}}",
     "DivergenceChoice": "a name among divergences",
     "EngineChoice": "a name among engines",
+    "FilterChoice": "a name among filters",
     "MetricChoice": "a name among metrics",
     "StrategyChoice": "a name among strategies",
     "TrackerChoice": "a name among trackers",
     "TokenWeightChoice": "a name among token_weights",
     "TeacherChoice": "package.module:function",
     "StudentChoice": "package.module:function",
+    "VerifierChoice": "a name among verifiers",
 }
 _KINDS = {"boolean": "true or false", "null": "null", "string": "text", "object": "a mapping"}
 

@@ -125,6 +125,12 @@ class Comparison:
                 f"No paired difference with {verdict.listed(without)}: nothing was kept prompt by prompt. "
                 "potstill run with the run's folder adds it."
             )
+        kept = [run.measured_on for run in self.runs if run.measured_on]
+        if any(len({on[key] for on in kept if key in on}) > 1 for key in {key for on in kept for key in on}):
+            yield (
+                "The runs were measured on other answers to these rows (a generate stage writes its own), or answers "
+                "of another length, so such figures have no difference prompt by prompt."
+            )
         if len({run.summary["teacher"]["name"] for run in self.runs}) > 1:
             yield "The runs have different teachers, and each student is measured against its own."
 

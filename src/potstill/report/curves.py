@@ -93,7 +93,7 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Markup | None:
     log = min(values) > 0 and max(values) / min(values) > 40
     rows = log_ticks(min(values), max(values)) if log else ticks(min(0.0, *values), max(values), 5)
     names = tick_names(rows, log)
-    labels = [(fit(curve.name, 110), number(finite[-1][1])) for curve, finite in drawn]
+    labels = [(fit(curve.name.partition(" (")[0], 110), number(finite[-1][1])) for curve, finite in drawn]
     left = 10 + LETTER * max(map(len, names))
     right = WIDTH - 14 - LETTER * max(len(line) for label in labels for line in label)
     x, y = Scale(min(steps), max(steps), left, right), Scale(rows[0], rows[-1], BOTTOM, TOP, log)

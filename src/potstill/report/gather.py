@@ -13,7 +13,7 @@ from typing import Any
 from potstill.data import split
 from potstill.errors import ArtifactError
 from potstill.recipe.recipe import Recipe, dump_yaml
-from potstill.report import on_policy, page, record
+from potstill.report import on_policy, page, provenance, record
 from potstill.report.content import Content
 from potstill.report.curves import Curve
 from potstill.report.record import Record
@@ -158,7 +158,8 @@ def content(outcome: Outcome, summary: Summary) -> Content:
             f"Rows: {data.shape}. Held out: {data.source}. {len(data.validation)} training rows only choose "
             "the best weights; no held-out row does.",
             *origins(outcome.state),
-            *sources(outcome.state),
+            *captures(outcome.state),
+            *provenance.sentences(outcome),
             *outcome.notes,
         ),
     )
@@ -175,24 +176,21 @@ def origins(state: Any) -> Iterator[str]:
         yield f"Answers in text are greedy; they are compared with {references}."
 
 
-def sources(state: Any) -> Iterator[str]:
-    """Where answers of a served teacher come from, under which terms, what they cost and what became of them."""
+def captures(state: Any) -> Iterator[str]:
+    """What was kept of the teacher's word, how far it is from that, and of how many rows."""
     for name, artifact in state.artifacts.items():
-        source, spent = artifact.facts.get("source"), artifact.facts.get("spent", {})
-        if source is None:
+        facts = artifact.facts
+        if artifact.manifest["stage"] != "capture":
             continue
-        by = ", ".join(f"{model} ({count})" for model, count in source["answered_by"].items())
-        stage = state.resolved[name]
+        measured = facts["measured"]
+        far = ""
+        if "kl_mean" in measured:
+            far = f", {measured['kl_mean']:.2g} nats from it on average and {measured['kl_p99']:.2g} at the 99th percentile"
         yield (
-            f"{name}: {source['model']} at {source['endpoint']} was asked on {source['date']}, at temperature "
-            f"{stage.sampling_temperature:g} and at most {stage.max_new_tokens} tokens an answer; it was answered by "
-            f"{by or 'a model that gives no name'}. {spent['requests']} requests, {spent['cost']}. Terms: "
-            f"{source['terms'] or 'not stated (teacher.terms)'}."
+            f"{name}: later stages read what the teacher said from a cache: {facts['signal']}, "
+            f"{facts['bytes_per_token']:.0f} bytes a scored token{far}; {facts['rows']} of "
+            f"{facts['planned_rows']} rows."
         )
-        rejected = artifact.facts["rejected"]
-        if rejected:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-            yield f"{name}: answers that are not used: {reasons}."
 
 
 def curves(stages: Mapping[str, Artifact]) -> list[Curve]:
@@ -210,7 +208,7 @@ def curves(stages: Mapping[str, Artifact]) -> list[Curve]:
         result.append(Curve(name, "training", training, resumes=resumes))
         if validation:
             rows = artifact.facts.get("validation_rows")
-            label = "validation" if rows is None else f"validation ({rows} rows)"
+            label = "validation" if rows is None else f"validation ({rows} row{'s' * (rows != 1)})"
             result.append(Curve(name, label, validation, dots=True))
     return result
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill.console import visible
-from potstill.report import numbers, tables, text, verdict
+from potstill.report import numbers, quality, tables, tasks, text, verdict
 from potstill.report.content import ROLES, Content
 from potstill.store.disk import write_text
 
@@ -20,10 +20,10 @@ MOST_BYTES = 1_000_000
 MOST_SAMPLES = 8
 _LIMITS = (6_000, 2_000, 600, 200)  # characters of an answer, lowered until the page fits MOST_BYTES
 _VIEWS = (
-    tables.results, tables.highlights, tables.distances, tables.by_stage, tables.against_control,
-    tables.retention, tables.curves,
+    tables.results, tables.not_compared, tables.highlights, tables.distances, tables.by_stage, tables.against_control,
+    tables.retention, tasks.confusions, tasks.invalid, tasks.money, tables.curves,
     tables.training, tables.on_policy, tables.rollouts, tables.overlap, tables.funnel, tables.lengths, tables.behaviour, tables.costs,
-    tables.speed, tables.defaults, tables.data, tables.precision, tables.versions,
+    quality.filters, tables.speed, tables.defaults, tables.data, tables.precision, tables.versions,
 )  # fmt: skip
 
 

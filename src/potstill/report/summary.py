@@ -17,7 +17,8 @@ from potstill.data.dataset import Dataset
 from potstill.data.row import Row
 from potstill.evaluate.speed import SPEED
 from potstill.recipe.recipe import Recipe
-from potstill.report import on_policy
+from potstill.report import on_policy, provenance
+from potstill.report.money import money
 from potstill.report.numbers import size
 from potstill.store.artifacts import Artifact
 from potstill.types import Figure
@@ -46,6 +47,7 @@ class Outcome:
     metrics: Mapping[str, Sequence[Figure]]  # the figures of each metric that a recipe can name
     notes: Sequence[str] = ()  # what the run said of its inputs
     licences: Mapping[str, str] = field(default_factory=dict)  # of teacher and student, where they say it
+    mix: Sequence[Any] = ()  # what was taken of each source, where several are mixed
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.recipe.name,
         "teacher": {
             "name": outcome.teacher.name,
+            **_members(outcome.teacher),
             **_licence(outcome, "teacher"),
             **_teacher_size(state, outcome.teacher),
         },
@@ -76,7 +79,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "after": _student(measured.get("after"), every, "no student was trained and evaluated"),
         **({"control": _student(measured["control"], every, "")} if "control" in measured else {}),
         "reference": _block(measured.get("teacher", {}), *RESULTS),
-        "by_stage": _by_stage(state.trained, measured),
+        "by_stage": _by_stage(state.trained, measured, evaluation.get("stages", ())),
         "retention": {
             key: _kept(share, *(measured.get(role, {}).get(key) for role in ("teacher", "after", "control")))
             for key, share in _figures(evaluation.get("retention", {})).items()
@@ -89,7 +92,12 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         **_speed(measured),
         "train": _train([state.artifacts[name].facts for name in state.trained]),
         **({"on_policy": rollouts} if (rollouts := on_policy.summary(state.artifacts)) else {}),
+        **money(outcome, {} if state.evaluation is None else state.evaluation.facts),
+        **_task(outcome, evaluation),
         "scored_tokens": evaluation.get("scored_tokens"),
+        "sources": provenance.sources(outcome),
+        **({"answers": judged} if (judged := provenance.judged(state)) else {}),
+        **({"mix": [one.as_dict() for one in outcome.mix]} if outcome.mix else {}),
         "recipe_hash": outcome.recipe.hash(),
         "artifacts": {name: artifact.key for name, artifact in state.artifacts.items()},
         "data": {split: _rows(rows) for split, rows in _splits(outcome.data).items()},
@@ -198,7 +206,8 @@ def _student_name(outcome: Outcome) -> str:
 def _splits(data: Dataset) -> dict[str, Sequence[Row]]:
     """The rows by what they are for."""
     of_stages = {name: parts.train + parts.validation for name, parts in data.of_stages.items()}
-    return {"train": data.train, "validation": data.validation, "heldout": data.heldout, **of_stages}
+    own = {"train": data.train, "validation": data.validation, "heldout": data.heldout}
+    return {**own, **of_stages, **{f"mix: {source}": rows for source, rows in data.mixed.items()}}
 
 
 def _rows(rows: Sequence[Row]) -> dict[str, Any]:
@@ -272,16 +281,46 @@ def _speed(measured: Mapping[str, Table]) -> dict[str, Any]:
     return {key: values} if values else {key: None, **reason}
 
 
-def _by_stage(trained: Sequence[str], measured: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """The figures before and after each training stage, where there is more than one."""
+def _task(outcome: Outcome, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The task, and what its metrics say of each model beside their figures."""
+    spec = outcome.recipe.task
+    if spec is None:
+        return {"task": None, "task_reason": "the recipe has no task"}
+    details = evaluation.get("details", {})
+    return {"task": {"type": spec.type, "labels": list(spec.labels), "details": details}}
+
+
+def _by_stage(
+    trained: Sequence[str], measured: Mapping[str, Table], paired: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The figures before and after each training stage, where there is more than one, and their `paired`
+    differences."""
     roles = ["before", *(f"after {name}" for name in trained[:-1]), "after"]
     if len(trained) < 2 or any(role not in measured for role in roles):
         return []
     blocks = [_counted(measured[role]) for role in roles]
+    differences = [_block(_figures(table), *RESULTS, "behaviour") for table in paired]
     return [
-        {"stage": name, "before": before, "after": after}
-        for name, before, after in zip(trained, blocks[:-1], blocks[1:], strict=True)
+        {"stage": name, "before": before, "after": after, "difference": difference}
+        for name, before, after, difference in zip(trained, blocks[:-1], blocks[1:], differences, strict=True)
     ]
+
+
+def _members(teacher: Any) -> dict[str, Any]:
+    """Every teacher of several, and how they are put together."""
+    if not hasattr(teacher, "members"):
+        return {}
+    members = [
+        {
+            "name": member.name,
+            "weight": member.weight,
+            "temperature": member.temperature,
+            "rows": None if member.rows is None else sorted(member.rows),
+            "fingerprint": member.teacher.fingerprint,
+        }
+        for member in teacher.members
+    ]
+    return {"about": teacher.about, "members": members}
 
 
 def _teacher_size(state: Any, teacher: Any) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
 
 from potstill.data.split import GRAM, NEAR
-from potstill.report import verdict
+from potstill.report import money, verdict
 from potstill.report.bars import Bins, bars, histogram, intervals, shares
 from potstill.report.content import ROLES, Content
 from potstill.report.curves import Curve, line_chart
@@ -65,18 +65,41 @@ class Chart:
 
 def results(content: Content) -> list[tuple[Figure, list[Figure]]]:
     """Each figure of the result table, described, and what every model has of it, where any says something."""
-    rows = [
-        (Figure(key, **about), [read(content.summary, content.block(role), key) for role in content.roles])
-        for key, about in described(content.summary, *RESULTS).items()
+    return [
+        (about, figures)
+        for about, figures in _figures(content)
+        if not _compared_with_nobody(content, figures) and any(f.reason != NOT_MEASURED for f in figures)
     ]
-    return [row for row in rows if any(figure.reason != NOT_MEASURED for figure in row[1])]
+
+
+def not_compared(content: Content) -> str:
+    """The figures that no model has because the teacher gives text alone, in one sentence; "" for none."""
+    names = [about.label for about, figures in _figures(content) if _compared_with_nobody(content, figures)]
+    return f"Not measured, because {verdict.TEXT_ALONE}: {verdict.listed(names)}." if names else ""
+
+
+def _figures(content: Content) -> list[tuple[Figure, list[Figure]]]:
+    """Each described figure, and what every model has of it."""
+    rows = []
+    for key, about in described(content.summary, *RESULTS).items():
+        figures = [read(content.summary, content.block(role), key) for role in content.roles]
+        if figures[0].reason == NOT_MEASURED and content.summary.get("money"):
+            figures[0] = replace(figures[0], reason="a served teacher writes nothing in an evaluation")
+        rows.append((Figure(key, **about), figures))
+    return rows
+
+
+def _compared_with_nobody(content: Content, figures: Sequence[Figure]) -> bool:
+    """Whether a teacher of text alone leaves every student without the figure."""
+    students = [f for role, f in zip(content.roles, figures, strict=True) if role != "teacher"]
+    return all(f.value is None for f in students) and students[-1].reason == verdict.TEXT_ALONE
 
 
 def highlights(content: Content) -> list[Row]:
     """The figures to see first: (name, value, remark)."""
     summary = content.summary
     rows: list[Row] = []
-    for key in described(summary, "headline"):
+    for key in [*verdict.task_figures(summary)[:1], *described(summary, "headline")]:
         before, after = (read(summary, summary.get(role), key) for role in ("before", "after"))
         value, span = pair(after)
         if value:
@@ -86,6 +109,10 @@ def highlights(content: Content) -> list[Row]:
     if student:
         share = f"{percent(student / teacher)} of the teacher" if teacher else ""
         rows.append(("Student's parameters", short(student), share))
+    if remark := money.headline(summary.get("money")):
+        block = summary["money"]
+        cost = money.written(block["student"]["per_1000_requests"], block["currency"])
+        rows.append(("Cost of 1,000 requests", cost, remark))
     train = summary.get("train") or {}
     if train.get("seconds") is not None:
         remark = f"{whole(train['tokens_per_second'])} tokens per second"
@@ -110,13 +137,22 @@ def distances(content: Content) -> list[Chart]:
 
 def by_stage(content: Content) -> Table:
     """Every measured quantity before and after each training stage, where there is more than one."""
-    rows = []
-    for stage in content.summary.get("by_stage") or ():
-        for key, about in described(content.summary, *RESULTS).items():
-            sides = (shown(read(content.summary, stage[side], key)) for side in ("before", "after"))
-            rows.append((stage["stage"], about["label"], *sides))
-    note = "On the same held-out prompts, with 95 % intervals."
-    return Table("Stage by stage", ("Stage", "Metric", "Before it", "After it"), rows, note)
+    summary, rows = content.summary, []
+    for stage in summary.get("by_stage") or ():
+        for key, about in described(summary, *RESULTS).items():
+            before, after = (read(summary, stage[side], key) for side in ("before", "after"))
+            if before.value is None and after.value is None:
+                continue
+            paired = read(summary, stage.get("difference"), key)
+            judgement = verdict.judgement(paired)
+            words = f"{shown(paired)}: {verdict.AGAINST[judgement]}" if judgement else shown(paired)
+            rows.append((stage["stage"], about["label"], shown(before), shown(after), words))
+    note = (
+        "On the same held-out prompts, with 95 % intervals; differences are paired: the same prompts drawn together. "
+        "Shares differ in points."
+    )
+    head = ("Stage", "Metric", "Before it", "After it", "Difference")
+    return Table("Stage by stage", head, rows, note)
 
 
 def against_control(content: Content) -> Table | None:

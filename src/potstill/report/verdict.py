@@ -10,7 +10,17 @@ from potstill.report.numbers import distinct, number, pair, percent
 from potstill.report.summary import RESULTS, Summary, described, read
 from potstill.types import Figure
 
+EQUAL = 1e-6  # nats, below which two models say the same
 FEW_PROMPTS = 60  # below this many, percentile intervals cover visibly less than they claim
+TASK_FIRST = {  # what a task is about, before how alike texts are
+    key: place
+    for place, key in enumerate(
+        f"{name}_{kind}"
+        for kind in ("gold", "teacher")
+        for name in ("label_accuracy", "field_exactness", "number_exactness")
+    )
+}
+TEXT_ALONE = "the teacher gives text alone"
 KL = f"held-out {FORWARD_KL.label}"
 AGAINST = {
     "better": "clearly better",
@@ -22,7 +32,8 @@ AGAINST = {
 
 def verdict(summary: Summary) -> str:
     """What the run achieved, from `summary.json` alone; a ratio only where it is defined."""
-    text = "; ".join(part for part in (_divergence(summary), _retention(summary)) if part)
+    parts = _divergence(summary), _right(summary), _retention(summary)
+    text = "; ".join(part for part in parts if part)
     return " ".join([f"{text[0].upper()}{text[1:]}.{_control(summary)}", *on_policy.stops(summary)])
 
 
@@ -32,6 +43,7 @@ def cautions(summary: Summary) -> list[str]:
     texts = (
         *(_weak_teacher(summary), _few_prompts(summary), _no_gain(summary)),
         *_setbacks(summary),
+        *_setbacks_of_stages(summary),
         *_behaviour(summary),
         *on_policy.alarms(summary),
     )
@@ -67,12 +79,15 @@ def _of(summary: Summary, role: str, figure: Figure = FORWARD_KL) -> Figure:
 
 
 def _retention(summary: Summary) -> str:
-    """The first metric with a defined ratio for which keeping a share makes sense."""
+    """The first metric with a defined ratio for which keeping a share makes sense; those of the task come first."""
     refused = ""
-    for key, row in (summary.get("retention") or {}).items():
+    rows = (summary.get("retention") or {}).items()
+    for key, row in sorted(rows, key=lambda one: TASK_FIRST.get(one[0], len(TASK_FIRST))):
         ratio = read(summary, row, "ratio", about=key)
         if ratio.better == "down":
             continue
+        if ratio.value is None and summary.get("task"):
+            continue  # both values are said already
         if ratio.value is None:
             refused = refused or f"no share of the teacher's {ratio.label} is given ({ratio.reason})"
             continue
@@ -86,6 +101,26 @@ def _retention(summary: Summary) -> str:
     return refused
 
 
+def task_figures(summary: Summary) -> list[str]:
+    """The figures of right answers that the student has, the first one first."""
+    return [key for key in TASK_FIRST if read(summary, summary.get("after"), key).value is not None]
+
+
+def _right(summary: Summary) -> str:
+    """How often answers to the task are right, the student's beside the teacher's; "" without a task."""
+    for key in task_figures(summary):
+        student, teacher = (read(summary, summary.get(role), key) for role in ("after", "reference"))
+        value, span = pair(student)
+        theirs = "" if teacher.value is None else f", of the teacher {pair(teacher)[0]}"
+        return f"{student.label} of the student: {value} (95 % interval {span}){theirs}"
+    return ""
+
+
+def _equal(before: Figure) -> bool:
+    """Whether the student began as its teacher, as one does that teaches itself."""
+    return before.value is not None and abs(before.value) < EQUAL
+
+
 def _smaller(summary: Summary) -> str:
     teacher, student = ((summary.get(role) or {}).get("params") for role in ("teacher", "student"))
     if not teacher or not student or student >= teacher:
@@ -95,11 +130,16 @@ def _smaller(summary: Summary) -> str:
 
 def _divergence(summary: Summary) -> str:
     before, after = _of(summary, "before"), _of(summary, "after")
+    if after.value is None and after.reason == TEXT_ALONE:
+        return _text_alone(summary)
     if after.value is None:
         return f"{KL} is unknown ({after.reason})"
     if before.value is None:
         why = f"before training it is unknown ({before.reason})"
         return f"{KL} is {number(after.value)} nats per token; {why}"
+    if _equal(before):
+        moved = f"{number(after.value)} nats per token, and the student began as its teacher"
+        return f"{KL} is {moved}: so far has it moved away"
     span = "from {} to {} nats per token".format(*distinct(before.value, after.value))
     if _differ(summary, "before", after, before) is False:
         paired = judged(summary, "before", FORWARD_KL.key)
@@ -117,6 +157,18 @@ def _divergence(summary: Summary) -> str:
     else:
         factor = f"{number(before.value / after.value, 1)}×"
     return f"{KL} fell {span} ({factor})"
+
+
+def _text_alone(summary: Summary) -> str:
+    """What is known of a student whose teacher gives no distribution: how likely it finds the teacher's answers."""
+    before, after = _of(summary, "before", PPL), _of(summary, "after", PPL)
+    start = "the teacher gives text alone, so its distribution is not compared"
+    if before.value is None or after.value is None:
+        return start
+    was, now = distinct(before.value, after.value)
+    moved = {"better": "fell", "worse": "rose", "even": "did not clearly move", "": "went"}
+    paired = judged(summary, "before", PPL.key)
+    return f"{start}; the student's perplexity on held-out answers {moved[paired]} from {was} to {now}"
 
 
 def _control(summary: Summary) -> str:
@@ -191,9 +243,20 @@ def _no_gain(summary: Summary) -> str:
     return ""
 
 
+def _setbacks_of_stages(summary: Summary) -> Iterator[str]:
+    """What a stage of several made clearly worse, prompt by prompt."""
+    for stage in summary.get("by_stage") or ():
+        for key, about in described(summary, *RESULTS).items():
+            if judgement(read(summary, stage.get("difference"), key)) == "worse":
+                before, after = (pair(read(summary, stage[side], key))[0] for side in ("before", "after"))
+                yield f"{stage['stage']} made {about['label']} worse: {before} before it, {after} after it."
+
+
 def _setbacks(summary: Summary) -> Iterator[str]:
     for key in described(summary, *RESULTS):
         before, after = (read(summary, summary.get(role), key) for role in ("before", "after"))
+        if key == FORWARD_KL.key and _equal(before):
+            continue  # of a student that began as its teacher, any training is one away from it
         if before.value is None or after.value is None or not before.better:
             continue
         worse = (after.value > before.value) != (before.better == "up")

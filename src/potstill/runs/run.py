@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from potstill.console import Console, silent
+from potstill.data.mix import Taken
 from potstill.devices import jobs, memory, ranks
 from potstill.errors import Interrupted, RecipeError
 from potstill.recipe.recipe import dump_yaml
@@ -140,6 +141,7 @@ def _together(
                 figures_of_ours(),
                 parts.notes,
                 _licences(parts),
+                _mix(state, context),
             )
             summary, verdict, outputs = ranks.by_first(lambda: gather.publish(folder, outcome))
             tracked.finish(summary)
@@ -162,6 +164,12 @@ def _examples(state: State, context: Context) -> dict[str, _rows.Examples]:
     if state.evaluation is not None:
         splits.append("heldout")
     return {split: _rows.examples(state, context, split) for split in splits}
+
+
+def _mix(state: State, context: Context) -> Sequence[Taken]:
+    """What was taken of each source, where a stage trained on a mix of several."""
+    trained = [name for name in state.trained if name not in context.setup.data.of_stages]
+    return () if context.setup.mix is None or not trained else _rows.mix(state, context)[1]
 
 
 def rebuild_report(run_folder: Path) -> RunResult:

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from potstill.data.answers import weights_of
-from potstill.data.dataset import Dataset
+from potstill.data.answers import domains_of, weights_of
+from potstill.data.asked import differ
 from potstill.data.reader import Reader, Readers, reader_of
 from potstill.data.template import Templater
 from potstill.devices import placement
@@ -22,21 +22,36 @@ from potstill.models import vocabulary
 from potstill.models.loading import best_device
 from potstill.recipe import plugins
 from potstill.recipe.inputs import DataSpec
-from potstill.recipe.recipe import Recipe, expand, read_recipe, resolve_path
+from potstill.recipe.recipe import Recipe, expand, read_recipe
 from potstill.recipe.specs import Choice
+from potstill.recipe.stages import StageSpec
 from potstill.recipe.training import Training
-from potstill.runs import tracking
-from potstill.runs.rows import read_data, rows_of_stages
+from potstill.runs import said, tracking
+from potstill.runs.rows import mix_of, require_mixable
+from potstill.runs.task import notes as task_notes
+from potstill.runs.task import read_rows, read_task, read_text
+from potstill.runs.teachers import average_for, build_teacher
 from potstill.signals.teacher import Teacher
 from potstill.stages._context import Setup, StudentRef
+from potstill.stages._filtering import try_filters
+from potstill.stages._later import needs_of
 from potstill.stages._objective import objective_of
 from potstill.stages._strategy import try_strategy
+from potstill.stages._verifying import require_rows
+from potstill.stages.capture import Capture
+from potstill.stages.distill import Distill
 from potstill.store.folder import RECIPE, RunDir
 from potstill.students._built import StudentContext
 from potstill.teachers._context import TeacherContext
 
 LONGEST = 4096
 DISTRIBUTIONS = frozenset({"dense", "topk", "sampled"})
+# What a stage asks of a teacher, and what is wrong with one that does not offer it.
+_WANTED = {
+    "distribution": ("the teacher's distribution", "gives no distribution over tokens"),
+    "live": ("a teacher that can be asked about any text", "is a cache, which knows the captured rows alone"),
+    "text": ("the teacher's text", "writes no text"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,24 +103,29 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
     def reader(tokenizer: Any, end_ids: Sequence[int] = (), template: str | None = template) -> Reader:
         return reader_of(tokenizer, _templater(tokenizer, template, recipe.data, end_ids, date))
 
-    name, options = recipe.teacher.plugin
-    teacher: Teacher = plugins.load("teachers", name, options).build(
-        TeacherContext(
-            base, placement.of_teacher(apart, device), reader, recipe.devices.teacher == "sharded", device
-        ),
-        **options,
+    context = TeacherContext(
+        base,
+        placement.of_teacher(apart, device),
+        reader,
+        recipe.devices.teacher == "sharded",
+        device,
+        average=average_for(recipe.stages),
     )
+    teacher = build_teacher(recipe.teacher.plugin, context)
     _require_provided(recipe, teacher)
     _require_engines(recipe, teacher)
     student, student_reader, own_length = _student(recipe, base, device, teacher, template, reader)
     readers = Readers(teacher.reads, student_reader)
     compares = any("distribution" in stage.needs for stage in recipe.stages)
+    for stage in recipe.stages:
+        if isinstance(stage, Capture):
+            needs_of(recipe.stages, stage.name, partial=readers.partial)
     if teacher.reads is not None and compares:
         vocabulary.require_shared(teacher.reads.vocabulary, student_reader.vocabulary)
     lengths = (getattr(teacher, "context_length", None), own_length)
     context_length = min((length for length in lengths if length is not None), default=LONGEST)
     limit = recipe.data.max_length
-    notes = list(_reading_notes(readers, recipe.data, context_length))
+    notes = list(said.of_reading(readers, recipe.data, context_length))
     if any(reader.templater.dated for reader in (teacher.reads, student_reader) if reader is not None):
         notes.append(
             f"a chat template prints the date or the time; this run prints {date:%Y-%m-%d %H:%M} in every row, "
@@ -113,15 +133,26 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
         )
     if student.template is not None and template is None:
         notes.insert(0, "the student has no chat template; it learns the teacher's.")
-    data = read_data(recipe.data, base)
-    data = replace(data, of_stages=rows_of_stages(recipe, base, data.heldout, notes))
+    route = getattr(teacher, "route", None)
+    task = read_task(recipe, base)
+    require_mixable(recipe)
+    data = read_rows(recipe, base, task, notes, () if route is None else (route,))
+    readers = replace(readers, same_prompts=not differ(data))
     if recipe.data.weight is not None:
         weights_of(data.trained_on, recipe.data.weight)
+    if route is not None:
+        routed = data.everything + sum(data.mixed.values(), ())
+        teacher.require_rows(list(domains_of(routed, route).values()))  # type: ignore[attr-defined]
+    for stage in recipe.stages:
+        if getattr(stage, "verifier", None) is not None:
+            require_rows(stage, data.train + data.validation, _loaded)
     _require_possible(student)
     notes += [
-        *_system_notes(readers, recipe.data, data),
-        *_overlap_notes(data),
-        *_gold_notes(recipe, data),
+        *getattr(teacher, "notes", ()),
+        *said.of_systems(readers, recipe.data, data),
+        *said.of_overlap(data),
+        *task_notes(task, data),
+        *said.of_gold(recipe, data),
     ]
     return Setup(
         device=device,
@@ -138,7 +169,10 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
         devices=recipe.devices,
         date=date,
         data_seed=recipe.data.seed,
+        mix=mix_of(recipe.data),
         compares=compares,
+        domain=route,
+        task=task,
     )
 
 
@@ -155,30 +189,98 @@ def _require_plugins(recipe: Recipe) -> None:
         if isinstance(stage, Training):
             objective_of(stage)
             try_strategy(stage)
+        if getattr(stage, "filters", None):
+            try_filters(stage, _loaded)
+
+
+def _loaded(choice: Choice) -> Any:
+    return plugins.load(choice.family, choice.name, choice.options)
 
 
 def _require_provided(recipe: Recipe, teacher: Teacher) -> None:
     """Refuse stages that need more than the teacher says that it provides."""
-    offers = {"distribution": bool(teacher.provides & DISTRIBUTIONS), "text": "text" in teacher.provides}
+    offers = {
+        "distribution": bool(teacher.provides & DISTRIBUTIONS),
+        "live": getattr(teacher, "live", True),
+        "text": "text" in teacher.provides,
+    }
+    captured = False
     for stage in recipe.stages:
-        for need in sorted(stage.needs):
+        _require_batchwise(stage, teacher, captured)
+        if isinstance(stage, Capture):
+            _require_capturable(stage, teacher)
+        _require_beside(stage, teacher)
+        captured |= isinstance(stage, Capture)
+        for need in sorted(stage.asks):
             if offers[need] and (need != "text" or teacher.reads is not None or hasattr(teacher, "engine")):
                 continue
-            what = {"distribution": "gives no distribution over tokens", "text": "writes no text"}[need]
+            wanted, what = _WANTED[need]
             raise RecipeError(
-                f"needs the teacher's {need}, and this teacher {what}.",
+                f"needs {wanted}, and this teacher {what}.",
                 path=f"stages.{stage.name}",
-                fix="Leave the stage out, or name another teacher.",
+                fix=getattr(teacher, f"way_to_{need}", "Leave the stage out, or name another teacher."),
+            )
+
+
+def _require_batchwise(stage: StageSpec, teacher: Teacher, captured: bool) -> None:
+    """Refuse a stage that asks about one batch after the other where the teacher can be captured alone."""
+    asks = "live" in stage.asks or (not captured and ("distribution" in stage.asks or stage.measures))
+    if asks and not isinstance(stage, Capture) and not getattr(teacher, "batchwise", True):
+        raise RecipeError(
+            f"asks the teacher batch by batch, and {teacher.name} is read block by block.",
+            path=f"stages.{stage.name}",
+            fix="Capture its signals before this stage, or load it whole: teacher: {model: …}.",
+        )
+
+
+def _require_capturable(stage: Capture, teacher: Teacher) -> None:
+    """Refuse a capture that would keep something else than what a later stage asks of the teacher."""
+    if stage.deadline is not None and not getattr(teacher, "batchwise", True):
+        raise RecipeError(
+            f"has no effect: {teacher.name} is read block by block, and no row is ready before all of them are.",
+            path=f"stages.{stage.name}.deadline",
+            fix="Leave it out; after an interruption the same command goes on.",
+        )
+    if not hasattr(teacher, "members"):
+        return
+    each = "Capture each teacher in a recipe of its own, and list the caches: {ensemble: [{cache: A}, {cache: B}]}."
+    if getattr(teacher, "combine", "") == "losses":
+        raise RecipeError(
+            "would keep the average of the teachers, and combine: losses compares with each of them.",
+            path=f"stages.{stage.name}",
+            fix=each,
+        )
+    if "dense" not in teacher.provides:
+        raise RecipeError(
+            "cannot keep what is put together from stored ids.", path=f"stages.{stage.name}", fix=each
+        )
+
+
+def _require_beside(stage: StageSpec, teacher: Teacher) -> None:
+    """Refuse text that the teacher writes together with the student where it is no one model in this process."""
+    if not isinstance(stage, Distill) or stage.self_teacher is not None or hasattr(teacher, "loaded"):
+        return
+    for name, value in (
+        ("teacher_share", stage.strategy.teacher_share),
+        ("proposals", stage.strategy.proposes),
+    ):
+        if value:
+            raise RecipeError(
+                f"lets {teacher.name} write beside the student, and it is no one model in this process.",
+                path=f"stages.{stage.name}.strategy.{stage.strategy.name}.{name}",
+                fix="Leave it out, so that the student writes alone, or take one teacher whose weights are here.",
             )
 
 
 def _require_engines(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse a text engine that takes something else than the teacher reads: ids, or messages."""
+    """Refuse a text engine that takes something else than the teacher reads (ids, or messages), or that lacks
+    what it needs here."""
     served = teacher.reads is None
     for stage in recipe.stages:
         engine = getattr(stage, "engine", "auto")
         if "text" in stage.needs and isinstance(engine, Choice):
-            takes = getattr(plugins.load(engine.family, engine.name, engine.options), "TAKES", "ids")
+            plugin = plugins.load(engine.family, engine.name, engine.options)
+            takes = getattr(plugin, "TAKES", "ids")
             if (takes == "messages") != served:
                 needs = "is asked over the network" if served else "has its weights here"
                 raise RecipeError(
@@ -186,6 +288,10 @@ def _require_engines(recipe: Recipe, teacher: Teacher) -> None:
                     path=f"stages.{stage.name}.engine",
                     fix="Leave engine out: each teacher brings its own.",
                 )
+            if hasattr(plugin, "require"):
+                plugin.require(teacher)
+            if hasattr(plugin, "require_options"):
+                plugin.require_options(teacher, getattr(stage, "max_new_tokens", 0), **engine.options)
 
 
 def _student(
@@ -222,96 +328,10 @@ def _require_possible(student: StudentRef) -> None:
         check(student.context, **student.options)
 
 
-def _reading_notes(readers: Readers, spec: DataSpec, context_length: int) -> list[str]:
-    """What is worth a line about how both models read."""
-    notes = []
-    student, teacher = readers.student, readers.teacher
-    if teacher is not None:
-        notes += [
-            f"special ids differ: {text}"
-            for text in vocabulary.special_differences(teacher.vocabulary, student.vocabulary)
-        ]
-        if teacher.templater.fingerprint != student.templater.fingerprint:
-            notes.append(
-                "the chat templates of teacher and student differ; each reads a row through its own."
-            )
-        elif readers.shared_vocabulary and not readers.read_alike:
-            notes.append(
-                "teacher and student read a row as different ids by the same chat template; each is given its own."
-            )
-    if spec.max_length != "auto" and spec.max_length > context_length:
-        notes.append(
-            f"data.max_length is {spec.max_length}, the models read {context_length} tokens; that is the limit."
-        )
-    return notes
-
-
-def _system_notes(readers: Readers, spec: DataSpec, data: Dataset) -> list[str]:
-    """Which system prompts templates add of their own, and to how many rows."""
-    rows = [row for row in (*data.trained_on, *data.heldout) if row.text is None]
-    # A prompt that is merged into the user's turn, or dropped, is none to the template.
-    without = sum(spec.system != "keep" or not row.has_system for row in rows)
-    if not without:
-        return []
-    systems = {"the": readers.student.templater.default_system}
-    if readers.teacher is not None and readers.teacher.templater.default_system != systems["the"]:
-        systems["the teacher's"] = readers.teacher.templater.default_system
-    return [
-        f"{owner} chat template adds a system prompt of its own to the {without} of {len(rows)} rows "
-        f"without one: {added!r}."
-        for owner, added in systems.items()
-        if added
-    ]
-
-
-def _gold_notes(recipe: Recipe, data: Dataset) -> Iterator[str]:
-    """What becomes of answers that rows bring along where a stage lets the teacher write others."""
-    writers = [index for index, stage in enumerate(recipe.stages) if "text" in stage.needs]
-    if not writers:
-        return
-    stage = recipe.stages[writers[0]].name
-    own = sum((parts.train + parts.validation for parts in data.of_stages.values()), ())
-    trained = {(row.prompt_text, str(row.gold)) for row in own}
-    rows = data.train + data.validation
-    if any(s.trains and s.name not in data.of_stages for s in recipe.stages[: writers[0]]):
-        rows = ()
-    unused = sum(bool(row.gold) and (row.prompt_text, str(row.gold)) not in trained for row in rows)
-    if unused:
-        yield (
-            f"{unused} of {len(rows)} training rows hold an answer that no stage trains on: after {stage} the "
-            f"teacher's answers are trained on. Leave {stage} out to train on those of the rows."
-        )
-    measured = sum(bool(row.gold) for row in data.heldout)
-    if measured and any(s.measures for s in recipe.stages[writers[0] :]):
-        yield (
-            f"{measured} of {len(data.heldout)} held-out rows hold an answer: texts are compared with it (vs "
-            "gold) and with the teacher's (vs teacher); token by token, models are scored on the teacher's."
-        )
-
-
-def _overlap_notes(data: Dataset) -> list[str]:
-    seen = {row.prompt_text for row in data.train + data.validation}
-    both = sum(row.prompt_text in seen for row in data.heldout)
-    if not both:
-        return []
-    return [
-        f"{both} of {len(data.heldout)} held-out prompts are training prompts too; figures on them "
-        "measure memory. Take them out of one of the two."
-    ]
-
-
 def _template_text(spec: DataSpec, base: Path) -> str | None:
     if spec.template is None or spec.template.file is None:
         return None
-    path = resolve_path(base, spec.template.file)
-    try:
-        if path.exists() and not path.is_file():  # reading a pipe or a device has no end
-            raise OSError("it is not a regular file")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"cannot read {path}: {error}.", path="data.template.file", fix="Check the path."
-        ) from error
+    return read_text(spec.template.file, "data.template.file", base)
 
 
 def _templater(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from potstill.errors import ArtifactError, RecipeError
 from potstill.report.numbers import size
 from potstill.store import disk, unpacking
-from potstill.store.artifacts import Store
+from potstill.store.artifacts import BUILDING, Store
 from potstill.store.usage import Entry, Usage, read_usage, store_of
 
 NOTHING = "Nothing to free: runs refer to everything in it."
@@ -62,9 +62,21 @@ def find_store(place: Path) -> Store:
     return store
 
 
-def listing(place: Path) -> Usage:
-    """Everything in the store, with the runs that refer to it."""
-    return read_usage(find_store(place))
+SIGNALS = ("capture", "kept")  # what holds teachers' signals
+
+
+def listing(place: Path, only: Sequence[str] = ()) -> Usage:
+    """Everything in the store, or what some kinds of stages left there, with the runs that refer to it."""
+    return _only(read_usage(find_store(place)), only)
+
+
+def _only(usage: Usage, stages: Sequence[str]) -> Usage:
+    if not stages:
+        return usage
+    names = tuple(f"{start}{stage}-" for stage in stages for start in ("", BUILDING))
+    return replace(
+        usage, entries=tuple(entry for entry in usage.entries if entry.path.name.startswith(names))
+    )
 
 
 def listing_text(usage: Usage) -> str:
@@ -86,8 +98,8 @@ def listing_dict(usage: Usage) -> dict[str, Any]:
     }
 
 
-def free(place: Path, *, really: bool) -> Freed:
-    """Delete what no run refers to; without `really` only say what that is.
+def free(place: Path, *, really: bool, only: Sequence[str] = ()) -> Freed:
+    """Delete what no run refers to, or what some kinds of stages left of it; without `really` only say what that is.
 
     Nothing is deleted while a run works with the store, or where a run may refer to it that cannot be looked
     into. An entry is renamed before it is deleted, so that a kill leaves it whole or gone.
@@ -97,8 +109,8 @@ def free(place: Path, *, really: bool) -> Freed:
     """
     store = find_store(place)
     with store.unused() as unused:
-        usage = read_usage(store)
-        entries = (*usage.free, *map(_unpacking, unpacking.leftovers()))
+        usage = _only(read_usage(store), only)
+        entries = usage.free if only else (*usage.free, *map(_unpacking, unpacking.leftovers()))
         why_not = " ".join(_unreachable(usage))
         if not unused:
             why_not = "a run works with this store; wait until it has ended."

@@ -66,8 +66,9 @@ class _Chunks:
         if head.module is not None:
             return Dense(module_logits(head, hidden).to(student_logits.dtype))
         if self._projection is None or self._buffer is None or self._buffer.shape[1] != width:
-            device = student_logits.device
-            self._projection = Projection(head, hidden.dtype)
-            self._buffer = torch.empty(hidden.shape[0], width, dtype=self._projection.dtype, device=device)
+            self._projection, self._buffer = Projection(head, hidden.dtype), None
+        if self._buffer is None or self._buffer.shape[0] < hidden.shape[0]:
+            shape, device = (hidden.shape[0], width), student_logits.device
+            self._buffer = torch.empty(shape, dtype=self._projection.dtype, device=device)
         logits = self._projection.logits(hidden, self._buffer[: hidden.shape[0]])
         return Dense(logits.to(student_logits.dtype))

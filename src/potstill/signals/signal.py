@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -31,8 +31,13 @@ Chunks: TypeAlias = Callable[[slice, Tensor], Chunk]
 class Signal(Protocol):
     """A frozen value: what a teacher says at N scored positions, in row-major order."""
 
-    kind: ClassVar[str]  # the word that plug-ins use in SUPPORTS
-    estimated: ClassVar[bool]  # its values are unbiased estimates, which may lie below 0
+    @property
+    def kind(self) -> str:
+        """The word that plug-ins use in SUPPORTS."""
+
+    @property
+    def estimated(self) -> bool:
+        """Whether its values are unbiased estimates, which may lie below 0."""
 
     @property
     def rows(self) -> int:

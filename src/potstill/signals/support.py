@@ -25,6 +25,9 @@ class Support:
     `ids` is None for the whole vocabulary; else [N, k], -1 in unused places. With `tail` the last
     of the K = k + 1 outcomes is the bucket of all other ids. `offset` [N] is a constant of the
     teacher that turns the plug-in value into the one that is reported.
+
+    `parts` are several teachers' supports with their weights [N], where the loss is the weighted sum of their
+    divergences; this support is then their average, which figures are measured on.
     """
 
     student_lp: Tensor  # [N, K]
@@ -33,6 +36,7 @@ class Support:
     ids: Tensor | None = None
     tail: bool = False
     offset: Tensor | None = None
+    parts: tuple[tuple[Tensor, Support], ...] = ()
 
     def pull_back(self, partial: Tensor, temperature: float, out: Tensor, *, tangent: bool = False) -> Tensor:
         """Write d value / d logits [N, V] into `out`, given d value / d student_lp [N, K].

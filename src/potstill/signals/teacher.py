@@ -19,7 +19,11 @@ class Teacher(Protocol):
 
     A teacher with weights in this process has `loaded()`, its model and tokenizer; one that knows more has
     `layers`, `context_length`, `number_format` (of its stored weights) and `batch_invariant` (a row's answer does
-    not depend on its neighbours).
+    not depend on its neighbours). One that is a cache has `live` False, and `expect(batches of examples)`, by which it
+    reads ahead. One that is asked by a field of the rows has `route`, the field's name, and `require_rows(values)`;
+    one that is made of others has `members`, `about` and `notes`, lines for people, and `writer(temperature)`, the
+    model that writes its text. One that cannot be asked batch by batch has `batchwise` False, and
+    `prepare(examples)`, behind which it answers for these until it is closed.
     """
 
     name: str

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from potstill.divergences._divergence import Divergence
+from potstill.errors import SignalError
 from potstill.signals.signal import Chunk, Chunks, Signal
 from potstill.signals.support import NEG_INF, Support, Tail, gather
 
@@ -62,6 +63,11 @@ class _Chunk:
     ) -> Support:
         """Both sides on the likeliest ids, each with the mass 1 there; fewer where the teacher allows fewer."""
         both = self.whole.beside(student_logits, rows, temperature)
+        if both.parts:
+            raise SignalError(
+                "a sum of several teachers' losses cannot be compared on the likeliest ids alone.",
+                fix="Average their distributions (teacher.combine), or compare the whole vocabulary.",
+            )
         teacher_lp, width = both.teacher_lp, both.full_lp.shape[1]
         left_out = [index for index in self.top.left_out if index < width]
         if left_out:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,27 @@ from potstill.errors import ArtifactError
 from potstill.stages._context import Context
 from potstill.store.artifacts import MANIFEST, Artifact, key_of
 from potstill.store.disk import discard, peak_rss, set_aside, write_text
+from potstill.store.folder import MADE
 
 Build = Callable[[Path], Mapping[str, Any]]
 """Writes into a folder and returns the facts that later readers need."""
 
 
 def produce(
-    context: Context, kind: str, name: str, inputs: Mapping[str, Any], build: Build, *, together: bool = False
+    context: Context,
+    kind: str,
+    name: str,
+    inputs: Mapping[str, Any],
+    build: Build,
+    *,
+    together: bool = False,
+    goes_on: Collection[str] = (),
 ) -> Artifact:
     """The artifact of these inputs: taken from the store, or built while no other run builds it.
 
     A damaged one is named, moved aside and built again. Of a run's processes the first one builds it, or all
-    of them `together`, in the same folder.
+    of them `together`, in the same folder. A build that was interrupted finds its files again, and the folders
+    that it `goes_on` with.
 
     Raises:
         Interrupted: a signal arrived before it was begun.
@@ -39,7 +48,11 @@ def produce(
     if not ranks.first():
         return _follow(build)
     build = _led(build) if together else build
-    artifact = _produce(context, kind, name, key, inputs, build)
+    artifact = _produce(context, kind, name, key, inputs, build, goes_on)
+    context.memo.setdefault(MADE, []).append(artifact.path.name)
+    context.announce(
+        {MADE: context.memo[MADE]}
+    )  # before its stage ends, and a run that fails refers to it too
     ranks.broadcast(artifact)
     return artifact
 
@@ -64,7 +77,13 @@ def _follow(build: Build) -> Artifact:
 
 
 def _produce(
-    context: Context, kind: str, name: str, key: str, inputs: Mapping[str, Any], build: Build
+    context: Context,
+    kind: str,
+    name: str,
+    key: str,
+    inputs: Mapping[str, Any],
+    build: Build,
+    goes_on: Collection[str],
 ) -> Artifact:
     waiting = False
     while True:
@@ -80,7 +99,7 @@ def _produce(
                 if damage is not None:
                     aside = set_aside(context.store.place(kind, key))
                     context.console.warn(f"{name}: {damage.message} It is moved to {aside} and made again.")
-                facts = _timed(context.store.work(kind, key), name, context, build)
+                facts = _timed(context.store.work(kind, key), name, context, build, goes_on)
                 return context.store.finish(kind, key, inputs, facts)
         if not waiting and not free:
             context.console.say(f"{name}: another run makes the same; waiting for it")
@@ -96,11 +115,15 @@ def _find(context: Context, kind: str, key: str) -> tuple[Artifact | None, Artif
         return None, damage
 
 
-def _timed(folder: Path, name: str, context: Context, build: Build) -> dict[str, Any]:
+def _timed(
+    folder: Path, name: str, context: Context, build: Build, goes_on: Collection[str]
+) -> dict[str, Any]:
     """The facts of a build with its time, that before an interruption included."""
     for leftover in folder.iterdir():
-        # What a build goes on with is a file or hidden; a folder is the output of one that was killed over it.
-        if leftover.name == MANIFEST or (leftover.is_dir() and not leftover.name.startswith(".")):
+        # What a build goes on with is a file, hidden or named; another folder is the output of one that was
+        # killed over it.
+        output = leftover.is_dir() and not leftover.name.startswith(".") and leftover.name not in goes_on
+        if leftover.name == MANIFEST or output:
             discard(leftover)
     clock_file = folder / ".seconds"
     before = _seconds(clock_file)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from potstill.console import Bar, typed
 from potstill.data.prompts import Prompt
@@ -27,12 +29,13 @@ from potstill.store.disk import real
 from potstill.store.lines import write_lines
 
 STAGE = "generate"
-VERSION = 1  # raised when the answers change their meaning
+VERSION = 4  # raised when the answers change their meaning, or the facts what they hold
 JOURNAL = Path(".journal", "answers.sqlite")  # in the store, of which it is never freed
 REJECTED = "rejected.jsonl"
 SO_FAR = "answers-so-far.jsonl"  # in the folder of an interrupted run
 SECONDS_BETWEEN_NOTES = 2.0
 _KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
+Judge: TypeAlias = Callable[[str, str, str], str]  # prompt, text, finish -> why it would not be trained on
 Draw = tuple[int, int]  # the place of a conversation, and the number of the answer to it
 
 
@@ -43,12 +46,13 @@ def ask(
     sampling: Sampling,
     workers: int,
     context: Context,
+    judge: Judge = lambda prompt, text, finish: "",
 ) -> Artifact:
-    """Ask for all answers. What is paid for stands in the store's journal, whatever becomes of the stage."""
+    """Ask for all answers. `judge` has a say on the first few, before the rest is paid for. What is paid for stands in the store's journal, whatever becomes of the stage."""
     pace: frozenset[str] = getattr(context.plugin(engine), "PACE", frozenset())
     settings = {key: value for key, value in engine.options.items() if key not in pace}
     asked, rows = conversations(prompts, sampling, context)
-    asking = Asking(name, engine, asked, rows, sampling, workers, context)
+    asking = Asking(name, engine, asked, rows, sampling, workers, context, judge)
     inputs = {
         "version": VERSION,
         "teacher": context.setup.teacher.fingerprint,
@@ -60,7 +64,18 @@ def ask(
         # They stand in the manifest; made anew, the artifact costs nothing.
         "terms": getattr(context.setup.teacher, "terms", ""),
     }
+    if (sent := _response_format(context)) is not None:
+        inputs["response_format"] = sent
     return produce(context, STAGE, name, inputs, asking.build)
+
+
+def _response_format(context: Context) -> dict[str, Any] | None:
+    """The schema of the recipe's task as a request carries it."""
+    return None if context.setup.task is None else context.setup.task.response_format
+
+
+def _nothing(text: str) -> str:
+    return ""
 
 
 def conversations(
@@ -78,10 +93,13 @@ def conversations(
     rows: list[tuple[str, int, Draw]] = []
     for prompt in prompts:
         row = by_id[prompt.row_id]
-        turns = tuple(_turn(message) for message in templater.conversation(row.prompt))
+        turns = tuple(_turn(message) for message in templater.conversation(row.for_teacher.prompt))
         place = places.setdefault(key_of("conversation", {"turns": turns, "tools": row.tools}), len(places))
         if place == len(parts):
-            parts.append((turns, row.tools, len(prompt.ids)))
+            tokens = len(prompt.ids)
+            if row.teacher_turns:  # about: the student's template need not take them
+                tokens = len(templater.text_ids("\n".join(turn["content"] for turn in row.teacher_turns)))
+            parts.append((turns, row.tools, tokens))
         for sample in range(prompt.samples):
             rows.append((prompt.row_id, sample, (place, used[place])))
             used[place] += sampling.temperature > 0
@@ -120,12 +138,14 @@ class Asking:
     sampling: Sampling
     workers: int
     context: Context
+    judge: Judge
     spending: Spending = field(default=Spending(0, 0), init=False)
     noted: float = field(default=0.0, init=False)
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Ask for what the journal does not hold, and put all answers in order."""
         context, total = self.context, sum(len(one.samples) for one in self.asked)
+        task = context.setup.task
         bars: list[Bar] = []
         with ExitStack() as stack:
 
@@ -147,11 +167,15 @@ class Asking:
                 sampling=self.sampling,
                 seed=context.setup.data_seed,
                 workers=self.workers,
+                response_format=_response_format(context),
+                ignores=_nothing if task is None else task.ignores,
+                problem=_nothing if task is None else task.problem,
                 journal=context.store.root / JOURNAL,
                 payer=f"{real(context.store.run) if context.store.run else context.store.root}/{self.name}",
                 say=lambda text: context.console.say(f"{self.name}: {text}"),
                 warn=lambda text: context.console.warn(f"{self.name}: {text}"),
                 confirm=self._confirm,
+                judge=self.judge,
                 on_progress=progress,
                 should_stop=lambda: bool(context.stop_signal()),
             )
@@ -182,7 +206,7 @@ class Asking:
         raise RecipeError(
             f"nobody agreed to {question}; nothing more was sent.",
             path=self.name,
-            fix=f"Type: {typed()} run {run} --yes (answers so far are kept), or raise generate.engine.openai.confirm_above.",
+            fix=f"Type: {typed()} run {run} --yes (answers so far are kept), or raise confirm_above (generate.engine).",
         )
 
     def _so_far(self, given: Mapping[Draw, Given]) -> str:
@@ -217,12 +241,8 @@ class Asking:
         write_lines(folder / ANSWERS, used)
         write_lines(folder / REJECTED, rejected)
         reasons = Counter(_kind(line) for line in rejected)
-        habits = {
-            "refusals": sum(one.refuses and not one.reason for one in given.values()),
-            "loops": sum(one.loops and not one.reason for one in given.values()),
-        }
         models = Counter(one.echoed for one in given.values() if one.echoed)
-        self._say(reasons, len(lines), habits, models)
+        self._say(reasons, len(lines), models)
         if self.context.store.run is not None:
             (self.context.store.run / SO_FAR).unlink(missing_ok=True)
         trained = {row.id for row in self.context.setup.data.train}
@@ -240,19 +260,26 @@ class Asking:
                     for line in rejected
                 )
             ),
-            **habits,
+            "per_request": _per_request(list(given.values())),
             "spent": {key: asdict(now)[key] for key in _SPENT} | {"cost": now.cost},
             "source": {
+                "provider": urlsplit(teacher.endpoint).hostname or teacher.endpoint,
                 "endpoint": teacher.endpoint,
                 "model": teacher.model,
                 "answered_by": dict(models),
                 "answered_at": dict(Counter(one.endpoint for one in given.values() if one.endpoint)),
                 "terms": teacher.terms,
                 "date": _dates([one.at for one in given.values() if one.at]),
+                "sampling": asdict(self.sampling)
+                | (
+                    {"retry_truncated": longer}
+                    if (longer := self.engine.options.get("retry_truncated"))
+                    else {}
+                ),
             },
         }
 
-    def _say(self, reasons: Counter[str], of: int, habits: Mapping[str, int], models: Counter[str]) -> None:
+    def _say(self, reasons: Counter[str], of: int, models: Counter[str]) -> None:
         say = self.context.console.say
         if len(models) > 1:
             names = ", ".join(f"{model} ({count})" for model, count in models.most_common())
@@ -260,13 +287,19 @@ class Asking:
         if reasons:
             words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
             say(f"{self.name}: {reasons.total()} of {of} answers are not used: {words}")
-        if any(habits.values()):
-            say(
-                f"{self.name}: among those used, {habits['refusals']} read as refusals and {habits['loops']} repeat "
-                "themselves (refusals: reject and loops: reject leave them out)"
-            )
         if self.spending.requests:
             say(f"{self.name}: {self.spending.requests} requests; {self.spending.cost}")
+
+
+def _per_request(given: Sequence[Given]) -> dict[str, Any]:
+    """The tokens of a mean request, of how many it is the mean (those whose reply states its usage), and for how many
+    of these it is known what was paid."""
+    stated = [one for one in given if one.tokens_in is not None and one.tokens_out is not None]
+    n = len(stated)
+    sums = {name: sum(getattr(one, name) for one in stated) for name in ("tokens_in", "tokens_out", "cached")}
+    costs = [one.cost for one in stated if one.cost is not None]
+    paid = {"priced": len(costs), "paid": math.fsum(costs)}
+    return {"n": n, **paid, **({name: total / n for name, total in sums.items()} if n else {})}
 
 
 def _kind(line: Mapping[str, Any]) -> str:

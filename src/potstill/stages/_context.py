@@ -12,7 +12,9 @@ import torch
 
 from potstill.console import Console
 from potstill.data.dataset import Dataset
+from potstill.data.mix import Plan
 from potstill.data.reader import Readers
+from potstill.data.task import Task
 from potstill.devices import ranks
 from potstill.errors import Interrupted
 from potstill.models.loading import fast_bf16
@@ -58,7 +60,10 @@ class Setup:
     devices: DevicesSpec = field(default_factory=DevicesSpec)
     date: datetime | None = None  # what templates print that print the date, from the run's first start
     data_seed: int = 0  # of splits, answers and resampled prompts; `Context.seed` trains
+    mix: Plan | None = None  # shares of several sources in what is trained on
+    task: Task | None = None  # what the answers have to be
     compares: bool = False  # a stage compares distributions, so the teacher is given the student's ids
+    domain: str | None = None  # the column that says which of several teachers are asked about a row
 
     @property
     def known_ids(self) -> int | None:
@@ -94,9 +99,11 @@ class Setup:
 class State:
     """What the stages before have left."""
 
-    answers: Artifact | None = None  # what the teacher wrote
+    answers: Artifact | None = None  # what the teacher wrote, as far as it is used
+    written: Artifact | None = None  # all that it wrote
     answer_tokens: int | None = None  # the most tokens of one of them
     left_out: Mapping[str, int] = field(default_factory=dict)  # prompts that were not asked, by reason
+    captured: Artifact | None = None  # what the teacher said of the rows, where a stage wrote it down
     untrained: Artifact | None = None  # the student before any training
     student: Artifact | None = None  # the student as it is now
     control: Artifact | None = None

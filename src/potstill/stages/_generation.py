@@ -10,18 +10,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from potstill.cache.header import Header
+from potstill.cache.writer import Writer
 from potstill.data.prompts import Prompt
 from potstill.devices import ranks
-from potstill.generate.request import Completion, GenerationProgress, Request
+from potstill.generate.request import Completion, GenerationProgress, Request, digest_of
 from potstill.generate.sampling import Sampling
 from potstill.recipe.specs import EngineChoice
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._rows import ANSWERS
+from potstill.stages._states import KEPT, States, dtype_of, finish_states
 from potstill.store.artifacts import Artifact, key_of
 from potstill.store.disk import write_text
 from potstill.store.lines import append_line, read_journal, read_lines, write_journal, write_lines
@@ -30,6 +34,12 @@ STAGE = "generate"
 VERSION = 3  # raised when the answers change their meaning, so that old ones are not taken for new ones
 JOURNAL = ".journal.jsonl"
 SETTINGS = ".settings"
+OF_TEXT = (
+    "version",
+    "sampling",
+    "stop_ids",
+    "seed",
+)  # inputs that decide on the words, whoever writes them down
 PORTION = 8  # batches in a portion of answers
 Draw = tuple[str, int]  # what identifies a prompt's ids, and which of its answers
 Line = dict[str, Any]
@@ -42,8 +52,10 @@ def write_answers(
     sampling: Sampling,
     batch_rows: int,
     context: Context,
+    *,
+    keep: bool = False,
 ) -> Artifact:
-    """Write all answers. Draws depend on seed, prompt and sample, never on the batch or on other prompts."""
+    """Write all answers, and with `keep` the hidden states that they were drawn from. Draws depend on seed, prompt and sample, never on the batch or on other prompts."""
     reader = context.setup.readers.teacher_reader
     request = Request(
         teacher=context.setup.teacher,
@@ -56,11 +68,14 @@ def write_answers(
         vocabulary=reader.vocabulary.size,
         unused=reader.unused_ids,
         should_stop=lambda: bool(context.stop_signal()),
+        keep=keep,
     )
+    pace: frozenset[str] = getattr(context.plugin(engine), "PACE", frozenset())
+    options = {key: value for key, value in engine.options.items() if key not in pace}
     settings = {
         "version": VERSION,
         "teacher": context.setup.teacher.fingerprint,
-        "engine": context.identity(engine),
+        "engine": context.identity(engine.model_copy(update={"options": options})),
         "sampling": asdict(sampling),
         "stop_ids": sorted(request.stop_ids),
         "seed": context.setup.data_seed,
@@ -69,13 +84,17 @@ def write_answers(
     }
     if request.unused:
         settings["unused"] = request.unused
+    request = replace(request, settings={name: settings[name] for name in OF_TEXT})
     inputs = {
         **settings,
         "settings": key_of("settings", settings),
         "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
+        **({"keep": "hidden"} if keep else {}),
     }
+    if terms := getattr(context.setup.teacher, "terms", ""):
+        inputs["terms"] = terms  # they stand in the manifest; the answers are taken from the store
     writing = Writing(name, engine, request, prompts, inputs["settings"], context)
-    return produce(context, STAGE, name, inputs, writing.build, together=True)
+    return produce(context, STAGE, name, inputs, writing.build, together=True, goes_on=(KEPT,))
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class Writing:
     @cached_property
     def ids(self) -> Mapping[str, tuple[int, ...]]:
         """The prompts, each once."""
-        return {_digest(prompt.ids): tuple(prompt.ids) for prompt in self.prompts}
+        return {digest_of(prompt.ids): tuple(prompt.ids) for prompt in self.prompts}
 
     @cached_property
     def rows(self) -> Sequence[tuple[str, int, Draw]]:
@@ -106,10 +125,10 @@ class Writing:
         used: Counter[str] = Counter()
         rows = []
         for prompt in self.prompts:
-            digest = _digest(prompt.ids)
+            name = digest_of(prompt.ids)
             for sample in range(prompt.samples):
-                rows.append((prompt.row_id, sample, (digest, used[digest])))
-                used[digest] += self.request.sampling.temperature > 0
+                rows.append((prompt.row_id, sample, (name, used[name])))
+                used[name] += self.request.sampling.temperature > 0
         return rows
 
     def build(self, folder: Path) -> Mapping[str, Any]:
@@ -135,7 +154,7 @@ class Writing:
         """The answers kept from earlier runs, and all that are there; the journal holds them."""
         write_text(folder / SETTINGS, self.settings)
         if any(folder.glob(f"{JOURNAL}*")):
-            lines = [line for line in _joined(folder) if _draw(line) in wanted]
+            lines = [line for line in self._joined(folder) if _draw(line) in wanted]
         else:
             lines = [{**line, "kept": True} for draw, line in self._earlier(folder).items() if draw in wanted]
         write_journal(folder / JOURNAL, lines)  # without half a last line
@@ -147,7 +166,7 @@ class Writing:
         for other in store.underway(STAGE):
             with suppress(OSError):
                 if other != folder and (other / SETTINGS).read_text() == self.settings:
-                    earlier |= {_draw(line): _answer(line) for line in _lines(other)}
+                    earlier |= {_draw(line): _answer(line) for line in self._lines(other)}
         for artifact in store.alike(STAGE, "settings", self.settings):
             for line in read_lines(artifact.path / ANSWERS):
                 line = _answer({**line, "sample": line["draw"]})
@@ -168,21 +187,43 @@ class Writing:
         journal = folder / (JOURNAL if ranks.first() else f"{JOURNAL}.{ranks.rank()}")
         # The first process shows its own share: the others have as much.
         total = len(done) + sum(len(portion - done) for portion in portions)
-        with self.context.console.bar(f"{self.name}: the teacher writes", total, len(done)) as bar:
+        said = f"{self.name}: the teacher writes"
+        with self.context.console.bar(said, total, len(done)) as bar, self._states(folder) as states:
 
             def progress(now: GenerationProgress) -> None:
                 bar.update(len(done), f"{now.tokens / max(now.seconds, 1e-9):.0f} tok/s")
 
+            if getattr(engine, "MANY", False):  # its workers have journals of their own
+                parts = [(self._prompts_of(portion), portion) for portion in portions]
+                requests = [replace(self._part(*part, progress), journal=journal) for part in parts]
+                for number, completion in engine.write(requests, **self.engine.options):
+                    done.add((parts[number][0][completion.index], completion.sample))
+                return
             for portion in portions:
-                prompts = {digest for digest, _ in portion}
-                digests = [digest for digest in self.ids if digest in prompts]
+                digests = self._prompts_of(portion)
                 for completion in engine.write(self._part(digests, portion, progress), **self.engine.options):
                     line = _line(digests[completion.index], completion, reader.decode(completion.ids))
                     if _draw(line) not in done:
                         done.add(_draw(line))
                         append_line(journal, line)
+                        states.add(self.ids[line["prompt"]], completion)
+                states.flush()
                 if agreed(bool(self.context.stop_signal())):
                     return
+
+    def _states(self, folder: Path) -> States:
+        """Where the states go that answers are drawn from; nowhere if they are not kept."""
+        teacher, size = self.request.teacher, self.request.vocabulary
+        if not self.request.keep:
+            return States(None)
+        assert size is not None
+        header = Header("hidden", {"format": "fp16", "dtype": dtype_of(teacher)}, teacher.fingerprint, size)
+        return States(Writer(folder / KEPT, header, part=ranks.rank()), teacher.loaded().model, size)
+
+    def _prompts_of(self, portion: set[Draw]) -> list[str]:
+        """The prompts of a portion, in their order."""
+        wanted = {digest for digest, _ in portion}
+        return [digest for digest in self.ids if digest in wanted]
 
     def _part(self, digests: Sequence[str], portion: set[Draw], progress: Any) -> Request:
         """The request for one portion."""
@@ -205,39 +246,46 @@ class Writing:
         size = PORTION * self.request.batch_rows
         return [set(draws[start : start + size]) for start in range(0, len(draws), size)]
 
+    def _lines(self, folder: Path) -> list[Line]:
+        """The lines of every process's and worker's journal; workers leave the text out."""
+        decode = self.context.setup.readers.teacher_reader.decode
+        lines = [line for journal in sorted(folder.glob(f"{JOURNAL}*")) for line in read_journal(journal)]
+        return [line if "text" in line else {**line, "text": decode(line["ids"])} for line in lines]
+
+    def _joined(self, folder: Path) -> list[Line]:
+        """The lines of every journal, which are in the first process's from now on."""
+        lines = self._lines(folder)
+        write_journal(folder / JOURNAL, lines)
+        for journal in folder.glob(f"{JOURNAL}.*"):
+            journal.unlink()
+        return lines
+
     def _finish(self, folder: Path) -> Mapping[str, Any]:
-        by_draw = {_draw(line): _answer(line) for line in _joined(folder)}
+        by_draw = {_draw(line): _answer(line) for line in self._joined(folder)}
         rows = [
             {"row_id": row_id, **by_draw[draw], "sample": sample, "draw": draw[1]}
             for row_id, sample, draw in self.rows
         ]
         write_lines(folder / ANSWERS, rows)
+        if (folder / KEPT).is_dir():
+            finish_states(folder / KEPT)
         stopped = sum(row["finish"] == "stop" for row in rows)
+        teacher = self.context.setup.teacher
         return {
             "answers": len(rows),
             "tokens": sum(len(row["ids"]) for row in rows),
             "stopped": stopped,
             "cut_off": len(rows) - stopped,
             "empty": sum(not row["text"].strip() for row in rows),
+            "source": {
+                "provider": "weights on this machine",
+                "model": getattr(teacher, "name", ""),
+                "licence": getattr(teacher, "licence", ""),
+                "terms": getattr(teacher, "terms", ""),
+                "date": f"{datetime.now(UTC):%Y-%m-%d}",
+                "sampling": asdict(self.request.sampling),
+            },
         }
-
-
-def _lines(folder: Path) -> list[Line]:
-    """The lines of every process's journal."""
-    return [line for journal in sorted(folder.glob(f"{JOURNAL}*")) for line in read_journal(journal)]
-
-
-def _joined(folder: Path) -> list[Line]:
-    """The lines of every process's journal, which are in the first one's from now on."""
-    lines = _lines(folder)
-    write_journal(folder / JOURNAL, lines)
-    for journal in folder.glob(f"{JOURNAL}.*"):
-        journal.unlink()
-    return lines
-
-
-def _digest(ids: Sequence[int]) -> str:
-    return key_of("prompt", {"ids": list(ids)})[:32]
 
 
 def _draw(line: Mapping[str, Any]) -> Draw:

@@ -31,6 +31,7 @@ from potstill.recipe import plugins
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
+from potstill.stages._rows import scored_rows
 from potstill.store.artifacts import Artifact
 from potstill.store.disk import write_json
 from potstill.store.lines import read_lines, write_lines
@@ -109,7 +110,7 @@ def scores_of(model: Model, teacher: Teacher | None, examples: Sequence[Example]
     inputs = model.inputs | {
         "ids": ids,
         "teacher": None if teacher is None else teacher.fingerprint,
-        "examples": [[e.row_id, e.input_ids, e.scored] for e in examples],
+        "examples": scored_rows(examples),
     }
     made = produce(context, "scores", name, inputs, build, together=True)
     stored = json.loads((made.path / SCORES).read_text(encoding="utf-8"))
@@ -127,11 +128,12 @@ def answers_of(
 
     def build(folder: Path) -> Mapping[str, Any]:
         written: dict[int, Answer] = {}
+        loaded = model.loaded.model  # before the clock starts
         started, portions = time.monotonic(), _portions(prompts)
         with context.console.bar(name, sum(map(len, portions))) as bar:
             for portion in portions:
                 for completion in local.generate(
-                    model.loaded.model,
+                    loaded,
                     [prompts[index] for index in portion],
                     Sampling(max_new_tokens=max_new_tokens, temperature=0.0),
                     stop_ids=model.reader.stop_ids,
@@ -173,7 +175,9 @@ def _portions(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def teacher_sizes(teacher: Teacher | None) -> dict[str, int]:
-    """The parameters and bytes of a teacher whose weights are here."""
+    """The parameters and bytes of a teacher whose weights are here, or were."""
+    if teacher is not None and hasattr(teacher, "sizes"):
+        return dict(teacher.sizes)
     if teacher is None or not hasattr(teacher, "loaded"):
         return {}
     sizes = anatomy.sizes(teacher.loaded().model)

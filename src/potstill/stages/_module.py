@@ -19,6 +19,7 @@ from potstill.stages._objective import Objective
 from potstill.stages._rows import TrainingRows
 from potstill.stages._terms import Beside
 from potstill.store.artifacts import Artifact
+from potstill.teachers._following import FollowingTeacher
 from potstill.teachers.local import LocalTeacher
 from potstill.train import packing, parallel
 from potstill.train.step import StudentModule
@@ -110,6 +111,7 @@ def beside_of(run: Run) -> Beside:
     reader = run.context.setup.readers.student
     return Beside(
         _before(run) if getattr(run.spec, "reference", None) is not None else None,
+        run.sharding == "fsdp",
         DTYPES[run.spec.precision],
         tuple(sorted(set(reader.tokenizer.all_special_ids) - set(reader.stop_ids))),
         reader.decode,
@@ -117,9 +119,39 @@ def beside_of(run: Run) -> Beside:
 
 
 def _before(run: Run) -> Teacher:
-    """A frozen copy of the student as this training starts from it, whole in every process."""
-    model = load_student(run, run.device).model
-    return LocalTeacher(model, vocabulary=run.vocabulary, fingerprint=run.student.key)
+    """A frozen copy of the student as this training starts from it."""
+    model, form = _copy(run)
+    return LocalTeacher(model, vocabulary=run.vocabulary, fingerprint=run.student.key, form=form)
+
+
+def self_teacher(run: Run) -> FollowingTeacher | None:
+    """The student as its own teacher, where the stage wants one."""
+    wanted = getattr(run.spec, "self_teacher", None)
+    if wanted is None:
+        return None
+    model, form = _copy(run)
+    size = sum(4 * parameter.numel() for parameter in model.parameters()) / 1e9
+    run.context.console.say(
+        f"{run.spec.name}: the teacher is a copy of the student, {size:.1f} GB"
+        + (" in parts" if run.sharding == "fsdp" else " in every process" if run.sharding == "ddp" else "")
+        + " in memory and in each checkpoint"
+    )
+    return FollowingTeacher(
+        model,
+        rate=wanted.rate,
+        every=wanted.every,
+        vocabulary=run.vocabulary,
+        fingerprint=run.student.key,
+        form=form,
+        autocast=DTYPES[run.spec.precision],
+    )
+
+
+def _copy(run: Run) -> tuple[Any, anatomy.HeadForm | None]:
+    """Another copy of the student: whole, or in parts where the student is, and then the form of its head."""
+    if run.sharding != "fsdp":
+        return load_student(run, run.device).model, None
+    return shards.in_blocks(load_student(run).model if ranks.first() else None, run.device)
 
 
 def _in_parts(run: Run) -> nn.Module:

@@ -16,7 +16,13 @@ from potstill.recipe import plugins
 from potstill.recipe.specs import DivergenceChoice, Schedule, ends, value_at
 from potstill.recipe.training import Training
 from potstill.signals.top import TopIds
-from potstill.stages._terms import Beside, identity_of_terms, policy_gradient, require_writer
+from potstill.stages._terms import (
+    Beside,
+    identity_of_terms,
+    policy_gradient,
+    require_lesson,
+    require_writer,
+)
 from potstill.stages.distill import Distill
 
 
@@ -108,8 +114,9 @@ class Objective:
         if (gradient := spec.policy_gradient) is not None:
             yield value_at(gradient.weight, fraction), policy_gradient(spec, gradient, self.beside)
         if self.reference is not None and spec.reference is not None:
-            assert self.beside.before is not None
-            distance = AgainstFrozen(self.reference.at(fraction), self.beside.before, self.beside.autocast)
+            tokens, beside = self.reference.at(fraction), self.beside
+            assert beside.before is not None
+            distance = AgainstFrozen(tokens, beside.before, beside.autocast, beside.in_parts)
             weight = value_at(spec.reference.weight, fraction)
             yield weight, ByOrigin(distance, True, "reference_", own_mean=spec.own_means)
         if spec.preference is not None:
@@ -146,6 +153,7 @@ def objective_of(spec: Training) -> Objective:
         hard = Divergence.from_module(plugins.load("divergences", "hard_cross_entropy"))
         return Objective(TokenSettings(hard, {}, ce_weight=1.0), {"objective": "cross_entropy"})
     assert isinstance(spec, Distill)
+    require_lesson(spec)
     tokens = _settings(choice, spec.temperature, spec.ce_weight)
     identity = {
         "divergence": plugins.identity("divergences", choice.name, choice.options),

@@ -13,22 +13,27 @@ from torch import nn
 
 from potstill.data.batch import collate
 from potstill.devices import ranks
+from potstill.errors import DataError
 from potstill.generate.health import health
 from potstill.generate.sampling import Sampling
 from potstill.models.beside import evaluating
 from potstill.objectives import closeness
 from potstill.objectives.terms import Terms, weighted
+from potstill.objectives.token import Divergence, TokenLoss
+from potstill.recipe import plugins
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._module import Run
 from potstill.stages._objective import yardstick
 from potstill.stages.distill import Distill
-from potstill.strategies._rollouts import rollout, waits
+from potstill.strategies._rollouts import rollout, seed_of, waits
 from potstill.train.guards import Guards
+from potstill.train.loop import settled
+from potstill.train.validation import Validation
 from potstill.train.writer import Writer
 from potstill.types import Example
 
-PROMPTS = 8
+PROMPTS, VALIDATED = 8, 32  # of a first look, and of a validation
 LONGEST_PROMPT = 512
 COLD_OVERLAP, COLD_AGREEMENT, COLD_REPETITION = 0.4, 0.4, 0.25
 COLD = (
@@ -37,6 +42,10 @@ COLD = (
 )
 WAY_OUT = "Put a short `- distill: {name: warm_up, epochs: 1}` or finetune stage before it."
 LONGER = "Let the stage before it train longer."
+OWN = (
+    "What the teacher, a copy of the student, reads besides moves it far from the student, which then learns little. "
+    "`potstill check` prints what it reads: look at privileged.template."
+)
 
 
 def on_policy(spec: Training) -> Distill | None:
@@ -90,7 +99,7 @@ def look_at_student(
     if is_cold(figures):
         names = [stage.name for stage in run.context.stages if stage.trains]
         warmed = spec.name in names[1:] and not spec.from_untrained
-        console.warn(f"{said}. {COLD} {LONGER if warmed else WAY_OUT}")
+        console.warn(f"{said}. {advice(spec, warmed=warmed)}")
     else:
         console.say(said)
 
@@ -119,11 +128,7 @@ def first_rollouts(
     rows = [row for row in rows if waits(row) and len(row.prompt) <= LONGEST_PROMPT][:PROMPTS]
     if not rows or tokens is None:
         return {}
-    drawn: list[Any] = [
-        usual if (value := spec.strategy.option(name)) is None else value
-        for name, usual in (("sampling_temperature", 1.0), ("top_p", 1.0), ("top_k", 0))
-    ]
-    sampling = Sampling(min(tokens, most or tokens), *drawn)
+    sampling = _sampling(spec, min(tokens, most or tokens))
     began = time.monotonic()
     completions = writer.write(
         [row.prompt for row in rows],
@@ -138,6 +143,37 @@ def first_rollouts(
     for name in ("rollouts", "rollout_tokens"):  # summed over processes, which all wrote the same
         figures[name] /= ranks.world()
     return figures | _compared(module, teacher, texts, writer) | {"seconds": seconds}
+
+
+def own_kl(run: Run, module: nn.Module, writer: Writer) -> float:
+    """KL(student‖teacher) in nats per token of what the student answers to validation prompts, drawn alike each time."""
+    spec = on_policy(run.spec)
+    assert spec is not None
+    room = run.context.setup.max_length - spec.new_tokens
+    rows = [row for row in run.rows.validation if row.count and 0 < len(row.prompt) <= room][:VALIDATED]
+    mine = [*ranks.mine(rows)]
+    seeds = [seed_of(writer.seed, 0, row.id) for row in mine]
+    written = writer.write([row.prompt for row in mine], _sampling(spec, spec.new_tokens), seeds=seeds)
+    texts = [rollout(mine[one.index], one, name=f"{mine[one.index].id}@0", version=0) for one in written]
+    reverse = TokenLoss(Divergence.from_module(plugins.load("divergences", "reverse_kl")))
+    every = [text for part in ranks.gather(texts) for text in part]
+    if not every:
+        raise DataError(
+            f"no validation prompt leaves room for {spec.new_tokens} tokens.",
+            path=f"stages.{spec.name}.best_by",
+            fix="Lower max_new_tokens, or choose another figure in best_by.",
+        )
+    stop, tokens = run.context.stop_together, settled(spec.micro_batch_tokens)
+    return Validation(every, run.teacher, reverse, None, tokens, run.pad_id, stop)(module)["loss"]
+
+
+def _sampling(spec: Distill, tokens: int) -> Sampling:
+    """How a stage's student draws its text, with so many tokens at most."""
+    drawn: list[Any] = [
+        usual if (value := spec.strategy.option(name)) is None else value
+        for name, usual in (("sampling_temperature", 1.0), ("top_p", 1.0), ("top_k", 0))
+    ]
+    return Sampling(tokens, *drawn)
 
 
 @torch.no_grad()
@@ -168,6 +204,13 @@ def is_cold(figures: Mapping[str, float]) -> bool:
         or figures.get("agreement", 1.0) < COLD_AGREEMENT
         or figures.get("repetition", 0.0) > COLD_REPETITION
     )
+
+
+def advice(spec: Distill, *, warmed: bool) -> str:
+    """What a cold start means, and what to do about it."""
+    if spec.self_teacher is not None:
+        return OWN
+    return f"{COLD} {LONGER if warmed else WAY_OUT}"
 
 
 def in_words(figures: Mapping[str, float]) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from potstill.data import answers
+from potstill.data import mix as data_mix
 from potstill.data import prompts as data_prompts
 from potstill.data import questions as data_questions
 from potstill.data.answers import Written
 from potstill.data.dataset import Dataset, Parts
 from potstill.data.examples import Encoded, encode, lost, waits
 from potstill.data.lost import Lost
+from potstill.data.mix import Taken
 from potstill.data.prompts import Prompt
 from potstill.data.questions import Question
 from potstill.data.rows import Row
@@ -67,8 +69,21 @@ class TrainingRows:
     @property
     def key(self) -> str:
         """What identifies the rows that are trained on."""
-        rows = [[e.id, e.input_ids, e.scored, e.weight, e.share, *filter(None, [e.room])] for e in self.train]
+        rows = [
+            [e.id, e.input_ids, e.scored, e.weight, e.share, *filter(None, [e.room, _read(e)])]
+            for e in self.train
+        ]
         return key_of("examples", {"rows": rows})
+
+
+def _read(example: Example) -> tuple[int, ...]:
+    """The ids that the teacher reads in place of the student's, () where it reads these."""
+    return () if example.reading is None else example.reading.input_ids
+
+
+def scored_rows(examples: Sequence[Example]) -> list[list[Any]]:
+    """What identifies rows that are scored token by token."""
+    return [[e.row_id, e.input_ids, e.scored, *filter(None, [_read(e)])] for e in examples]
 
 
 def require_rows(stages: Sequence[StageSpec], context: Context) -> None:
@@ -84,8 +99,10 @@ def require_rows(stages: Sequence[StageSpec], context: Context) -> None:
             written = True
         elif stage.name in context.setup.data.of_stages:
             _own(context, stage.name, "train")
-        elif not written and stage.trains:
+        elif not written and stage.trains and context.setup.mix is None:
             examples(State(), context, "train")
+        elif stage.trains and context.setup.mix is not None and not context.setup.mix.generated:
+            mix(State(), context)
 
 
 def prompts(context: Context, new_tokens: int, samples: int) -> tuple[list[Prompt], Mapping[str, int]]:
@@ -133,9 +150,53 @@ def training(state: State, context: Context, spec: StageSpec | None = None) -> T
         return TrainingRows(
             _own(context, spec.name, "train").examples, _own(context, spec.name, "validation").examples
         )
-    return TrainingRows(
-        examples(state, context, "train").examples, examples(state, context, "validation").examples
+    train = (
+        examples(state, context, "train").examples if context.setup.mix is None else mix(state, context)[0]
     )
+    return TrainingRows(tuple(train), examples(state, context, "validation").examples)
+
+
+def mix(state: State, context: Context) -> tuple[Sequence[Example], Sequence[Taken]]:
+    """The training examples of several sources in their shares, and what was taken of each.
+
+    Raises:
+        DataError: the shares are not possible.
+    """
+    plan, setup = context.setup.mix, context.setup
+    assert plan is not None
+    key = ("mix", None if state.answers is None else state.answers.key)
+    if key not in context.memo:
+        sources: dict[str, Sequence[Example]] = {
+            source: _of_source(context, source) for source in setup.data.mixed
+        }
+        if plan.generated:
+            sources[data_mix.GENERATED] = examples(state, context, "train").examples
+        taken = data_mix.mixed(plan, sources)
+        context.memo[key] = taken
+        total = sum(getattr(one, plan.by) for one in taken[1])
+        shares = (
+            f"{getattr(one, plan.by)} of {getattr(one, f'of_{plan.by}')} {one.source}" for one in taken[1]
+        )
+        context.console.say(f"mix of {total} {plan.by}: {', '.join(shares)}")
+    result: tuple[Sequence[Example], Sequence[Taken]] = context.memo[key]
+    return result
+
+
+def _of_source(context: Context, source: str) -> Sequence[Example]:
+    """The rows of a file that is mixed in, read as the recipe's own."""
+    setup, rows = context.setup, context.setup.data.mixed[source]
+    encoded = encode(
+        rows,
+        setup.readers.student.templater,
+        max_length=setup.max_length,
+        on_bad_row=setup.on_bad_row,
+        needed=False,
+        teacher=setup.readers.other_templater,
+        known_ids=setup.known_ids,
+    )
+    lost([encoded], setup.max_length).refuse_many(setup.on_bad_row)
+    routed = answers.with_domains(encoded.examples, rows, setup.domain)
+    return answers.with_weights(routed, rows, setup.weight)
 
 
 def with_room(rows: TrainingRows, new_tokens: int, context: Context) -> TrainingRows:
@@ -183,13 +244,14 @@ def heldout(state: State, context: Context) -> tuple[Example, ...]:
 
 def questions(state: State, context: Context, most: int) -> list[Question]:
     """The first `most` held-out rows as prompts with their reference answers."""
-    return data_questions.questions(
-        context.setup.readers,
-        heldout(state, context),
-        context.setup.data.heldout,
-        most,
-        generated=state.answers is not None,
+    rows, task = context.setup.data.heldout, context.setup.task
+    asked = data_questions.questions(
+        context.setup.readers, heldout(state, context), rows, most, generated=state.answers is not None
     )
+    if task is None or task.gold is None:
+        return asked
+    gold = {row.id: task.gold_of(row) for row in rows}
+    return [replace(question, gold=gold[question.row_id]) for question in asked]
 
 
 def _answered(state: State, context: Context, split: Split) -> Examples:
@@ -203,10 +265,13 @@ def _answered(state: State, context: Context, split: Split) -> Examples:
             rows,
             max_length=setup.max_length,
             known_ids=setup.known_ids,
+            task=setup.task,
+            measured=split == "heldout",
         )
     else:
         result = _with_own_answers(context, split)
         encoded, funnel = list(result.examples), result.funnel
+    encoded = answers.with_domains(encoded, rows, setup.domain)
     if split == "heldout":
         return Examples(tuple(answers.by_prompt(encoded, rows)), funnel)
     return Examples(tuple(answers.with_weights(encoded, rows, setup.weight, needed=split == "train")), funnel)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from potstill.devices import ranks
 from potstill.errors import RecipeError
+from potstill.generate import pushed, vllm_settings
 from potstill.recipe import plugins
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
@@ -16,8 +21,11 @@ from potstill.stages._objective import Objective
 from potstill.train import scoring
 from potstill.train.kept import KeptSignals
 from potstill.train.loop import settled
+from potstill.train.pushed import Pushed
 from potstill.train.writer import Writer
 from potstill.types import Strategy
+
+WEIGHTS = ".weights-for-engine"  # hidden: no part of the artifact
 
 
 def identity_of(spec: Training) -> Any:
@@ -48,21 +56,34 @@ def try_strategy(spec: Training) -> None:
 
     Raises:
         RecipeError: as `strategy_of` does.
+        MachineError: its engine is not installed.
     """
     choice = getattr(spec, "strategy", None)
     if choice is not None and not plugins.is_outside(choice.name):
         strategy_of(spec)
+        if choice.option("engine") == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise vllm_settings.missing(pushed.WANTED_BY)
 
 
 def teacher_of(run: Run, strategy: Strategy) -> Teacher | None:
-    """The teacher, asked once about a rollout that is trained on again. Passes of one in parts are made together."""
-    if run.teacher is None or getattr(run.teacher, "sharded", False):
+    """The teacher, asked once about a rollout that is trained on again.
+
+    Passes of one in parts are made together, of a cache nothing is computed, and one that moves says something else
+    later.
+    """
+    again = getattr(run.teacher, "sharded", False) or getattr(run.teacher, "moves", False)
+    if run.teacher is None or again or not getattr(run.teacher, "live", True):
         return run.teacher
     return KeptSignals(run.teacher, strategy.rollouts)
 
 
-def writer_of(run: Run, objective: Objective, module: nn.Module, teacher: Teacher | None) -> Writer:
-    """What the strategy writes with; drawn tokens are scored where the objective reads what both models say."""
+def writer_of(
+    run: Run, objective: Objective, module: nn.Module, teacher: Teacher | None, folder: Path
+) -> Writer:
+    """What the strategy writes with; drawn tokens are scored where the objective reads what both models say.
+
+    `folder` is where the training is under way.
+    """
     reader, tokens = run.context.setup.readers.student, settled(run.spec.micro_batch_tokens)
     scored = partial(
         scoring.score,
@@ -86,7 +107,35 @@ def writer_of(run: Run, objective: Objective, module: nn.Module, teacher: Teache
         autocast=DTYPES[run.spec.precision],
         batch_rows=128 if run.device.type == "cuda" else 32,
         scored=scored if objective.reads_drawn(run.steps) else None,
+        pushed=_pushed(run, folder),
     )
+
+
+def _pushed(run: Run, folder: Path) -> Pushed | None:
+    """The engine that the strategy names, which is started when it first writes; None where the student writes itself.
+
+    Raises:
+        RecipeError: vLLM cannot work in this process beside others.
+    """
+    choice = getattr(run.spec, "strategy", None)
+    if choice is None or (engine := choice.option("engine")) in (None, "local"):
+        return None
+    dtype = DTYPES[run.spec.precision] or torch.float32
+    if engine == "served":
+        return Pushed(lambda: pushed.Served(choice.option("server")), folder / WEIGHTS, dtype)
+    if ranks.world() > 1:
+        raise RecipeError(
+            f"vLLM cannot start in one of {ranks.world()} processes that train together.",
+            path=f"stages.{run.spec.name}.strategy.{choice.name}.engine",
+            fix="Use engine: served or local, or devices.processes: 1.",
+        )
+    start = partial(
+        pushed.InProcess,
+        run.student.path / "student",
+        str(dtype).removeprefix("torch."),
+        float(choice.option("gpu_memory")),
+    )
+    return Pushed(start, folder / WEIGHTS, dtype)
 
 
 def _model_of(teacher: Any) -> Any:

@@ -14,7 +14,7 @@ from potstill.objectives.by_origin import ByOrigin
 from potstill.objectives.policy_gradient import PolicyGradient, Reward
 from potstill.recipe import plugins
 from potstill.recipe.on_policy import PolicyGradientSpec
-from potstill.recipe.specs import Choice
+from potstill.recipe.specs import Choice, ends
 from potstill.signals.teacher import Teacher
 from potstill.stages.distill import Distill
 
@@ -27,12 +27,14 @@ class Beside:
 
     Args:
         before: the student as it was before training; needed with `reference`.
+        in_parts: whether each process has a part of it.
         autocast: dtype of the student's forward pass.
         special_ids: special tokens that end no answer.
         decode: text of ids; needed with a reward.
     """
 
     before: Teacher | None = None
+    in_parts: bool = False
     autocast: torch.dtype | None = None
     special_ids: tuple[int, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
@@ -65,6 +67,24 @@ def require_writer(spec: Distill) -> None:
             "has no text to read: every step holds the student's answers alone.",
             path=f"stages.{spec.name}.supervised",
             fix=f"{KEEP}, or a lower on_policy_fraction, or remove this.",
+        )
+
+
+def require_lesson(spec: Distill) -> None:
+    """Refuse a student that is its own teacher and reads no more, where nothing else is minimised.
+
+    Raises:
+        RecipeError: both start equal, so that no gradient ever moves them.
+    """
+    gradient = spec.policy_gradient
+    other = spec.supervised or spec.preference or max(ends(spec.ce_weight)) > 0
+    if spec.self_teacher is None or spec.privileged is not None or other:
+        return
+    if gradient is None or gradient.reward is None:
+        raise RecipeError(
+            "says what the student says already: both start equal and read the same, so nothing is ever learnt.",
+            path=f"stages.{spec.name}.self_teacher",
+            fix="Set privileged, or add a term (supervised, a reward, preference).",
         )
 
 

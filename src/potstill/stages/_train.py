@@ -12,23 +12,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from potstill.data.batch import collate
 from potstill.devices import ranks
 from potstill.errors import Interrupted
-from potstill.evaluate.teacher import check_teacher
 from potstill.models import generation, loading, saving
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context, State
-from potstill.stages._module import Run, beside_of, load_student, module_of, sharding_of, shipped
+from potstill.stages._module import (
+    Run,
+    beside_of,
+    load_student,
+    module_of,
+    self_teacher,
+    sharding_of,
+    shipped,
+)
 from potstill.stages._objective import Objective, objective_of, require_signal, yardstick
-from potstill.stages._own_text import guards_of, look_at_student, on_policy, with_closeness
+from potstill.stages._own_text import guards_of, look_at_student, own_kl, with_closeness
 from potstill.stages._rows import TrainingRows
+from potstill.stages._said import look_at_teacher, say_where, say_worse
 from potstill.stages._strategy import identity_of, strategy_of, teacher_of, writer_of
 from potstill.store.artifacts import Artifact
 from potstill.store.lines import read_lines
 from potstill.train import packing, parallel
+from potstill.train.checkpoint import student_tensors
 from potstill.train.folder import METRICS, TrainingFolder
 from potstill.train.loop import Hooks, Progress, make_optimizer, plan_epoch, settled, train
 from potstill.train.step import StudentModule
@@ -70,6 +78,12 @@ def train_student(
         "settings": spec.identity() | {"steps": run.steps, "seed": context.seed},
         "stop_ids": context.setup.readers.student.stop_ids,
     }
+    for name in ("self_teacher", "privileged"):
+        if (chosen := getattr(spec, name, None)) is not None:
+            inputs[name] = chosen.model_dump(mode="json")
+    if getattr(spec, "privileged", None) is not None:
+        shown = (*rows.train, *rows.validation)
+        inputs["readings"] = [[e.id, None if e.reading is None else e.reading.input_ids] for e in shown]
     trained = produce(context, "train", spec.name, inputs, lambda folder: _build(run, folder), together=True)
     context.announce({"training": None})
     if trained.reused and ranks.first():
@@ -85,23 +99,26 @@ def _steps(spec: Training, rows: TrainingRows, seed: int) -> int:
     assert spec.epochs is not None
     whole, part = divmod(spec.epochs, 1)
     planned = [len(plan_epoch(spec, rows.train, seed, epoch)) for epoch in range(int(whole) + 1)]
-    choice = getattr(spec, "strategy", None)
-    passes = 1 if choice is None else choice.option_named("PASSES") or 1
-    return max(1, passes * (sum(planned[:-1]) + round(part * planned[-1])))
+    return max(1, spec.passes * (sum(planned[:-1]) + round(part * planned[-1])))
 
 
 def _build(run: Run, path: Path) -> Mapping[str, Any]:
     spec, console, folder = run.spec, run.context.console, TrainingFolder(path)
     torch.manual_seed(run.context.seed)
-    _look_at_teacher(run)
-    if spec.packing and hasattr(run.teacher, "loaded"):
-        packing.prove(run.teacher.loaded().model, run.rows.train, run.pad_id)  # type: ignore[union-attr]
+    if (own := self_teacher(run)) is not None:
+        run.context.setup.teacher.close()
+        run, folder = replace(run, teacher=own), replace(folder, beside=own.tensors)
+    look_at_teacher(run)
+    teachers: Sequence[Any] = getattr(run.teacher, "teachers", (run.teacher,))
+    for one in teachers if spec.packing and own is None else ():
+        if hasattr(one, "loaded"):
+            packing.prove(one.loaded().model, run.rows.train, run.pad_id)
     module = module_of(run)
     objective = replace(run.objective, beside=beside_of(run))
     optimizer = make_optimizer(module, spec)
     progress, threads = folder.resume(module, optimizer)
     folder.require_room(module)
-    _say_where(run, progress, threads)
+    say_where(run, progress, threads)
     run.context.announce({"training": {"metrics": str(folder.metrics.resolve()), "steps": run.steps}})
 
     def log(event: Mapping[str, Any]) -> None:
@@ -110,17 +127,29 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
 
     for past in folder.events() if ranks.first() else ():  # of the process before
         run.context.track(spec.name, past)
-    validate, few = partial(_validation(run, objective), module), {"rows": len(run.rows.validation)}
+    few = {"rows": len(run.rows.validation)}
     strategy = strategy_of(spec)
     teacher = teacher_of(run, strategy)
+    writer = writer_of(run, objective, module, teacher, path)
+    validation = _validation(run, objective)
+
+    def validate() -> Mapping[str, float]:
+        own = {"own_kl": own_kl(run, module, writer)} if spec.best_by == "own_kl" else {}
+        return {**validation(module), **own}
+
     if progress.step == 0 and run.rows.validation:
         before = validate()
         log({"event": "validation", "step": 0, "best": False, **few, **before})
         strategy.validated(before)
         progress.strategy = strategy.state()
-    writer = writer_of(run, objective, module, teacher)
     if progress.step == 0:
         look_at_student(run, module, writer, log)
+
+    def stepped(step: int) -> None:
+        writer.stepped()
+        if own is not None:
+            own.follow(student_tensors(module), step)
+
     with console.bar(spec.name, run.steps, progress.step) as bar:
         last = ""
 
@@ -150,12 +179,14 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
                 keep_best=partial(folder.save_best, module),
                 save=partial(folder.save, module),
                 should_stop=lambda: bool(run.context.stop_signal()),
+                stepped=stepped,
             ),
             seed=run.context.seed,
             optimizer=optimizer,
             progress=progress,
             guards=guards_of(run),
         )
+    writer.close()
     if teacher is not None:
         teacher.close()
     if (number := ranks.highest(run.context.stop_signal())) and progress.step < run.steps:
@@ -165,14 +196,7 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
         )
     if not ranks.first():
         return {}
-    if worse := _never_better(folder.events(), spec.best_by):
-        if on_policy(spec) is None:
-            console.warn(f"{spec.name}: {worse} Lower the learning rate, or look at the validation rows.")
-        else:
-            console.say(
-                f"{spec.name}: {worse} They hold no text of the student, which it learnt from here: compare its "
-                "repetition and endings in the report."
-            )
+    say_worse(run, folder.events())
     sizes = _export(run, folder, module, path / "student")
     return _facts(progress) | {"validation_rows": len(run.rows.validation)} | sizes
 
@@ -189,53 +213,6 @@ def _export(run: Run, folder: TrainingFolder, module: nn.Module, place: Path) ->
     return saving.save(student.cpu(), tokenizer, place, shipped(run)) | {"dtype": run.spec.export_dtype}
 
 
-def _look_at_teacher(run: Run) -> None:
-    """Warn of a teacher that knows nothing of the first rows."""
-    answered = [example for example in run.rows.train if example.count]
-    if run.teacher is None or not answered:
-        return
-    few = sorted(answered[:16], key=lambda example: len(example.input_ids))[:4]
-    first = collate(few, pad_id=run.pad_id, device=run.device)
-    signal = run.teacher.signal(first.for_teacher)
-    readers = run.context.setup.readers
-    result = check_teacher(signal, first, yardstick(), run.vocabulary, partial=readers.partial)
-    for problem in () if result is None else (result.fault, result.cut):
-        if problem:
-            run.context.console.warn(f"{problem}.")
-
-
-def _say_where(run: Run, progress: Progress, threads: int) -> None:
-    """Say where training continues, and what about it is unusual."""
-    console, spec = run.context.console, run.spec
-    console.say(
-        f"{spec.name}: {run.steps} steps; loss and speed count scored tokens, those of answers; prompts are only read"
-    )
-    if progress.step:
-        console.say(f"{spec.name}: continues after step {progress.step}")
-    elif (rounded := run.student.facts.get("dtype", "float32")) != "float32":
-        console.say(
-            f"{spec.name}: goes on from the student as it was shipped, its weights rounded to {rounded}"
-        )
-    if run.rows.validation:
-        every = f"every {spec.validate_every} steps" if spec.validate_every else "now and then"
-        console.say(f"{spec.name}: validates on {len(run.rows.validation)} rows, {every} and at the end")
-    if threads != torch.get_num_threads():
-        console.warn(
-            f"the checkpoint was made with {threads} threads, this process has {torch.get_num_threads()}: "
-            "sums round differently. OMP_NUM_THREADS sets the number."
-        )
-    if not run.rows.validation and (spec.patience is not None or spec.best_by != "loss"):
-        console.warn(
-            f"{spec.name}: there are too few rows to keep any for validation, so the last weights are kept; "
-            "patience and best_by have no effect."
-        )
-    choice = getattr(spec, "strategy", None)
-    if not run.rows.validation and choice is not None and choice.option_named("STUDENT_WRITES_MORE"):
-        console.warn(
-            f"{spec.name}: no row is validated on, so the share that the student writes never rises."
-        )
-
-
 def _validation(run: Run, objective: Objective) -> Validation:
     return Validation(
         rows=run.rows.validation,
@@ -245,20 +222,6 @@ def _validation(run: Run, objective: Objective) -> Validation:
         tokens=settled(run.spec.micro_batch_tokens),
         pad_id=run.pad_id,
         before_batch=run.context.stop_together,
-    )
-
-
-def _never_better(events: Sequence[Mapping[str, Any]], best_by: str) -> str:
-    """What to say where no validation was better than the one before training."""
-    seen = [(event["step"], event[best_by]) for event in events if event["event"] == "validation"]
-    if len(seen) < 2 or seen[0][0] != 0:
-        return ""
-    step, best = min(seen[1:], key=lambda one: one[1])
-    if best < seen[0][1]:
-        return ""
-    return (
-        f"no validation was better than before training ({best_by} {seen[0][1]:.4g} there, {best:.4g} at step "
-        f"{step}, whose weights are kept)."
     )
 
 

@@ -16,6 +16,8 @@ from potstill.recipe.on_policy import (
     Weight,
     moving_weight,
 )
+from potstill.recipe.self_teaching import PrivilegedSpec, SelfTeacherSpec
+from potstill.recipe.self_teaching import conflicts as conflicts_of_privileged
 from potstill.recipe.specs import (
     Auto,
     Conflict,
@@ -42,8 +44,10 @@ class Distill(Training):
 
     verb: Literal["distill"] = "distill"
     name: StageName = "distill"
-    best_by: Literal["loss", "cross_entropy", "forward_kl"] = "loss"
-    """Which validation figure decides what the best weights are: the stage's own loss, or another."""
+    best_by: Literal["auto", "last", "loss", "cross_entropy", "forward_kl", "own_kl"] = "auto"
+    """Which validation figure decides what the best weights are: the stage's own loss, another, or own_kl, which is
+    KL(student‖teacher) on what the student answers to the validation prompts; last keeps the last weights. auto is
+    last where the student writes and no patience is set, else loss."""
     divergence: DivergenceChoice = DivergenceChoice(name="forward_kl")
     """How far the student is from the teacher."""
     strategy: StrategyChoice = StrategyChoice(name="offline")
@@ -72,11 +76,16 @@ class Distill(Training):
     """Add the distance to the student as it was before this stage, on the text that it writes."""
     preference: PreferenceSpec | None = None
     """Add pairs of the teacher's and the student's answer to a prompt (DPKD)."""
+    self_teacher: SelfTeacherSpec | None = None
+    """The student itself teaches, from a copy that follows it, in place of the recipe's teacher."""
+    privileged: PrivilegedSpec | None = None
+    """What the teacher reads beside the prompt, and the student does not."""
     own_means: bool = False
     """Divide each term by the tokens that it reads; false divides all of them by those of the step."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()
+        yield from self._conflicts_of_best()
         if min(ends(self.temperature)) <= 0:
             yield Conflict("temperature", "must stay above 0 at both ends.", "1 changes nothing.")
         if not all(0 <= end <= 1 for end in ends(self.ce_weight)):
@@ -103,6 +112,15 @@ class Distill(Training):
             )
         yield from moving_weight("divergence_weight", self.divergence_weight)
         yield from self._conflicts_of_terms()
+
+    def _conflicts_of_best(self) -> Iterator[Conflict]:
+        if self.best_by == "last" and self.patience is not None:
+            yield Conflict(
+                "patience", "has nothing to compare with best_by: last.", "Name a figure in best_by."
+            )
+        if self.best_by == "own_kl" and not self.strategy.student_writes:
+            message = f"own_kl reads text of the student, and {self.strategy.name} lets it write none."
+            yield Conflict("best_by", message, "Set strategy: on_policy, or another figure.")
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -138,6 +156,10 @@ class Distill(Training):
                 "cannot weigh text in which the teacher replaced tokens: no mixture wrote it.",
                 "Set importance: none, or proposals: 0.",
             )
+        if self.privileged is not None:
+            yield from conflicts_of_privileged(
+                self.privileged, self.strategy, reads_rows=self._asks_about_rows
+            )
         if gradient is not None and self.counts_from == "next" and gradient.discount == 0:
             yield Conflict(
                 "policy_gradient.discount",
@@ -161,19 +183,67 @@ class Distill(Training):
         return self.strategy.option_named("NEW_TOKENS") or 0
 
     @property
+    def reads_rows(self) -> bool:
+        """Whether steps hold answers that the student did not write."""
+        option = self.strategy.option_named
+        return option("STUDENT_WRITES") != 1 or bool(option("KEEPS_ROWS"))
+
+    @property
+    def _asks_about_rows(self) -> bool:
+        """Whether the teacher is asked about such answers: hard labels beside the student's text need no teacher."""
+        labels = self.supervised is not None and self.supervised.ce_weight == 1 and self.preference is None
+        return self.reads_rows and not (labels and self.strategy.option_named("STUDENT_WRITES") == 1)
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """A capture holds what the recipe's teacher says of the rows as they are, and nothing else."""
+        others = self.strategy.student_writes or self.self_teacher or self.privileged
+        return self.needs | {"live"} if others else self.needs
+
+    @property
+    def further_columns(self) -> tuple[str, ...]:
+        shown = None if self.privileged is None else self.privileged.column
+        return () if shown is None else (shown,)
+
+    @property
     def room(self) -> int:
         return self.new_tokens if self.strategy.option_named("STUDENT_WRITES") == 1 else 0
 
+    @property
+    def passes(self) -> int:
+        return int(self.strategy.option_named("PASSES") or 1)
+
     def automatic(self, facts: Facts) -> dict[str, Automatic]:
         chosen = super().automatic(facts)
+        if self.best_by == "auto":
+            chosen["best_by"] = self._best_by()
         if self.chunk_bytes == "auto":
             chosen["chunk_bytes"] = 96 * 2**20, "chosen; logits of a whole batch never exist"
         return chosen
+
+    @property
+    def copies(self) -> int:
+        return sum(option is not None for option in (self.self_teacher, self.reference))
+
+    def _best_by(self) -> Automatic:
+        if not self.strategy.student_writes:
+            return "loss", "the stage's own loss on rows that are not trained on"
+        if self.patience is not None:
+            return "loss", "patience compares it"
+        return "last", (
+            "validation rows hold no text of the student, which it learns from here, and a loop of its own is cheap "
+            "in every figure; guards stop a training that goes wrong"
+        )
 
     def default_learning_rate(self, facts: Facts) -> Automatic:
         return self.strategy.constant("LEARNING_RATE") or super().default_learning_rate(facts)
 
     def notes(self) -> Iterator[str]:
+        if self.self_teacher is not None:
+            yield (
+                f"stages.{self.name}.self_teacher: a second copy of the student is in memory and in every checkpoint, "
+                "4 bytes a parameter; the recipe's teacher is not read in this stage."
+            )
         if self.ce_weight == 1:
             yield (
                 f"stages.{self.name}.ce_weight: 1 trains on the hard labels alone; the teacher's distribution "
@@ -183,10 +253,14 @@ class Distill(Training):
 
 def run(spec: Distill, state: State, context: Context) -> State:
     """Train the student on the recipe's rows against the teacher's distribution."""
-    from potstill.stages import _rows, _student, _train
+    from potstill.stages import _captured, _privileged, _rows, _student, _train
 
     state = _student.with_student(state, context)
     rows = _rows.with_room(_rows.training(state, context), spec.new_tokens, context)
+    rows = _privileged.with_privileged(rows, spec, context.setup)
+    teacher = _captured.teaching(spec, state, context)
+    if spec.self_teacher is None:
+        rows = _captured.reached(spec.name, rows, teacher, context)
     spec, defaults = context.settle(spec, state, rows.sizes)
-    trained = _train.train_student(spec, state, rows, context, teacher=context.setup.teacher)
+    trained = _train.train_student(spec, state, rows, context, teacher=teacher)
     return state.after(spec, trained, defaults, student=trained, trained=(*state.trained, spec.name))

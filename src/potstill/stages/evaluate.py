@@ -55,26 +55,21 @@ class Evaluate(StageSpec):
 
 def run(spec: Evaluate, state: State, context: Context) -> State:
     """Measure the untrained student, what lies between stages, the trained student and its control."""
-    from potstill.data import questions as data_questions
-    from potstill.stages import _evaluation, _rows, _student
+    from potstill.stages import _captured, _evaluation, _rows, _student
 
     state = _student.with_student(state, context)
     as_written, (spec, defaults) = spec, context.settle(spec, state)
-    assert spec.samples != "auto"
-    assert spec.max_new_tokens != "auto"
-    prompts = _rows.questions(state, context, spec.samples)
-    new_tokens, room = spec.max_new_tokens, context.setup.context_length
-    if as_written.max_new_tokens == "auto":
-        new_tokens = data_questions.longest_answer(prompts, new_tokens, context=room)
+    questions, new_tokens = _evaluation.asked(as_written, spec, state, context)
     job = _evaluation.Job(
         name=spec.name,
         choices=spec.metrics,
         resamples=spec.resamples,
         students=_students(state),
         examples=_rows.heldout(state, context),
-        questions=data_questions.with_room(prompts, new_tokens, context=room),
+        questions=questions,
         max_new_tokens=new_tokens,
         context=context,
+        against=_captured.measuring(state, context),
     )
     evaluation = _evaluation.evaluate(job)
     return state.after(spec, evaluation, defaults, evaluation=evaluation)

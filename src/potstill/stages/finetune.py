@@ -31,11 +31,13 @@ class Finetune(Training):
     """Own column name: the name that the format wants, or `unused` for a column that is left out."""
     limit: Count | None = None
     """Use only so many rows of `data`."""
+    terms: str = ""
+    """Under which terms the rows of `data` are used; it stands in the summary and the report."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()
         if self.data is None:
-            for key in ("format", "columns", "limit"):
+            for key in ("format", "columns", "limit", "terms"):
                 if self.changed(key):
                     yield Conflict(key, "has no effect without data.", "Name the file in data.")
 

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from potstill.errors import RecipeError
+from potstill.recipe import filters
 from potstill.recipe.defaults import Automatic, Facts
-from potstill.recipe.specs import Auto, Conflict, Count, EngineChoice, Int
+from potstill.recipe.specs import (
+    Auto,
+    Conflict,
+    Count,
+    EngineChoice,
+    FilterChoice,
+    Int,
+    VerifierChoice,
+)
 from potstill.recipe.stages import StageName, StageSpec
 
 if TYPE_CHECKING:
@@ -23,7 +33,7 @@ class Generate(StageSpec):
     verb: Literal["generate"] = "generate"
     name: StageName = "generate"
     engine: EngineChoice | Auto = "auto"
-    """What runs the teacher: local loads its weights into this process, openai asks its endpoint."""
+    """What runs the teacher: local, vllm and ray load its weights, openai and batch ask its endpoint."""
     max_new_tokens: Count = 128
     """Most tokens in an answer."""
     sampling_temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -36,8 +46,30 @@ class Generate(StageSpec):
     """Answers written side by side; of a served teacher, most requests in flight at once."""
     samples: Count = 1
     """Answers per prompt."""
+    keep: Literal["hidden"] | None = None
+    """Keep the final hidden states that tokens were drawn from, so that a capture behind this stage asks the teacher
+    nothing about its own answers; their sums are in another order than those of a pass over the whole row."""
+
+    filters: Annotated[tuple[FilterChoice, ...], Field(strict=False)] | None = ()
+    """Changes to what an answer must not be, to be trained on: those that work by themselves work unless they are named
+    with `action: ignore`; null turns all off. Other filters never ask the teacher again."""
+    verifier: VerifierChoice | None = None
+    """Who says whether an answer is right; wrong ones are not trained on (rejection sampling)."""
+    keep_answers: Literal["first", "best", "all"] = "first"
+    """Which right answers to a prompt are trained on."""
+    right_from: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The verifier's score from which on an answer is right."""
 
     def conflicts(self) -> Iterator[Conflict]:
+        if self.keep and self.engine not in ("auto", EngineChoice(name="local")):
+            yield Conflict("keep", "works with the local engine alone.", "Leave one of the two out.")
+        yield from filters.conflicts(self.filters)
+        if self.verifier is None:
+            for key in ("keep_answers", "right_from"):
+                if self.changed(key):
+                    yield Conflict(
+                        key, "has no effect without a verifier.", "Name one, such as verifier: numeric."
+                    )
         if self.sampling_temperature > 0:
             return
         why = "because sampling_temperature 0 is greedy"
@@ -48,13 +80,23 @@ class Generate(StageSpec):
             if self.changed(key):
                 yield Conflict(key, f"has no effect, {why}.", fix)
 
+    def notes(self) -> Iterator[str]:
+        yield f"{self.name}: filters: {filters.in_words(filters.at_work(self.filters))}."
+        if self.verifier is not None:
+            which = {"first": "the first right answer", "best": "the right answer of the highest score"}
+            kept = which.get(self.keep_answers, "every right answer")
+            yield f"{self.name}: of {self.samples} answers to a prompt, {kept} by {self.verifier.name} is kept."
+
     def automatic(self, facts: Facts) -> dict[str, Automatic]:
         chosen: dict[str, Automatic] = {}
         if self.engine == "auto":
-            why = "the teacher's weights are here" if facts.engine == "local" else "the teacher is served"
+            reasons = {"local": "the teacher's weights are here", "cached": "the teacher's answers are here"}
+            why = reasons.get(facts.engine, "the teacher is served")
             chosen["engine"] = EngineChoice(name=facts.engine), why
         if self.batch_rows != "auto":
             return chosen
+        if facts.engine == "cached":
+            return chosen | {"batch_rows": (1, "nothing is computed")}
         if facts.engine != "local":
             return chosen | {"batch_rows": (32, "usual for an endpoint; it is halved where that is too many")}
         usual = 128 if facts.accelerated else 32
@@ -65,16 +107,35 @@ class Generate(StageSpec):
 def run(spec: Generate, state: State, context: Context) -> State:
     """Write an answer, or several, to every prompt."""
     from potstill.generate.sampling import Sampling
-    from potstill.stages import _asking, _generation, _rows
+    from potstill.stages import _asking, _filtering, _generation, _rows
 
     spec, defaults = context.settle(spec, state)
     prompts, left_out = _rows.prompts(context, spec.max_new_tokens, spec.samples)
     assert spec.batch_rows != "auto"
     assert spec.engine != "auto"
     sampling = Sampling(spec.max_new_tokens, spec.sampling_temperature, spec.top_p, spec.top_k)
-    write = _generation.write_answers if context.setup.readers.teacher is not None else _asking.ask
-    answers = write(spec.name, spec.engine, prompts, sampling, spec.batch_rows, context)
+    if spec.keep and (spec.engine.name != "local" or getattr(context.setup.teacher, "sharded", False)):
+        raise RecipeError(
+            "needs a teacher whose weights are whole in this process.",
+            path=f"stages.{spec.name}.keep",
+            fix="Leave it out: a capture asks the teacher.",
+        )
+    parts = (spec.name, spec.engine, prompts, sampling, spec.batch_rows, context)
+    if context.setup.readers.teacher is not None:
+        written = _generation.write_answers(*parts, keep=spec.keep is not None)
+    else:
+        written = _asking.ask(*parts, judge=_filtering.judge_of(spec, context))
+    answers = _filtering.filtered(spec, written, context)
     left_out = {**left_out, **answers.facts.get("left_out", {})}
+    most = max(spec.max_new_tokens, spec.engine.options.get("retry_truncated") or 0)
+    # What was captured before is of other text.
     return state.after(
-        spec, answers, defaults, answers=answers, answer_tokens=spec.max_new_tokens, left_out=left_out
+        spec,
+        answers,
+        defaults,
+        answers=answers,
+        written=written,
+        answer_tokens=most,
+        left_out=left_out,
+        captured=None,
     )

@@ -61,10 +61,15 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either the old one or the new one, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.write_bytes(content)
         if path.is_dir() and not path.is_symlink():
             make_way(path)
         move_into_place(temporary, path)

@@ -16,6 +16,7 @@ from potstill.store import disk
 
 STATE = "run.json"
 RECIPE = "recipe.yaml"
+MADE = "made"  # the artifacts that a run has made or found, in its state
 # What the values of a state are, and those within them.
 _VALUES: dict[str, Any] = {
     "base": str, "recipe_hash": str, "status": str, "stage": str, "summary_sha256": str,

@@ -17,7 +17,7 @@ from potstill.errors import ArtifactError
 from potstill.store import artifacts, disk
 from potstill.store.artifacts import BUILDING, MANIFEST, OWNERS, REGISTER, Store
 from potstill.store.disk import real
-from potstill.store.folder import RECIPE, STATE, RunDir
+from potstill.store.folder import MADE, RECIPE, STATE, RunDir
 
 Kind = Literal["artifact", "unfinished", "leftover"]
 
@@ -94,12 +94,15 @@ def _runs(store: Store) -> tuple[dict[str, Path], dict[Path, Path]]:
 
 
 def _named(run: Path, store: Store, made: Mapping[str, Mapping[str, Any] | None]) -> set[str]:
-    """The artifacts that a run's links and its summary name."""
+    """The artifacts that a run's links and its summary name, and those that one which is not finished has made."""
     root, names = real(store.root), set[str]()
     for place in (run, *_inside(run), *_inside(run / "stages")):
         target = real(place)
         if place.is_symlink() and root in target.parents:
             names.add(target.relative_to(root).parts[0])
+    state = _read(run / STATE)
+    if state.get("status") != "finished":  # the links of a stage come at its end
+        names |= {name for name in made if name in {*_texts(state.get(MADE))}}
     keys = _read(run / "summary.json").get("artifacts")
     return names | _of_keys(set(_texts(keys)), made)
 
@@ -162,8 +165,13 @@ def _words(manifest: Mapping[str, Any]) -> str:
     match stage:
         case "generate" if "answers" in facts:
             return f"{facts['answers']} answers of the teacher"
+        case "filter" if "answers" in facts:
+            return f"{facts['answers']} answers that passed the filters"
         case "train" if "steps" in facts:
             return f"student after {facts['steps']} steps"
+        case "capture":
+            part = "" if facts.get("coverage", 1) == 1 else f", {facts['coverage']:.0%} of them"
+            return f"a teacher's signals ({facts.get('signal')}) of {facts.get('rows')} rows{part}"
         case "student":
             return "student before training"
         case "evaluate":
@@ -186,7 +194,8 @@ def _unfinished(store: Store, path: Path, runs: Mapping[str, Path]) -> Entry:
         users = []  # of a process that was killed as it began
     else:  # of an earlier version: any run that is not finished may go on with it
         users = [label for label, run in runs.items() if _goes_on(run)]
-    what = f"unfinished {name.rpartition('-')[0]}"
+    stage = name.rpartition("-")[0]
+    what = "a teacher's signals, kept by cache: auto" if stage == "kept" else f"unfinished {stage}"
     return Entry(path, "unfinished", what, disk.size_of(path), _time(path), tuple(users), _held(store, name))
 
 

@@ -10,7 +10,7 @@ from potstill.data.batch import collate
 from potstill.data.plan import by_length
 from potstill.devices import ranks
 from potstill.generate.request import Completion
-from potstill.types import Batch, Example, Reading, Sampler, last_run
+from potstill.types import Batch, Example, Reading, Sampler
 
 
 def waits(example: Example) -> bool:
@@ -28,7 +28,7 @@ def rollout(example: Example, completion: Completion, *, name: str, version: int
     ids, scored = _behind(example.prompt, completion.ids)
     reading = example.reading
     if reading is not None:
-        reading = Reading(*_behind(reading.input_ids[: last_run(reading.scored)], completion.ids))
+        reading = Reading(*_behind(reading.prompt, completion.ids))
     return replace(
         example,
         id=name,
@@ -52,7 +52,7 @@ def _behind(prompt: Sequence[int], written: Sequence[int]) -> tuple[tuple[int, .
 
 def batches(sampler: Sampler, rows: Sequence[Example], spare: Example) -> Iterator[Batch]:
     """Cut this process's rows by their true lengths; every process yields as many batches, with `spare` rows."""
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = [row.width for row in rows]
     cut = by_length(lengths, sampler.micro_batch_tokens, longest_first=True, packing=sampler.packed)
     micros = [[rows[index] for index in micro] for micro in cut]
     # Of another name than the rollout that it may be, of which a teacher's signal may be kept.

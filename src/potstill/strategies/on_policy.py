@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 from potstill.data.batch import collate
 from potstill.devices import ranks
-from potstill.errors import RecipeError
 from potstill.generate.health import health
 from potstill.generate.sampling import Sampling
-from potstill.strategies import _replay, _rollouts
+from potstill.strategies import _refusals, _replay, _rollouts
 from potstill.strategies._adaptive import Rising
 from potstill.strategies._replay import Held, Replay
 from potstill.types import Batch, Example, Sampler, Strategy
@@ -221,6 +220,9 @@ def build(
     collect: int = 1,
     inner_epochs: int = 1,
     keep_rows: bool = False,
+    engine: Literal["local", "vllm", "served"] = "local",
+    server: str | None = None,
+    gpu_memory: float = 0.3,
 ) -> OnPolicy:
     """The student writes the answers of some steps, and is trained on its own text (GKD, MiniLLM, DistiLLM).
 
@@ -242,32 +244,16 @@ def build(
         collect: steps whose answers are written at once, by the student as it is before the first of them.
         inner_epochs: how often these steps are trained on.
         keep_rows: a step on the student's answers also trains on its rows as they are.
+        engine: what writes: the student as it is trained, vLLM in this process, or a served vLLM; the latter two
+            are given the student's weights before they write.
+        server: with engine served, its address up to the version, as http://localhost:8000/v1.
+        gpu_memory: with engine vllm, the share of the GPU's memory that it takes while it writes.
 
     Raises:
         RecipeError: an option is out of its range, or has no effect beside another.
     """
-    _require(0 <= on_policy_fraction <= 1, "on_policy_fraction", on_policy_fraction, "It is a share.")
-    _require(0 <= teacher_share < 1, "teacher_share", teacher_share, "It is a share below 1.")
-    _require(proposals >= 0, "proposals", proposals, "Use 0 for none, or a number of tokens.")
-    _require(replay >= 0, "replay", replay, "Use 0 for none, or a number of answers.")
-    _require(max_age >= 0, "max_age", max_age, "Use 0 for no limit, or a number of steps.")
-    _require(adaptive >= 0, "adaptive", adaptive, "Use 0 for a fixed share, or what it rises by.")
-    for name, value in (("samples", samples), ("collect", collect), ("inner_epochs", inner_epochs)):
-        _require(value >= 1, name, value, "Use 1 or more.")
+    _refusals.refuse(locals())
     falling = refresh == "falling"
-    _require(falling or 0 <= float(refresh) <= 1, "refresh", refresh, "It is a share, or falling.")
-    greedy = sampling_temperature == 0
-    _require(samples == 1 or not greedy, "samples", samples, "Greedy answers are all the same.")
-    _require(not (proposals and teacher_share), "proposals", proposals, "Leave teacher_share or this out.")
-    _require(not (greedy and teacher_share), "teacher_share", teacher_share, "Greedy text is of one model.")
-    _require(not (greedy and proposals), "proposals", proposals, "Greedy text has no second draw.")
-    _require(replay or not max_age, "max_age", max_age, "It is of kept answers: set replay, or leave it out.")
-    _require(replay or falling, "refresh", refresh, "It is of kept answers: set replay, or leave it out.")
-    _require(refresh != 1, "refresh", refresh, "With 1 no kept answer is ever used: leave replay out.")
-    together = collect > 1 or inner_epochs > 1
-    always = on_policy_fraction == 1 and not replay
-    name, value = ("collect", collect) if collect > 1 else ("inner_epochs", inner_epochs)
-    _require(always or not together, name, value, "It needs on_policy_fraction: 1, and replaces replay.")
     return OnPolicy(
         Rising(float(on_policy_fraction), float(adaptive)),
         Sampling(max_new_tokens, float(sampling_temperature), float(top_p), top_k),
@@ -280,8 +266,3 @@ def build(
         inner_epochs,
         keep_rows,
     )
-
-
-def _require(holds: object, name: str, value: object, fix: str) -> None:
-    if not holds:
-        raise RecipeError(f"{name} cannot be {value}.", fix=fix, path=name, value=value)

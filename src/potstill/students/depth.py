@@ -8,7 +8,7 @@ least go first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -39,13 +39,7 @@ def build(
         RecipeError: a layer does not exist.
         ModelError: the teacher's weights are not finite, or its blocks cannot be cut.
     """
-    if context.teacher is None:
-        raise RecipeError(
-            "cuts the teacher, and its weights are not in this process.",
-            path=PATH,
-            fix="Name a student of its own: student: {model: ...}.",
-        )
-    loaded = context.teacher()
+    loaded = _weights_of(context)()
     anatomy.head_form(loaded.model)  # refuses weights that are not finite before anything is cut
     total = len(anatomy.layers(loaded.model))
     count, influence = keep_layers or len(by), list[float]()
@@ -81,11 +75,12 @@ def check(
     keep_layers: int | None = None,
     by: Literal["block_influence", "uniform"] | tuple[int, ...] = "block_influence",
 ) -> None:
-    """Refuse a cut that the teacher is too shallow for.
+    """Refuse a cut of a teacher without weights here, and one that it is too shallow for.
 
     Raises:
         RecipeError: says how many layers it has.
     """
+    _weights_of(context)
     most = keep_layers or len(by) if isinstance(by, str) else max(by) + 1
     if context.layers is not None and most > context.layers:
         raise RecipeError(
@@ -93,6 +88,16 @@ def check(
             path=PATH,
             fix=f"Keep 1 to {context.layers} layers, counted from 0.",
         )
+
+
+def _weights_of(context: StudentContext) -> Callable[[], Any]:
+    if context.teacher is None:
+        raise RecipeError(
+            "cuts the teacher, and its weights are not in this process.",
+            path=PATH,
+            fix="Name a student of its own: student: {model: ...}.",
+        )
+    return context.teacher
 
 
 @torch.no_grad()

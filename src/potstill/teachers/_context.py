@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,8 @@ class TeacherContext:
             with the chat template and policies of the recipe's data.
         sharded: whether each process of the run holds a part of it.
         read_on: where its signals are read: the student's device; its own where none is named.
+        member: makes another teacher from what a recipe says of it, and where it says so.
+        average: which average of several teachers suits what the recipe compares by, and why.
     """
 
     base: Path
@@ -29,3 +32,5 @@ class TeacherContext:
     reader: Callable[..., Reader]
     sharded: bool = False
     read_on: torch.device | None = None
+    member: Callable[[Any, str], Any] | None = None
+    average: tuple[str, str] = ("probabilities", "right for forward KL")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +14,10 @@ from potstill.models import anatomy, generation, loading, shards
 from potstill.models import licence as licences
 from potstill.signals.hidden import Hidden
 from potstill.teachers._context import TeacherContext
-from potstill.types import Batch
+from potstill.teachers._shared import states_of_rows
+from potstill.types import Batch, Example
+
+T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,10 +29,13 @@ def build(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    cache: Literal["auto"] | None = None,
+    terms: str = "",
 ) -> StoredTeacher:
     """A teacher from a hub id, a folder, a GGUF file or package:NAME/FILE. Reads its tokenizer and config only.
 
-    `dtype: auto` is bf16 where that is fast, else fp16 on a GPU and fp32 elsewhere.
+    `terms` are no part of its fingerprint. `dtype: auto` is bf16 where that is fast, else fp16 on a GPU and fp32
+    elsewhere. `cache: auto` lets trainings keep its signals on disk and ask it about a row once.
 
     Raises:
         ModelError: the model does not exist, cannot be read or is out of scope.
@@ -36,7 +43,7 @@ def build(
     source = loading.find_source(
         model, base=context.base, revision=revision, trust_remote_code=trust_remote_code
     )
-    return StoredTeacher(source, _dtype(dtype, context.device), context)
+    return StoredTeacher(source, _dtype(dtype, context.device), context, terms, remembers=cache == "auto")
 
 
 def _dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -58,7 +65,7 @@ class LocalTeacher:
     """
 
     name = "teacher"
-    provides = frozenset({"dense"})
+    provides: frozenset[str] = frozenset({"dense"})
     reads: Reader | None = None
 
     def __init__(
@@ -86,6 +93,12 @@ class LocalTeacher:
         hidden = anatomy.states_of(self._model, on)[on.predicts]
         return Hidden(hidden.to(self._read_on), self._head)
 
+    def signals(self, rows: Sequence[Example], pad_id: int) -> list[Hidden]:
+        """The signal of each row; a prompt that several of them begin with is read once."""
+        self._model.eval()
+        states = states_of_rows(self._model, rows, pad_id)
+        return [Hidden(part.to(self._read_on), self._head) for part in states]
+
     def close(self) -> None:
         """Let go of the weights."""
         del self._model, self._head
@@ -96,9 +109,17 @@ class StoredTeacher:
 
     provides = frozenset({"dense", "text"})
 
-    def __init__(self, source: loading.Source, dtype: torch.dtype, context: TeacherContext) -> None:
+    def __init__(
+        self,
+        source: loading.Source,
+        dtype: torch.dtype,
+        context: TeacherContext,
+        terms: str = "",
+        *,
+        remembers: bool = False,
+    ) -> None:
         config = loading.load_config(source)
-        self.source, self.dtype = source, dtype
+        self.source, self.dtype, self.terms = source, dtype, terms
         self.name = source.path.name
         ends = generation.end_ids(source, loading.width(config))
         self.reads = context.reader(loading.load_tokenizer(source), ends)
@@ -108,9 +129,11 @@ class StoredTeacher:
         self.batch_invariant = dtype == torch.float32
         self._device, self._read_on = context.device, context.read_on
         self.sharded = context.sharded and ranks.world() > 1
+        self.remembers = remembers
         self._form: anatomy.HeadForm | None = None
         self._loaded: loading.Loaded | None = None
         self._teacher: LocalTeacher | None = None
+        self._kept: dict[str, Any] = {}
 
     @property
     def number_format(self) -> str:
@@ -134,16 +157,19 @@ class StoredTeacher:
 
     def _in_parts(self) -> loading.Loaded:
         """The model with a part of every block in each process."""
-        whole = self.whole() if ranks.first() else None
-        model = None if whole is None else whole.model
-        self._form = ranks.by_first(lambda: anatomy.head_form(model))
-        parts = shards.empty_like(model)
-        shards.shard_blocks(parts)
-        shards.fill(parts, {} if model is None else model.state_dict(), self._device)
+        whole = self.whole().model if ranks.first() else None
+        parts, self._form = shards.in_blocks(whole, self._device)
         return loading.Loaded(parts, loading.load_tokenizer(self.source))
 
     def signal(self, batch: Batch) -> Hidden:
         """Hidden states [N, H] at the scored positions, and the head."""
+        return self._at_hand().signal(batch)
+
+    def signals(self, rows: Sequence[Example], pad_id: int) -> list[Hidden]:
+        """The signal of each row; a prompt that several of them begin with is read once."""
+        return self._at_hand().signals(rows, pad_id)
+
+    def _at_hand(self) -> LocalTeacher:
         if self._teacher is None:
             self._teacher = LocalTeacher(
                 self.loaded().model,
@@ -152,8 +178,18 @@ class StoredTeacher:
                 form=self._form,
                 read_on=self._read_on,
             )
-        return self._teacher.signal(batch)
+        return self._teacher
+
+    def kept(self, name: str, make: Callable[[], T]) -> T:
+        """What an engine needs from one request to the next, such as its own copy of the weights: made on first
+        use, and ended by its `close` when the teacher is closed."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        kept: T = self._kept[name]
+        return kept
 
     def close(self) -> None:
-        """Free the weights."""
+        """Free the weights, and what engines kept."""
         self._loaded = self._teacher = None
+        while self._kept:
+            self._kept.popitem()[1].close()

@@ -185,9 +185,9 @@ class ServedTeacher:
         Raises:
             RecipeError: a variable is not set, or holds what no header can carry. It does not repeat the value.
         """
-        key = "" if self.key_env is None else _secret(self.key_env, "teacher.key_env")
+        key = "" if self.key_env is None else secret(self.key_env, "teacher.key_env")
         headers = {
-            header: _secret(variable, f"teacher.headers_env.{header}")
+            header: secret(variable, f"teacher.headers_env.{header}")
             for header, variable in self.headers_env.items()
         }
         return key, headers
@@ -202,7 +202,8 @@ class ServedTeacher:
         return None
 
 
-def _secret(variable: str, path: str) -> str:
+def secret(variable: str, path: str) -> str:
+    """The value of an environment variable, as a header can carry it; no error repeats it."""
     value = os.environ.get(variable, "").strip()
     if not value:
         raise RecipeError(

@@ -23,7 +23,7 @@ from potstill.store import disk
 from potstill.train import parallel, tensors
 
 STATE = "state.json"
-WEIGHTS, OPTIMIZER = "weights", "optimizer"  # folders
+WEIGHTS, OPTIMIZER, BESIDE = "weights", "optimizer", "beside"  # folders
 RANDOM = "random.torch"
 KEPT = 2
 
@@ -44,10 +44,12 @@ def save(
     module: nn.Module | None,
     optimizer: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
+    beside: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `step-N` and delete all but the newest two.
 
-    What ends a training has no optimizer, and no module either where the best weights lie beside it.
+    What ends a training has no optimizer, and no module either where the best weights lie beside it. `beside` are
+    tensors of the training that are neither, as those of a teacher that moves.
     """
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
@@ -56,6 +58,8 @@ def save(
         parts[WEIGHTS] = trained_tensors(module)
         if optimizer is not None:
             parts[OPTIMIZER] = _packed(module, optimizer)
+            if beside:
+                parts[BESIDE] = beside
     ranks.by_first(lambda: _begin(temporary, parts))
     for name, values in parts.items():
         tensors.write(temporary / name, values)
@@ -148,8 +152,13 @@ def _drop_unused_best(folder: Path) -> None:
             disk.discard(place)
 
 
-def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimizer and random state back, as far as it holds them.
+def restore(
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    beside: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Put weights, optimizer, what `save` was given beside them and the random state back, as far as it holds them.
 
     Raises:
         ArtifactError: the checkpoint belongs to another model.
@@ -158,6 +167,8 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
         _put(checkpoint.path / WEIGHTS, trained_tensors(module))
     if OPTIMIZER not in checkpoint.state["sha256"]:
         return
+    if beside:
+        _put(checkpoint.path / BESIDE, beside)
     stored = tensors.shapes(checkpoint.path / OPTIMIZER)
     random = torch.empty(stored.pop(RANDOM), dtype=torch.uint8)
     values: dict[str, Tensor] = {RANDOM: random}
@@ -202,6 +213,13 @@ def _packed(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
     return packed | {RANDOM: ranks.broadcast(torch.get_rng_state())}
+
+
+def student_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The student's own among them, by its names for them."""
+    prefix = "student."
+    every = trained_tensors(module).items()
+    return {name.removeprefix(prefix): tensor for name, tensor in every if name.startswith(prefix)}
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

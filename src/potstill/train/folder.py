@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from potstill.devices import ranks
 from potstill.errors import ArtifactError, MachineError
@@ -25,9 +25,13 @@ MOMENTS = 2  # averages that AdamW keeps of every weight
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """What a training writes while it runs."""
+    """What a training writes while it runs.
+
+    `beside` returns the tensors that a checkpoint holds beside the student and its optimizer.
+    """
 
     path: Path
+    beside: Callable[[], Mapping[str, Tensor]] = dict
 
     @property
     def metrics(self) -> Path:
@@ -56,7 +60,7 @@ class TrainingFolder:
         if newest is None:
             ranks.by_first(self._clear)
             return Progress(), torch.get_num_threads()
-        checkpoint.restore(newest, module, optimizer)
+        checkpoint.restore(newest, module, optimizer, self.beside())
         names = {field.name for field in fields(Progress)}
         progress = Progress(**{key: value for key, value in newest.state.items() if key in names})
         progress.best = math.inf if progress.best is None else progress.best
@@ -70,7 +74,9 @@ class TrainingFolder:
             MachineError: states what is needed and what is free.
         """
         weights = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-        needed, free = weights * 2 * (1 + MOMENTS) + 2 * weights, shutil.disk_usage(self.path).free
+        besides = 2 * sum(tensor.numel() * tensor.element_size() for tensor in self.beside().values())
+        needed = weights * 2 * (1 + MOMENTS) + 2 * weights + besides
+        free = shutil.disk_usage(self.path).free
         if free < needed:
             raise MachineError(
                 f"the student and its checkpoints need {needed / 1e9:.1f} GB, and {self.path} has "
@@ -96,7 +102,8 @@ class TrainingFolder:
         """
         state = {key: None if value == math.inf else value for key, value in asdict(progress).items()}
         weights = optimizer is not None or not progress.best_weights
-        checkpoint.save(self._checkpoints, progress.step, module if weights else None, optimizer, state)
+        kept = module if weights else None
+        checkpoint.save(self._checkpoints, progress.step, kept, optimizer, state, self.beside())
 
     def save_best(self, module: nn.Module, progress: Progress) -> None:
         """Write the weights by themselves: they are the best so far."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from potstill.data.batch import rows_of
 from potstill.signals.signal import Signal
 from potstill.signals.teacher import Teacher
-from potstill.types import Batch
+from potstill.types import Batch, Example
 
 
 class KeptSignals:
@@ -55,7 +55,13 @@ class KeptSignals:
         signal = joined([self._teacher.signal(batch)], cpu)
         begin = 0
         for row in rows:
-            self._kept[row.row_ids[0]] = _part(signal, slice(begin, begin := begin + row.count))
+            part = signal.at(torch.arange(begin, begin := begin + row.count))
+            self._kept[row.row_ids[0]] = part
+
+    def expect(self, batches: Iterable[Sequence[Example]]) -> None:
+        """Tell a teacher that reads ahead what comes next."""
+        if hasattr(self._teacher, "expect"):
+            self._teacher.expect(batches)
 
     def close(self) -> None:
         """Drop what is kept, and free the teacher's resources."""
@@ -63,42 +69,17 @@ class KeptSignals:
         self._teacher.close()
 
 
-def rows_of(batch: Batch) -> list[Batch]:
-    """Each row, or example of a packed batch, as a batch of its own without padding; for a teacher to read."""
-    if batch.packed:
-        begins = [*(batch.position_ids[0] == 0).nonzero().flatten().tolist(), batch.input_ids.shape[1]]
-        places = [(0, slice(begin, end)) for begin, end in itertools.pairwise(begins)]
-    else:
-        lengths = batch.attention_mask.sum(1).tolist()
-        places = [(row, slice(0, length)) for row, length in enumerate(lengths)]
-    return [_row(batch, number, row, part) for number, (row, part) in enumerate(places)]
-
-
-def _row(batch: Batch, number: int, row: int, part: slice) -> Batch:
-    ids, predicts = batch.input_ids[row : row + 1, part], batch.predicts[row : row + 1, part]
-    return Batch(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        position_ids=batch.position_ids[row : row + 1, part],
-        predicts=predicts,
-        targets=ids[:, 1:][predicts[:, :-1]],
-        row_ids=batch.row_ids[number : number + 1],
-        hard=torch.zeros(int(predicts.sum()), dtype=torch.bool, device=ids.device),
-    )
-
-
 def joined(parts: Sequence[Any], device: torch.device) -> Any:
     """Signals of one kind, one after the other, on one device."""
     return _changed(parts, lambda tensors: torch.cat(tensors).to(device))
 
 
-def _part(signal: Any, rows: slice) -> Any:
-    """Some rows of a signal, in memory of their own."""
-    return _changed([signal], lambda tensors: tensors[0][rows].clone())
-
-
 def _changed(parts: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
-    """The first signal with its tensors [N, …] made of those of all; a head stays as it is."""
+    """The first signal with its tensors [N, …] made of those of all; a head stays as it is.
+
+    Of several teachers' signals those without a position, which another kind stands for, are left out.
+    """
+    parts = [part for part in parts if part.rows] or parts
     first, values = parts[0], dict[str, Any]()
     for field in fields(first):
         value = getattr(first, field.name)
@@ -108,4 +89,8 @@ def _changed(parts: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> 
             values[field.name] = {
                 key: change([getattr(part, field.name)[key] for part in parts]) for key in value
             }
+        elif field.name == "signals":  # of several teachers
+            values[field.name] = tuple(
+                _changed(one, change) for one in zip(*(part.signals for part in parts), strict=True)
+            )
     return replace(first, **values)

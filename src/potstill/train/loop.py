@@ -64,10 +64,11 @@ class Hooks:
 
     Args:
         event: receives one flat dict a step and a validation; rank 0 writes it.
-        validate: metrics of the student on validation rows; `best_by` decides which weights are best.
+        validate: metrics of the student on validation rows; by `best_by` the best weights are kept, or the last.
         keep_best: keeps the weights, the best so far.
         save: writes a checkpoint; without an optimizer the last one of a training.
         should_stop: polled every step; True saves and ends.
+        stepped: called behind each optimizer step with its number, before anything is measured or saved.
     """
 
     event: Callable[[Mapping[str, Any]], None] = lambda event: None
@@ -75,6 +76,7 @@ class Hooks:
     keep_best: Callable[[Progress], None] = lambda progress: None
     save: Callable[[Progress, torch.optim.Optimizer | None], None] = lambda progress, optimizer: None
     should_stop: Callable[[], bool] = lambda: False
+    stepped: Callable[[int], None] = lambda step: None
 
 
 def plan_epoch(spec: Training, examples: Sequence[Example], seed: int, epoch: int) -> list[Step]:
@@ -154,7 +156,11 @@ def train(
     if sampler.scores:
         as_when_drawn(module)
     stopped = False
-    for rows in () if _tired(progress, spec) else _coming_steps(examples, spec, seed, progress, strategy):
+    for rows in (
+        ()
+        if _tired(progress, spec)
+        else _coming_steps(examples, spec, seed, progress, strategy, getattr(teacher, "expect", None))
+    ):
         started = time.monotonic()
         batches = list(strategy.batches(sampler, rows))
         progress.step_in_epoch += bool(rows)
@@ -184,6 +190,7 @@ def train(
                 fix="Use precision: bfloat16 or float32, or look for rows with extreme logits.",
             )
         progress.step += 1
+        hooks.stepped(progress.step)
         progress.tokens += result.tokens
         seconds = time.monotonic() - started
         progress.seconds += seconds
@@ -194,6 +201,10 @@ def train(
             {"event": "step", "step": progress.step, "epoch": progress.epoch, **means, "grad_norm": norm}
             | {"learning_rate": rate, "tokens": result.tokens, "seconds": seconds}
         )
+        if result.teacher_weights:
+            hooks.event(
+                {"event": "teacher_weights", "step": progress.step, "rows": dict(result.teacher_weights)}
+            )
         if guards is not None:
             _alarm(guards, progress, means, hooks)
         last = progress.step >= steps
@@ -245,8 +256,9 @@ def _validate(
     progress.validation_due = False
     strategy.validated(measured)
     progress.strategy = strategy.state()
-    better = measured[best_by] < progress.best
-    if better:
+    if best_by == "last":
+        better, progress.best_step = True, progress.step
+    elif better := measured[best_by] < progress.best:
         progress.best, progress.best_step, progress.worse_in_a_row = measured[best_by], progress.step, 0
         hooks.keep_best(progress)
     else:
@@ -269,21 +281,33 @@ def _require_usable(progress: Progress, result: StepResult, norm: float) -> None
 
 
 def _coming_steps(
-    examples: Sequence[Example], spec: Training, seed: int, progress: Progress, strategy: Strategy
+    examples: Sequence[Example],
+    spec: Training,
+    seed: int,
+    progress: Progress,
+    strategy: Strategy,
+    expect: Callable[[Iterator[list[Example]]], None] | None,
 ) -> Iterator[list[list[Example]]]:
     """This rank's micro-batches of each coming step, from the cursor in `progress` on.
 
-    Nothing for a step that the strategy holds the rows of.
+    Nothing for a step that the strategy holds the rows of. A teacher that reads ahead is told those of an epoch.
     """
     lengths = [example.planned[0] for example in examples]
     rank, world = ranks.rank(), ranks.world()
+
+    def mine(step: Step) -> list[list[Example]]:
+        share = step if world == 1 else shard(step, rank, world, lengths=lengths)
+        return [[examples[row] for row in micro] or [examples[step[0][0]].silent()] for micro in share]
+
     while progress.step < settled(spec.steps):
         before, began = progress.step, progress.step_in_epoch
-        for step in plan_epoch(spec, examples, seed, progress.epoch)[progress.step_in_epoch :]:
+        plan = plan_epoch(spec, examples, seed, progress.epoch)[progress.step_in_epoch :]
+        if expect is not None:
+            expect(micro for step in plan for micro in mine(step))
+        for step in plan:
             while strategy.holds():
                 yield []
-            mine = step if world == 1 else shard(step, rank, world, lengths=lengths)
-            yield [[examples[row] for row in micro] or [examples[step[0][0]].silent()] for micro in mine]
+            yield mine(step)
         while strategy.holds():
             yield []
         if progress.step == before and began == 0 and not strategy.rollouts():

@@ -47,7 +47,7 @@ def score(
         SignalError: the teacher's signal is not a whole distribution.
     """
     device = next(module.parameters()).device
-    batches = by_length([len(e.input_ids) for e in examples], micro_batch_tokens, packing=packed)
+    batches = by_length([e.width for e in examples], micro_batch_tokens, packing=packed)
     batches += [[]] * (ranks.highest(len(batches)) - len(batches))
     company = Example("company", (pad_id, pad_id), (False, False))
     scored = list(examples)

@@ -7,7 +7,7 @@ and all ranks, so the same rows give the same gradient however they are split.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from potstill.models import anatomy
 from potstill.objectives import closeness
 from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
 from potstill.objectives.terms import SERVED, StudentView, Term, Terms, prepared, total, weighted
+from potstill.signals.ensemble import Ensemble
 from potstill.signals.signal import Signal
 from potstill.signals.teacher import Teacher
 from potstill.signals.text import Text
@@ -107,12 +108,16 @@ def one_row_each(examples: Sequence[Example]) -> list[Example]:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over all ranks: loss and metrics, their divisor, and scored tokens."""
+    """Sums over all ranks: loss and metrics, their divisor, and scored tokens.
+
+    `teacher_weights` holds each row's mean weight of each of several teachers, by the row's id.
+    """
 
     loss: float
     weight: float
     tokens: int
     metrics: Mapping[str, float]
+    teacher_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """Per scored token (nats), and what is known of the student's own tokens."""
@@ -147,12 +152,14 @@ def accumulate(
         raise ValueError("named token weights need empty gradients: call zero_grad(set_to_none=True) first")
     summed = exact.zero(device)
     metrics = {name: torch.zeros_like(summed) for name in totals}
-    estimated = False
+    estimated, several, by_row = False, False, dict[str, Mapping[str, float]]()
     with parallel.cast_once(module, device):
         for index, batch in enumerate(batches):
             batch = batch.to(device)
             signal = teacher.signal(batch.for_teacher) if teacher is not None else Text()
             estimated |= signal.estimated
+            if isinstance(signal, Ensemble):
+                several, by_row = True, by_row | signal.weights_by_row(batch)
             with parallel.micro_batch(module, last=index == len(batches) - 1):
                 loss, sums = _forward(module, batch, signal, terms)
                 # The wrappers average over ranks; the divisor already counts all of them.
@@ -175,7 +182,9 @@ def accumulate(
     if not estimated:
         for _, term in terms:
             term.check(by_name, tokens)
-    return StepResult(values[0], weight, tokens, by_name)
+    if several:  # in every process, each of which has a batch
+        by_row = {row: of_row for part in ranks.gather(by_row) for row, of_row in part.items()}
+    return StepResult(values[0], weight, tokens, by_name, by_row)
 
 
 def _counted(batches: Sequence[Batch], device: torch.device) -> tuple[float, int]:

@@ -13,10 +13,12 @@ from torch import nn
 from potstill.errors import RecipeError
 from potstill.generate import beside
 from potstill.generate.local import generate
+from potstill.generate.pushed import Wanted
 from potstill.generate.request import Completion
 from potstill.generate.sampling import Sampling
 from potstill.models.shards import is_sharded
 from potstill.train import parallel
+from potstill.train.pushed import Pushed, logits_behind
 from potstill.types import Example
 
 
@@ -48,6 +50,7 @@ class Writer:
         autocast: dtype of the student's forward passes.
         batch_rows: most completions in flight.
         scored: adds what both models say of drawn tokens; None where the objective does not read it.
+        pushed: an engine that writes with the student's weights; None where the student does so itself.
     """
 
     module: nn.Module
@@ -63,6 +66,7 @@ class Writer:
     autocast: torch.dtype | None = None
     batch_rows: int = 32
     scored: Callable[[Sequence[Example]], Sequence[Example]] | None = None
+    pushed: Pushed | None = None
 
     def write(
         self,
@@ -80,6 +84,8 @@ class Writer:
             RecipeError: the teacher is to write too, and its weights are not here.
         """
         device = next(self.module.parameters()).device
+        if self.pushed is not None:
+            return self._by_engine(self.pushed, prompts, sampling, seeds, samples)
         # Weights are cast once for the whole text: autocast's cache ends with the outermost context. Of a student
         # in parts it would keep all of them.
         cache = not is_sharded(self.module)
@@ -101,6 +107,35 @@ class Writer:
                 )
             )
         return sorted(finished, key=lambda completion: (completion.index, completion.sample))
+
+    def _by_engine(
+        self,
+        pushed: Pushed,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        samples: int,
+    ) -> list[Completion]:
+        student = Student(self.module)
+        device = next(self.module.parameters()).device
+
+        def logits(prompt: Sequence[int]) -> torch.Tensor:
+            with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                return logits_behind(student, prompt, device)
+
+        width = int(student.config.get_text_config().vocab_size)
+        wanted = Wanted(prompts, sampling, seeds, samples, self.stop_ids, self.vocabulary, width, self.unused)
+        return pushed.write(self.module, wanted, logits)
+
+    def stepped(self) -> None:
+        """Take note of an optimizer step: the student is another one from now on."""
+        if self.pushed is not None:
+            self.pushed.stepped()
+
+    def close(self) -> None:
+        """Let go of an engine."""
+        if self.pushed is not None:
+            self.pushed.close()
 
     def _model(self, sampling: Sampling, teacher_share: float, proposals: int) -> nn.Module:
         """The student, with its teacher beside it where both write."""

@@ -17,7 +17,9 @@ def run_case(place: Path, dice: random.Random) -> Case:
     whole = place / "whole-run"
     if not whole.exists():
         empty(place)
-        write_recipe(place, SMALL | {"stages": [{"generate": {"max_new_tokens": 4}}, *STAGES]})
+        write_recipe(
+            place, SMALL | {"stages": [{"generate": {"max_new_tokens": 4, "filters": None}}, *STAGES]}
+        )
         done = potstill("run", "r.yaml", cwd=place)
         assert done.returncode == 0, done.stderr
         (place / "runs").rename(whole)

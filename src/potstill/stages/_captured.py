@@ -1,0 +1,138 @@
+"""What stages read of a capture: the teacher that they are given, and the rows that were reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from potstill.data.reader import Reader
+from potstill.errors import DataError, RecipeError
+from potstill.recipe.training import Training
+from potstill.signals.teacher import Teacher
+from potstill.stages._context import Context, State
+from potstill.stages._rows import TrainingRows
+from potstill.store.artifacts import key_of
+from potstill.teachers._remembering import Remembering
+from potstill.teachers.cached import CachedTeacher, reading_of
+from potstill.types import Example
+
+
+def teaching(spec: Training, state: State, context: Context) -> Teacher:
+    """The teacher of a training stage: the cache, where one was captured and no student writes text.
+
+    Raises:
+        RecipeError: a teacher in parts is to remember, and each of its passes needs all processes.
+    """
+    live: Any = context.setup.teacher
+    if "live" in spec.asks:
+        return live
+    if state.captured is not None:
+        return _cached(state, context)
+    if not getattr(live, "remembers", False):
+        return live
+    if live.sharded:
+        raise RecipeError(
+            "cannot keep the signals of a teacher in parts.",
+            path="teacher.cache",
+            fix="Put a capture stage before the training, or leave cache out.",
+        )
+    if "remembering" not in context.memo:
+        vocabulary = context.setup.readers.teacher_reader.vocabulary.size
+        folder = context.store.work("kept", key_of("kept", {"teacher": live.fingerprint}))
+        context.memo["remembering"] = Remembering(live, folder, vocabulary)
+    return context.memo["remembering"]
+
+
+def measuring(state: State, context: Context) -> Teacher:
+    """The teacher that students are compared with: the cache of held-out rows, where there is one."""
+    live: Any = context.setup.teacher
+    if state.captured is None:
+        return _heldout(live)
+    kept = _heldout(_cached(state, context))
+    # Several teachers have no hidden state in common: what is kept of them is less than they say here.
+    whole = "dense" in live.provides and getattr(live, "batchwise", True)
+    return _heldout(live) if whole and "dense" not in kept.provides else kept
+
+
+def _heldout(teacher: Any) -> Teacher:
+    measured: Teacher = teacher.heldout() if hasattr(teacher, "heldout") else teacher
+    return measured
+
+
+def _cached(state: State, context: Context) -> CachedTeacher:
+    assert state.captured is not None
+    key = "captured", state.captured.key
+    if key not in context.memo:
+        reader = context.setup.readers.teacher_reader
+        context.memo[key] = CachedTeacher(state.captured.path, reader, context.setup.device)
+    return context.memo[key]
+
+
+def reached(name: str, rows: TrainingRows, teacher: Teacher, context: Context) -> TrainingRows:
+    """The rows whose signals are at hand, of a cache that a deadline cut short; all rows of any other teacher.
+
+    Raises:
+        CacheMiss: a row was never to be captured; says what was prepared otherwise.
+        DataError: none was reached.
+    """
+    if not hasattr(teacher, "caches"):
+        return rows
+    train, validation = (_reached(part, teacher, context) for part in (rows.train, rows.validation))
+    if rows.train and not train:
+        raise DataError(
+            f"none of the {len(rows.train)} training rows was captured before the deadline.",
+            path=f"stages.{name}",
+            fix="Capture again with a later deadline.",
+        )
+    if lost := len(rows.train) - len(train):
+        context.console.warn(
+            f"{name}: trains on {len(train)} of {len(rows.train)} rows: {lost} were not captured before the deadline."
+        )
+    return replace(rows, train=tuple(train), validation=tuple(validation))
+
+
+def _reached(rows: Sequence[Example], teacher: Any, context: Context) -> list[Example]:
+    kept = []
+    for row in rows:
+        reading = reading_of(row)
+        lacking = [cache for cache in teacher.caches(row) if any(reading.scored) and not cache.holds(reading)]
+        for cache in lacking:
+            if not cache.not_reached(reading):
+                raise cache.miss(row.id, differences(cache, context))
+        if not lacking:
+            kept.append(row)
+    return kept
+
+
+def prepared(context: Context) -> dict[str, Any]:
+    """What decides on the ids of a row, for the capture to keep and a miss to compare."""
+    readers, setup = context.setup.readers, context.setup
+    reader = readers.teacher_reader
+    return {
+        "template": reader.templater.fingerprint,
+        "tokenizer": vocabulary_hash(reader),
+        "student's template": readers.student.templater.fingerprint,
+        "student's tokenizer": vocabulary_hash(readers.student),
+        "max_length": setup.max_length,
+        "data seed": setup.data_seed,
+    }
+
+
+def differences(teacher: CachedTeacher, context: Context) -> str:
+    """What was prepared otherwise than for the capture, as a sentence; "" where nothing is known to differ."""
+    then, now = teacher.facts["prepared"], prepared(context)
+    different = [name for name in now if name in then and then[name] != now[name]]
+    if not different:
+        known = ", ".join(name for name in now if name in then)
+        return f"The {known} are those of the capture: the rows or their answers differ."
+    shown = (f"{name} ({then[name]} then, {now[name]} now)" for name in different if name in _SHOWN)
+    return f"What differs: {', '.join([*(name for name in different if name not in _SHOWN), *shown])}."
+
+
+_SHOWN = ("max_length", "data seed")
+
+
+def vocabulary_hash(reader: Reader) -> str:
+    """What identifies a tokenizer's ids."""
+    return key_of("vocabulary", {"tokens": sorted(reader.vocabulary.tokens.items())})[:16]

@@ -1,0 +1,237 @@
+"""A run that captures its teacher, and the same training and evaluation on a machine that never sees it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from builders import places
+from builders.cli import potstill
+from builders.tiny import save_tiny
+from potstill.console import Console
+from potstill.errors import RecipeError
+from potstill.models import loading
+from potstill.runs import setup
+from potstill.runs.run import run
+from potstill.teachers.local import StoredTeacher
+
+TRAINING = "{distill: {steps: 4, tokens_per_step: 40, learning_rate: 0.001}}, {evaluate: {samples: 4, resamples: 100}}"
+# Long enough that some answers end, and others are left out by the filter of those that were cut off.
+GENERATE = "generate: {max_new_tokens: 80, filters: [{loops: {action: count}}]}"
+CAPTURE = "capture: {batch_tokens: 64, shard_bytes: 4096, signal: hidden}"
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A run with its teacher, and what its capture left in a folder of its own."""
+    place = tmp_path_factory.mktemp("captures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        save_tiny(place / "student", layers=1, seed=3)
+        stages = f"[{{{GENERATE}}}, {{{CAPTURE}}}, {TRAINING}]"
+        teacher = "{model: teacher, dtype: float32}"
+        places.write(place, student="{model: student}", teacher=teacher, stages=stages)
+        run(place / "r.yaml", console=QUIET)
+        shutil.copytree((place / "runs/r/stages/capture").resolve(), place / "captured")
+    return place
+
+
+def figures(place: Path, runs: str) -> dict:
+    stored = json.loads((place / runs / "r/stages/evaluate/evaluation.json").read_text())["models"]
+    return {
+        f"{role} {key}": figure["value"]
+        for role, table in stored.items()
+        for key, figure in table.items()
+        if "per_second" not in key
+    }
+
+
+def losses(place: Path, runs: str) -> list[float]:
+    lines = (place / runs / "r/stages/distill/metrics.jsonl").read_text().splitlines()
+    return [event["loss"] for event in map(json.loads, lines) if event["event"] in ("step", "validation")]
+
+
+def test_training_and_evaluation_go_on_without_the_teacher(here, tmp_path, monkeypatch):
+    """The same losses and figures, the teacher's own answers among them, from a copy of the folder alone."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("student", "captured"):
+        shutil.copytree(here / name, tmp_path / name)
+    shutil.copy(here / "rows.jsonl", tmp_path)
+    stages = f"[{{{GENERATE}}}, {TRAINING}]"
+    places.recipe(tmp_path, student="{model: student}", teacher="{cache: captured}", stages=stages)
+    run(tmp_path / "r.yaml", console=QUIET)
+    assert losses(tmp_path, "runs") == losses(here, "runs")
+    left_out = json.loads((here / "runs/r/stages/generate/manifest.json").read_text())["facts"]["left_out"]
+    assert left_out["answer: cut off at the limit of tokens"] > 0
+    assert figures(tmp_path, "runs") == figures(here, "runs")
+    assert "teacher rouge_l" in figures(here, "runs")
+
+
+def test_no_weight_of_the_teacher_is_loaded_behind_a_capture(here, monkeypatch):
+    """A second training from the same capture, with another learning rate."""
+    monkeypatch.chdir(here)
+    loaded = []
+    load = loading.load_model
+
+    def spy(source, **how):
+        loaded.append(source.path.name)
+        return load(source, **how)
+
+    monkeypatch.setattr(loading, "load_model", spy)
+    run(here / "r.yaml", ["distill.learning_rate=0.002", "name=second"], console=QUIET)
+    assert loaded
+    assert "teacher" not in loaded
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ("[{distill: {strategy: on_policy, steps: 1}}]", "needs a teacher that can be asked about any text"),
+        ("[capture, {distill: {steps: 1}}]", "is a cache, which knows the captured rows alone"),
+    ],
+)
+def test_what_needs_a_live_teacher_is_refused_of_a_cache(here, monkeypatch, stages, words):
+    monkeypatch.chdir(here)
+    (here / "refused").mkdir(exist_ok=True)
+    recipe = here / "refused.yaml"
+    recipe.write_text(f"teacher: {{cache: captured}}\nstudent: {{model: student}}\ndata: {{train: rows.jsonl}}\nstages: {stages}\n")  # fmt: skip
+    with pytest.raises(RecipeError, match=words):
+        setup.set_up(setup.open_recipe(recipe))
+
+
+def test_a_signal_that_a_later_stage_cannot_read_is_refused_before_the_run(here, monkeypatch):
+    monkeypatch.chdir(here)
+    recipe = here / "unreadable.yaml"
+    stages = "[{capture: {signal: sampled}}, {distill: {name: polish, divergence: reverse_kl}}]"
+    recipe.write_text(f"teacher: {{model: teacher}}\nstudent: {{model: student}}\ndata: {{train: rows.jsonl}}\nstages: {stages}\n")  # fmt: skip
+    with pytest.raises(RecipeError, match="reverse_kl of polish does not support sampled"):
+        setup.set_up(setup.open_recipe(recipe))
+
+
+def test_a_changed_template_is_a_miss_that_says_so(tmp_path, monkeypatch):
+    """Rows with answers of their own, captured and then read through another template."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "student", layers=1, seed=3)
+    stages = f"[{{{CAPTURE}}}]"
+    places.write(
+        tmp_path, student="{model: student}", teacher="{model: teacher, dtype: float32}", stages=stages
+    )
+    run(tmp_path / "r.yaml", console=QUIET)
+    shutil.copytree((tmp_path / "runs/r/stages/capture").resolve(), tmp_path / "captured")
+    template = (
+        (tmp_path / "student/chat_template.jinja")
+        .read_text()
+        .replace("{{ m.content }} ", "w9 {{ m.content }} ")
+    )
+    (tmp_path / "other.jinja").write_text(template)
+    same = {
+        "student": "{model: student}",
+        "teacher": "{cache: captured}",
+        "stages": "[{distill: {steps: 2}}]",
+    }
+    places.recipe(tmp_path, name="same", **same)
+    run(tmp_path / "r.yaml", console=QUIET)
+    places.recipe(tmp_path, name="other", data="{train: rows.jsonl, template: {file: other.jinja}}", **same)
+    with pytest.raises(Exception, match=r"holds no signal of row .*What differs: template") as caught:
+        run(tmp_path / "r.yaml", console=QUIET)
+    assert caught.value.exit_code == 2
+    checked = potstill("check", "r.yaml", cwd=tmp_path)
+    assert checked.returncode == 4
+    assert "captured rows" in checked.stdout
+
+
+def test_caches_are_listed_described_verified_and_freed(here):
+    folder = str(here / "captured")
+    assert "a teacher's signals (hidden) of" in potstill("cache", "ls", cwd=here).stdout
+    stats = json.loads(potstill("cache", "stats", folder, "--json", cwd=here).stdout)
+    assert stats["signals"]["kind"] == stats["heldout"]["kind"] == "hidden"
+    assert potstill("cache", "verify", folder, cwd=here).returncode == 0
+    again = potstill("cache", "verify", folder, "--teacher", "teacher", cwd=here)
+    assert again.returncode == 0, again.stderr
+    assert "the same" in again.stdout
+    save_tiny(here / "impostor", seed=9)
+    other = potstill("cache", "verify", folder, "--teacher", "impostor", cwd=here)
+    assert other.returncode == 4
+    assert "another teacher" in other.stdout
+    shard = next((here / "captured/signals").glob("shard-*.bin"))
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    damaged = potstill("cache", "verify", folder, cwd=here)
+    assert damaged.returncode == 4
+    assert "block 0 of shard-" in damaged.stdout
+    assert "Nothing to free" in potstill("cache", "gc", cwd=here).stdout
+
+
+def test_a_teacher_that_remembers_is_asked_in_the_first_epoch_alone(tmp_path, monkeypatch):
+    """A second training finds all rows there, and loads no weight; its first losses are those of the first."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "student", layers=1, seed=3)
+    stages = "[{distill: {epochs: 2, tokens_per_step: 20, learning_rate: 0.001}}]"
+    teacher = "{model: teacher, dtype: float32, cache: auto}"
+    places.write(tmp_path, student="{model: student}", teacher=teacher, stages=stages)
+    run(tmp_path / "r.yaml", console=QUIET)
+    asked = []
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda source, **how: asked.append(source.path.name) or load(source, **how))  # fmt: skip
+    run(tmp_path / "r.yaml", ["name=second", "distill.weight_decay=0.1"], console=QUIET)
+    assert "teacher" not in asked
+    first, second = ([e["loss"] for e in places.steps(tmp_path, "distill")] for _ in range(2))
+    again = json.loads((tmp_path / "runs/second/stages/distill/metrics.jsonl").read_text().splitlines()[1])
+    assert again["loss"] == first[0] == second[0]
+
+
+def test_shares_of_a_capture_are_written_beside_each_other(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("student", "teacher"):
+        shutil.copytree(here / name, tmp_path / name)
+    stages = f"[{{{GENERATE}}}, {{{CAPTURE}}}]"
+    teacher = "{model: teacher, dtype: float32}"
+    places.write(tmp_path, student="{model: student}", teacher=teacher, stages=stages)
+    for share in ("2/2", "1/2"):
+        done = potstill("capture", "r.yaml", "--shard", share, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"share {share[0]} of 2 is written" in done.stdout
+    run(tmp_path / "r.yaml", console=QUIET)
+    made, alone = (place / "runs/r/stages/capture/signals" for place in (tmp_path, here))
+    for shard in sorted(alone.resolve().glob("shard-*.bin")):
+        assert (made / shard.name).read_bytes() == shard.read_bytes()
+
+
+@pytest.mark.parametrize("limit", ["max_kl_nats: 0.01", "bytes_per_token: 40"])
+def test_the_smallest_signal_that_a_later_stage_reads_is_measured_and_taken(tmp_path, monkeypatch, limit):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "student", layers=1, seed=3)
+    stages = (
+        f"[{{capture: {{{limit}}}}}, {{distill: {{divergence: reverse_kl, steps: 2, tokens_per_step: 40}}}}]"
+    )
+    places.write(
+        tmp_path, student="{model: student}", teacher="{model: teacher, dtype: float32}", stages=stages
+    )
+    run(tmp_path / "r.yaml", console=QUIET)
+    facts = json.loads((tmp_path / "runs/r/stages/capture/manifest.json").read_text())["facts"]
+    assert facts["signal"] in ("hidden", "topk")
+    assert facts["why"]
+    if "bytes" in limit:
+        assert facts["bytes_per_token"] <= 40 * 1.1
+    else:
+        assert facts["measured"]["kl_mean"] <= 0.01
+
+
+def test_what_decoding_computed_serves_training_and_evaluation_without_a_second_pass(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "student", layers=1, seed=3)
+    asked = []
+    for name in ("signal", "signals"):
+        monkeypatch.setattr(StoredTeacher, name, lambda self, *given, name=name: asked.append(name))
+    generate = GENERATE.replace("80", "80, keep: hidden")
+    stages = f"[{{{generate}}}, {{{CAPTURE}}}, {TRAINING}]"
+    teacher = "{model: teacher, dtype: float32}"
+    places.write(tmp_path, student="{model: student}", teacher=teacher, stages=stages)
+    run(tmp_path / "r.yaml", console=QUIET)
+    assert asked == []
+    assert "after forward_kl" in figures(tmp_path, "runs")

@@ -1,0 +1,520 @@
+"""An ensemble is every teacher of its list: who is asked, how much each counts, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from builders import captures, places, recipes
+from builders.ensembles import WORDS, Tiny, built, ensemble, experts, reader, routed_rows
+from builders.steps import ragged_rows
+from builders.tiny import EOS, PAD, save_tiny, tiny_model, tiny_tokenizer
+from potstill.check.proofs import _captured_rows
+from potstill.data.batch import collate
+from potstill.errors import CacheMiss, DataError, RecipeError, RecipeErrors, SignalError, VocabularyError
+from potstill.generate.mixture import Mixture
+from potstill.runs.setup import open_recipe, set_up
+from potstill.runs.teachers import average_for
+from potstill.signals.topk import TopK
+from potstill.stages import _captured
+from potstill.stages._context import State
+from potstill.stages._plan import each_once
+from potstill.stages._rows import TrainingRows
+from potstill.teachers._members import Member
+from potstill.teachers.cached import reading_of
+from potstill.teachers.ensemble import EnsembleTeacher
+from potstill.train.kept import KeptSignals, joined
+from potstill.types import Batch
+
+A, B = {"model": "a"}, {"model": "b"}
+
+
+def batch(packed: bool = False) -> Batch:
+    return collate(routed_rows(), pad_id=0, packed=packed)
+
+
+def said(teacher: Any, of: Batch) -> torch.Tensor:
+    """What an ensemble says at T = 1, log-probabilities [N, 128]."""
+    signal = teacher.signal(of)
+    like = torch.zeros(of.count, 128)
+    from builders.losses import divergence
+
+    chunks = signal.chunks(divergence("forward_kl"), "bucket")
+    return chunks(slice(0, of.count), like).beside(like, slice(0, of.count), 1.0).teacher_lp
+
+
+def alone(seed: int, of: Batch) -> torch.Tensor:
+    hidden = Tiny(seed).signal(of)
+    return (hidden.hidden @ hidden.head.weight.T).log_softmax(-1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_row_is_read_by_its_own_teacher_alone(packed):
+    first, second = Tiny(1), Tiny(2)
+    of = batch(packed)
+    got = said(experts(first, second), of)
+    owner = of.owners()
+    for number, seed in enumerate((1, 2)):
+        mine = owner % 2 == number
+        torch.testing.assert_close(got[mine], alone(seed, of)[mine], atol=2e-5, rtol=1e-5)
+    scored = [row for row in routed_rows() if row.count]
+    assert first.asked == [tuple(row.id for row in scored if row.domain == "maths")]
+    assert second.asked == [tuple(row.id for row in scored if row.domain == "code")]
+
+
+def test_a_teacher_without_rows_is_asked_where_no_other_one_is():
+    rows = [*routed_rows()[:4], replace(routed_rows()[4], domain="law")]
+    teacher = experts(Tiny(1), Tiny(2), Tiny(3))
+    weights = teacher.signal(collate(rows, pad_id=0)).weights_by_row(collate(rows, pad_id=0))
+    assert weights["r4"] == {"t1": 0.0, "t2": 0.0, "t3": 1.0}
+    assert weights["r2"] == {"t1": 1.0, "t2": 0.0, "t3": 0.0}
+
+
+def test_a_row_that_names_no_teacher_is_refused_by_its_name():
+    rows = [replace(row, domain=None if row.id == "r3" else "maths") for row in ragged_rows()]
+    with pytest.raises(SignalError, match="no teacher is asked about row r3"):
+        experts(Tiny(1), Tiny(2)).signal(collate(rows, pad_id=0))
+
+
+def test_rows_without_a_scored_token_ask_nobody():
+    silent = [replace(row, domain=None).silent() for row in ragged_rows()]
+    signal = experts(Tiny(1), Tiny(2)).signal(collate(silent, pad_id=0))
+    assert signal.rows == 0
+    assert signal.weights_by_row(collate(silent, pad_id=0)) == {}
+
+
+def test_fixed_weights_are_shares_of_their_sum():
+    of = batch()
+    got = said(ensemble(Tiny(1), Tiny(2), weights=[1.0, 3.0]), of)
+    wanted = (0.25 * alone(1, of).exp() + 0.75 * alone(2, of).exp()).log()
+    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [None, 128], ids=["whole", "stored"])
+@pytest.mark.parametrize("weigh", ["confidence", "gold"])
+def test_weights_by_token_follow_their_formula(weigh, k):
+    """v_k exp(-H_k), or v_k p_k(y) where data or a teacher wrote the token y and v_k elsewhere; tempered before."""
+    rows = [replace(row, origin="student" if row.id == "r2" else "data") for row in ragged_rows()]
+    of, own, fixed = collate(rows, pad_id=0), (1.0, 2.0), (2.0, 1.0)
+    teacher = ensemble(Tiny(1), Tiny(2, k=k), weigh=weigh, weights=fixed, temperature=own)
+    got = teacher.signal(of).weights
+    sides = [(alone(seed, of).double() / t).log_softmax(-1) for seed, t in zip((1, 2), own, strict=True)]
+    if weigh == "confidence":
+        powers = [(side.exp() * side).sum(-1).exp() for side in sides]
+    else:
+        powers = [
+            torch.where(of.hard, side.gather(1, of.targets.unsqueeze(-1)).squeeze(-1).exp(), 1.0)
+            for side in sides
+        ]
+    powers = [v * power for v, power in zip(fixed, powers, strict=True)]
+    wanted = torch.stack(powers, -1)
+    wanted /= wanted.sum(-1, keepdim=True)
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_one_at_a_time_frees_each_teacher_before_the_next_is_asked():
+    first, second = Tiny(1), Tiny(2)
+    of = batch()
+    got = said(ensemble(first, second, one_at_a_time=True), of)
+    assert (first.closed, second.closed) == (1, 1)
+    assert torch.equal(got, said(ensemble(Tiny(1), Tiny(2)), of))
+
+
+@pytest.mark.parametrize("make", [experts, ensemble])
+def test_signals_of_rows_that_return_are_kept_row_by_row(make):
+    first, second = Tiny(1), Tiny(2, k=30)
+    of = batch()
+    teacher: Any = make(first, second)
+    kept = KeptSignals(teacher, lambda: of.row_ids)
+    once, again = kept.signal(of), kept.signal(of.rows(torch.arange(7) > 3))
+    wanted = joined(
+        [teacher.signal(of.rows(torch.arange(7) == row)) for row in range(7)], torch.device("cpu")
+    )
+    assert torch.equal(once.weights, wanted.weights)
+    for got, other in zip(once.signals, wanted.signals, strict=True):
+        assert got.rows == other.rows
+    assert again.rows == of.rows(torch.arange(7) > 3).count
+    passes = len(first.asked)
+    kept.signal(of)
+    assert len(first.asked) == passes
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_a_batch_can_be_taken_alone(packed):
+    kept = torch.tensor([True, False, True, True, False, False, True])
+    rows = routed_rows()
+    got = batch(packed).rows(kept)
+    wanted = collate([row for row, stays in zip(rows, kept, strict=True) if stays], pad_id=0, packed=packed)
+    for name, value in vars(wanted).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(got, name), value), name
+        else:
+            assert getattr(got, name) == value, name
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "words"),
+    [
+        ([A], {}, "lists at least two teachers"),
+        ([A, A], {}, "2 teachers are called t1"),
+        (
+            [A, {**B, "weight": 0}],
+            {},
+            r"ensemble\.1\.weight: must be a number above 0, not 0\. Take the teacher out",
+        ),
+        ([A, {**B, "weight": True}], {}, "must be a number above 0"),
+        ([A, {**B, "temperature": -1}], {}, r"ensemble\.1\.temperature"),
+        ([A, {**B, "rows": "x"}], {}, "no effect without teacher.route"),
+        ([A, {**B, "name": ""}], {}, r"ensemble\.1\.name"),
+        ([A, B], {"writes": "c"}, "no teacher is called 'c'. Write mixture, or one of t1, t2"),
+        ([A, {"model": "text"}], {}, "gives text alone"),
+        ([A, {"model": "drawn"}], {}, "cannot be averaged with what others say.*combine: losses"),
+        ([A, {"model": "several"}], {}, "is an ensemble itself"),
+        ([A, {"model": "layered"}], {}, r"ensemble\.1: is read block by block"),
+        ([A, {"model": "remembers"}], {}, r"ensemble\.1\.cache: has no effect in an ensemble"),
+        ([A, {"model": "drawn"}], {"combine": "losses", "weigh": "gold"}, "teacher.weigh: cannot be gold"),
+        ([A, {"model": "drawn"}], {"combine": "losses", "weigh": "confidence"}, "cannot be confidence"),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused_with_its_place(values, options, words):
+    text, drawn, remembers = Tiny(4), Tiny(5), Tiny(8)
+    remembers.remembers = True
+    layered = Tiny(9)
+    layered.batchwise = False
+    text.provides, drawn.provides = frozenset({"text"}), frozenset({"sampled"})
+    more = {
+        "text": text,
+        "drawn": drawn,
+        "several": ensemble(Tiny(6), Tiny(7)),
+        "remembers": remembers,
+        "layered": layered,
+    }
+    with pytest.raises(RecipeError, match=words):
+        built(*values, **options, teachers=more)
+
+
+def test_teachers_of_two_vocabularies_are_refused_by_the_first_id_that_differs():
+    other = Tiny(2)
+    other.reads = reader(tiny_tokenizer(names={50: "odd"}))
+    with pytest.raises(VocabularyError, match="id 50 is 'w50' for t1 and 'odd' for t2"):
+        built(A, B, teachers={"b": other})
+    longer = Tiny(2)
+    longer.reads = reader(tiny_tokenizer(130))
+    with pytest.raises(VocabularyError, match="0 ids of t1 alone, 2 of t2 alone"):
+        built(A, B, teachers={"b": longer})
+
+
+def test_an_average_of_raw_logits_is_no_option():
+    wrong = recipes.problems(teacher={"ensemble": [{"model": "x"}, {"model": "y"}], "combine": "logits"})
+    assert "auto or probabilities or log_probabilities or losses" in wrong["teacher.ensemble.combine"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"ensemble": [{"model": "x"}, {"model": "y"}]},
+        {"ensemble": {"ensemble": [{"model": "x"}, {"model": "y"}]}},
+    ],
+)
+def test_a_recipe_names_its_teachers_and_is_read_again(written):
+    from potstill.recipe import yaml
+    from potstill.recipe.recipe import dump_yaml, expand, parse_recipe
+
+    recipe = recipes.read(teacher=written)
+    assert recipe.teacher.plugin == ("ensemble", {"ensemble": [{"model": "x"}, {"model": "y"}]})
+    assert parse_recipe(yaml.load_yaml(dump_yaml(recipe), "again")) == recipe
+    assert [stage.verb for stage in expand(recipe).stages] == ["generate", "distill", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "average", "why"),
+    [
+        ([{"distill": {}}], "probabilities", "right for forward KL"),
+        ([{"distill": {"divergence": "reverse_kl"}}], "log_probabilities", "product of experts"),
+        (
+            [{"distill": {"name": "warm"}}, {"distill": {"name": "polish", "divergence": "reverse_kl"}}],
+            "probabilities",
+            "polish compares by reverse KL",
+        ),
+        (["finetune"], "probabilities", "forward KL"),
+    ],
+)
+def test_the_average_follows_the_divergence_of_the_stages(stages, average, why):
+    got = average_for(recipes.read(*stages).stages)
+    assert got[0] == average
+    assert why in got[1]
+    teacher = built(A, B)
+    assert teacher.average[0] == "probabilities"
+
+
+def test_what_decides_about_what_is_said_identifies_an_ensemble():
+    def of(**changes: Any) -> str:
+        return ensemble(*changes.pop("of", (Tiny(1), Tiny(2))), **changes).fingerprint
+
+    assert of() == of() == of(one_at_a_time=True)
+    different = [
+        of(), of(combine="losses"), of(weigh="gold"), of(weights=[1.0, 2.0]), of(of=(Tiny(1), Tiny(3))),
+        of(temperature=[1.0, 2.0]), of(route="x", rows=[frozenset("a"), None]),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+
+
+def test_every_teacher_is_named_with_its_part():
+    about = experts(Tiny(1), Tiny(2), Tiny(3), weights=[1.0, 2.0, 1.0]).about
+    assert about.startswith(
+        "3 teachers: t1 (weight 0.25, rows maths); t2 (weight 0.5, rows code); t3 (weight 0.25"
+    )
+    assert "all other rows" in about
+
+
+class Loadable(Tiny):
+    """A tiny teacher whose model can be asked to write."""
+
+    def loaded(self) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(model=tiny_model(seed=int(self.name[1:])))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1.7])
+@pytest.mark.parametrize("combine", ["probabilities", "log_probabilities"])
+def test_a_mixture_draws_each_token_from_the_average_with_caches_in_step(combine, temperature):
+    from potstill.generate.local import generate
+    from potstill.generate.sampling import Sampling
+
+    teacher = ensemble(Loadable(1), Loadable(2), combine=combine, weights=[1.0, 2.0], temperature=[1.0, 1.5])
+    assert "text" in teacher.provides
+    writer = teacher.writer(temperature)
+    assert isinstance(writer, Mixture)
+    prompts = [[1, 10, 11], [1, 30, 31, 32, 11]]
+    settings: dict[str, Any] = {"stop_ids": [EOS], "pad_id": PAD, "seed": 3, "batch_rows": 2}
+    done = list(generate(writer, prompts, Sampling(6, temperature), vocabulary=128, **settings))
+    t = temperature or 1.0
+    for one in done:
+        ids = prompts[one.index] + list(one.ids)
+        logits = [tiny_model(seed=seed)(torch.tensor([ids])).logits[0].detach() for seed in (1, 2)]
+        sides = [(z / (t * own)).log_softmax(-1) for z, own in zip(logits, (1.0, 1.5), strict=True)]
+        if combine == "probabilities":
+            wanted = (sides[0].exp() / 3 + 2 * sides[1].exp() / 3).log()
+        else:
+            wanted = (sides[0] / 3 + 2 * sides[1] / 3).log_softmax(-1)
+        for place in range(len(prompts[one.index]), len(ids)):
+            got = writer(input_ids=torch.tensor([ids[:place]]), past_key_values=None).logits[0, -1] / t
+            torch.testing.assert_close(got, wanted[place - 1], atol=1e-4, rtol=1e-3)
+            if temperature == 0:
+                assert ids[place] == int(wanted[place - 1].argmax())
+
+
+def test_experts_write_by_the_teacher_that_the_recipe_names_or_not_at_all():
+    assert "text" not in experts(Loadable(1), Loadable(2)).provides
+    named = experts(Loadable(1), Loadable(2), writes="t2")
+    assert "text" in named.provides
+    state = named.writer(1.0).state_dict()
+    wanted = tiny_model(seed=2).state_dict()
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("make", [experts, ensemble])
+@pytest.mark.parametrize("packed", [False, True])
+def test_captured_teachers_say_what_they_said_alive_in_any_order_and_packing(tmp_path, make, packed):
+    rows = [row for row in routed_rows() if row.count]
+    alive = [captures.teacher(seed=seed) for seed in (1, 2)]
+    members = [
+        Member(f"t{number}", captures.reading(captures.captured(tmp_path / str(number), rows, one), one))
+        for number, one in enumerate(alive)
+    ]
+    how: dict[str, Any] = {}
+    if make is experts:
+        members = [
+            replace(member, rows=frozenset({word})) for member, word in zip(members, WORDS, strict=True)
+        ]
+        how = {"route": "subject"}
+    teacher = EnsembleTeacher(members, "probabilities", "", **how)
+    assert not teacher.live
+    for picked in (rows, rows[::-1], rows[2:5]):
+        of = collate(picked, pad_id=0, packed=packed)
+        wanted = [one.signal(of) for one in alive]
+        sides = [(one.hidden @ one.head.weight.T).log_softmax(-1).exp() for one in wanted]
+        even = torch.tensor([row.domain == "maths" for row in picked])[of.owners()].unsqueeze(-1)
+        mixed = torch.where(even, *sides) if make is experts else (sides[0] + sides[1]) / 2
+        torch.testing.assert_close(said(teacher, of), mixed.log(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("make", [experts, ensemble])
+def test_rows_that_a_cache_of_an_ensemble_lacks_are_known_before_the_training(tmp_path, monkeypatch, make):
+    """A row that a deadline cut off is left out where its teacher lacks it; one that was never captured is a miss."""
+    rows = [row for row in routed_rows() if row.count]
+    now = [0.0]
+    with monkeypatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: now.append(now[-1] + 1.0) or now[-1])
+        small = {"deadline": "4s", "shard_bytes": 64, "batch_tokens": 4}
+        cut = captures.reading(captures.captured(tmp_path / "cut", rows, **small))
+    whole = captures.reading(captures.captured(tmp_path / "whole", rows))
+    teacher = make(cut, whole)
+    lost = [
+        row
+        for row in rows
+        if cut.not_reached(reading_of(row)) and (make is ensemble or row.domain == "maths")
+    ]
+    assert 0 < len(lost) < len(rows)
+    where = captures.job(tmp_path, rows).context
+    reached = _captured.reached("distill", TrainingRows(tuple(rows), ()), teacher, where)
+    assert reached.train == tuple(row for row in rows if row not in lost)
+    passed, words = _captured_rows(replace(where.setup, teacher=teacher), rows)
+    assert passed
+    assert f"{len(lost)} were not captured before the deadline" in words
+    foreign = replace(rows[0], input_ids=(5, *rows[0].input_ids[1:]))
+    with pytest.raises(CacheMiss, match=f"no signal of row {foreign.id}"):
+        _captured.reached("distill", TrainingRows((foreign,), ()), teacher, where)
+    assert not _captured_rows(replace(where.setup, teacher=teacher), [foreign])[0]
+
+
+def test_a_capture_of_experts_keeps_what_each_rows_own_teacher_says(tmp_path):
+    """And measures beside them, since no kind of cache holds all that several teachers say together."""
+    rows = [row for row in routed_rows() if row.count]
+    alive = experts(Tiny(1), Tiny(2))
+    limit = {"signal": "topk", "max_kl_nats": None, "bytes_per_token": 10_000}
+    artifact = captures.captured(tmp_path, rows, alive, **limit)
+    assert artifact.facts["measured"]["tokens"] == sum(row.count for row in rows)
+    cached = captures.reading(artifact, alive)
+    for row in rows:
+        of = collate([row], pad_id=0)
+        got = cached.signal(of).whole()
+        used = got.ids >= 0
+        wanted = said(alive, of).gather(1, got.ids.clamp(min=0))
+        torch.testing.assert_close(got.lp[used], wanted[used], atol=0.05, rtol=0.05)
+    where = captures.job(tmp_path, rows, alive).context
+    assert _captured.measuring(State(captured=artifact), where).provides >= {"dense"}
+
+
+def test_one_text_for_two_experts_cannot_be_captured():
+    row = next(row for row in routed_rows() if row.count)
+    with pytest.raises(DataError, match=r"hold the same text.*maths and code"):
+        each_once([replace(row, domain="maths"), replace(row, domain="code")])
+
+
+def test_a_gold_token_that_nobody_finds_possible_leaves_the_fixed_weights():
+    """Sure teachers store one id and no tail."""
+    sure = Tiny(1, k=1), Tiny(2, k=1)
+    for teacher in sure:
+        teacher.signal = lambda batch: TopK(torch.zeros(batch.count, 1).long(), torch.zeros(batch.count, 1))
+    weights = ensemble(*sure, weigh="gold", weights=[3.0, 1.0]).signal(batch()).weights
+    torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]).expand_as(weights))
+
+
+def rows_by_subject(count: int = 24) -> list[dict[str, Any]]:
+    return [row | {"subject": WORDS[i % 2]} for i, row in enumerate(places.answered(count))]
+
+
+TWO = (
+    "{ensemble: [{model: teacher, rows: maths}, {model: other, rows: [code, law], weight: 2}], route: subject"
+)
+
+
+def place_of_two(folder: Any, rows: Any = None, **changes: str) -> Any:
+    save_tiny(folder / "other", seed=2)
+    save_tiny(folder / "small", seed=5, layers=1)
+    sections = {"teacher": TWO + "}", "student": "{model: small}"} | changes
+    return places.write(folder, rows_by_subject() if rows is None else rows, **sections)
+
+
+def test_a_recipe_with_experts_is_checked_trained_and_reported_with_every_name(tmp_path):
+    place = place_of_two(
+        tmp_path,
+        stages="[{distill: {steps: 2, tokens_per_step: 8}}, {evaluate: {metrics: [likelihood]}}]",
+        teacher=TWO + ", weigh: confidence}",
+    )
+    report = places.checked(place)
+    items = {item.name: item for item in report.items}
+    chosen = {default.path: (default.value, default.source) for default in report.defaults}
+    assert chosen["teacher.combine"] == ("probabilities", "right for forward KL")
+    assert (
+        "teacher (weight 0.333, rows maths); other (weight 0.667, rows code, law)" in items["teacher"].detail
+    )
+    from builders.cli import potstill
+
+    done = potstill("run", "r.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    lines = (place / "runs/r/stages/distill/metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    logged = [event for event in events if event["event"] == "teacher_weights"]
+    assert [event["step"] for event in logged] == [1, 2]
+    subject = {row["id"]: row["subject"] for row in rows_by_subject()}
+    for event in logged:
+        for row, weights in event["rows"].items():
+            assert weights == {"teacher": subject[row] == "maths", "other": subject[row] == "code"}
+    summary = places.summary(place)
+    assert summary["teacher"]["name"] == "teacher + other"
+    assert [member["name"] for member in summary["teacher"]["members"]] == ["teacher", "other"]
+    assert "teacher + other" in (place / "runs/r/report.html").read_text()
+    assert summary["after"]["forward_kl"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"rows": [{"subject": "law"}]}, RecipeError, "no row is for the teacher"),
+        ({"rows": [{"subject": "art"}]}, RecipeError, "1 rows hold 'art' in the column 'subject'"),
+        ({"rows": [{"subject": None}]}, DataError, "nothing in the column 'subject'"),
+        (
+            {"teacher": "{ensemble: [{model: teacher}, {modle: other}]}"},
+            RecipeErrors,
+            r"teacher\.ensemble\.1",
+        ),
+        (
+            {"teacher": TWO + ", combine: losses}", "stages": "[capture, {distill: {steps: 1}}]"},
+            RecipeError,
+            "stages.capture: would keep the average of the teachers",
+        ),
+        ({"stages": "[generate, distill]"}, RecipeError, "Set teacher.writes to the teacher that writes"),
+        (
+            {"student": "{from_teacher: {keep_layers: 1}}"},
+            RecipeError,
+            "cuts the teacher, and its weights are not in this process",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_before_a_weight_is_loaded(tmp_path, changes, error, words):
+    rows = rows_by_subject()
+    if "rows" in changes:
+        subject = changes.pop("rows")[0]
+        rows = (
+            [row | subject for row in rows] if subject["subject"] == "law" else [rows[0] | subject, *rows[1:]]
+        )
+    place = place_of_two(tmp_path, rows, **changes)
+    with pytest.raises(error, match=words):
+        set_up(open_recipe(place / "r.yaml"))
+
+
+@pytest.mark.parametrize("option", ["teacher_share: 0.2", "proposals: 5"])
+def test_several_teachers_cannot_write_beside_a_student_and_say_so_before_a_run(tmp_path, option):
+    """`method: minillm` wrote all answers and warmed the student up before it said so."""
+    save_tiny(tmp_path / "other", seed=1)
+    stage = f"[{{distill: {{steps: 1, strategy: {{on_policy: {{{option}}}}}}}}}]"
+    teacher = "{ensemble: [{model: teacher}, {model: other}]}"
+    place = places.write(tmp_path, teacher=teacher, student="{model: other}", stages=stage)
+    with pytest.raises(RecipeError, match="write beside the student") as refused:
+        places.read(place)
+    assert refused.value.path == f"stages.distill.strategy.on_policy.{option.partition(':')[0]}"
+
+
+@pytest.mark.parametrize(
+    ("whole", "batchwise", "asked"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_held_out_rows_are_measured_on_whole_distributions_where_anyone_has_them(
+    monkeypatch, whole, batchwise, asked
+):
+    """Several teachers have no hidden state, so what is stored of held-out rows is as little as of others."""
+    kept = SimpleNamespace(provides=frozenset({"dense" if whole else "topk_sampled"}))
+    ours = SimpleNamespace(provides=frozenset({"dense"}), batchwise=batchwise)
+    monkeypatch.setattr(_captured, "_cached", lambda *_: SimpleNamespace(heldout=lambda: kept))
+    context: Any = SimpleNamespace(setup=SimpleNamespace(teacher=ours))
+    state: Any = SimpleNamespace(captured=object())
+    assert _captured.measuring(state, context) is (ours if asked else kept)
