@@ -3,8 +3,7 @@
 Every training is a run of a recipe. An arm's recipe writes the teacher's answers and warms the student up, both
 taken from the store, and goes on with one stage: that of the preset, without the preset's own warm-up. The arm's
 time, of its process and not of the clock on the wall, begins with the first batch of that stage and holds rollouts,
-scoring, training and validations; loading and
-the copies for the scorer stand outside. The learning rate follows the clock (3 % warm-up, cosine to 0 at the end),
+scoring, training and validations; loading and the copies for the scorer stand outside. The learning rate follows the clock (3 % warm-up, cosine to 0 at the end),
 and so does DistiLLM's ever rarer writing, so that no method gains by a guess of how many steps there will be.
 Guards are off: every arm has all of its time, and repetition and stop rate are columns of the table.
 """
