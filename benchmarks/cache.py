@@ -4,11 +4,13 @@ SmolLM2-135M over three texts: grade-school mathematics, its own greedy answers 
 source; scored positions only. `topk` is cut where the mean tail mass of all positions together is 0.10 and 0.145, with
 the fewest bits whose mean |Δ log p| is at most 0.02 nats; each text alone, cut at the same tail mass, stands beside it.
 Bytes are those of the files. Reading is timed on one thread from a cache of many examples; its memory is what a process
-needs to hold one batch of all of them and to go through it chunk by chunk, over the bytes of the shards.
+needs to hold one batch of all of them and to go through it chunk by chunk, over the bytes of the shards. `--quality`
+trains students instead: five seeds, one arm a kind, finished arms kept in a folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import tempfile
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cache_quality
 import cache_runs
 import torch
 from pair import TEACHER, TEST, missing, rows
@@ -176,7 +179,7 @@ def add(
 
 def sizes(corpus: Corpus, report: Report, shape: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of bytes and errors; the setting of `topk` at tail mass 0.10."""
-    from potstill.cache import fidelity
+    from potstill.cache.measure import measure
     from potstill.signals.hidden import Hidden
 
     peers = {0.10: ("DistillKit recommended", 312), 0.145: ("DistillKit budget", 114)}
@@ -198,7 +201,7 @@ def sizes(corpus: Corpus, report: Report, shape: Mapping[str, Any]) -> dict[str,
         eight = bytes_of(store(corpus, Path(folder) / "hidden", "hidden", {"format": "int8"}))
     sample = Hidden(torch.cat([hidden for _, _, hidden in corpus.examples()]), corpus.head)
     formats = [("hidden", {"format": name, "dtype": "float32"}) for name in ("int8", "fp16")]
-    kept = dict(zip(("int8", "fp16"), fidelity.measure(sample, formats), strict=True))
+    kept = dict(zip(("int8", "fp16"), measure(sample, formats), strict=True))
     of_each = {name: {"bytes": m["bytes_per_token"]} for name, m in kept.items()}
     add(report, "hidden_int8_bytes", eight, "bytes", 650, of_each, shape)
     errors = {name: {"kl": m["kl_mean"], "p99": m["kl_p99"]} for name, m in kept.items()}
@@ -306,10 +309,21 @@ def memory(folder: str) -> dict[str, float]:
 
 def main() -> None:
     """All figures."""
-    options = arguments(__doc__)
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--quality", action="store_true", help="students of each kind over seeds (15 core minutes)"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="of --quality")
+    parser.add_argument("--folder", type=Path, default=Path("runs/cache-quality"), help="of --quality's arms")
+    parser.add_argument("--write", action="store_true", help="put --quality's table into docs/benchmarks.md")
+    options = arguments(__doc__, parser)
     if options.task:
-        return answer(options.task, {"memory": memory})
+        use_threads(1)
+        return answer(options.task, {"memory": memory, "quality": cache_quality.quality})
     report = Report("cache", options.json)
+    if options.quality:
+        cache_quality.figures(report, __file__, options.folder, options.seeds, cache_quality.Settings())
+        return cache_quality.write_page(options.folder) if options.write else None
     if why := missing(TEST):
         return report.say(why)
     use_threads(1)
@@ -319,6 +333,7 @@ def main() -> None:
         top = sizes(corpus, report, shape)
         reading(corpus, report, top, shape)
     cache_runs.figures(report, shape, quick=options.quick)
+    cache_runs.beside_trl(report, shape, quick=options.quick)
     return None
 
 

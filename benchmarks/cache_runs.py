@@ -2,7 +2,9 @@
 
 `capture_hidden_vs_forward` is the time of writing fp16 hidden states, forward passes included, over that of the
 passes of the teacher's body alone, on the same batches. `step_from_cache_vs_live` is the tokens a second of a training
-step of the quickstart's pair that reads a cache, over those beside the live teacher, on the same rows.
+step of the quickstart's pair that reads a cache, over those beside the live teacher, on the same rows;
+`step_from_cache_vs_trl_gkd` over those of TRL's GKD trainer, as `step.py` measures both: two threads, JSD, each in a
+process of its own, in turning order.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from kept import Kept, asked
 from pair import micro_batch_tokens, pair, product_dtype, rows
-from protocol import Figure, Report
+from protocol import Figure, Report, alone, installed, spread
 
 ROWS, BATCH, STEPS, TURNS = 48, 8, 4, 3
+STEP, TWO, TIMED = str(Path(__file__).with_name("step.py")), 2, 6  # of what is measured beside TRL
 TOKENS, MICRO = (
     2048,
     micro_batch_tokens(),
@@ -43,7 +47,7 @@ def figures(report: Report, shape: Any, *, quick: bool = False) -> None:
         spec=SimpleNamespace(name="benchmark"),
         teacher=teacher,
     )
-    job.ask = lambda batch: _asked(teacher, batch, loaded.tokenizer.pad_token_id)
+    job.ask = lambda batch, kind="hidden": asked(teacher, batch, loaded.tokenizer.pad_token_id)
     with tempfile.TemporaryDirectory() as place:
         turns = [_captured(job, plan, size, width, Path(place) / str(turn)) for turn in range(TURNS)]
         ratio = min(capture for capture, _ in turns) / min(alone for _, alone in turns)
@@ -56,13 +60,20 @@ def figures(report: Report, shape: Any, *, quick: bool = False) -> None:
     report.add(Figure("step_from_cache_vs_live", round(gain, 3), "ratio", 1.2, "higher", speed, shape))
 
 
-def _asked(teacher: Any, batch: Any, pad_id: int) -> Any:
-    from potstill.cache.keys import key_of
-    from potstill.data.batch import collate
-
-    signal, begin = teacher.signal(collate(batch, pad_id=pad_id)), 0
-    for row in batch:
-        yield key_of(row.input_ids, row.scored), signal.at(torch.arange(begin, begin := begin + row.count))
+def beside_trl(report: Report, shape: Any, *, quick: bool = False) -> None:
+    """Training from a cache over TRL's trainer, neighbour by neighbour."""
+    name, bar = "step_from_cache_vs_trl_gkd", 2.5
+    if not installed("trl"):
+        report.add(Figure(name, None, "ratio", bar, "higher", note="the package trl is not installed"))
+        return
+    runs: dict[str, list[float]] = {"kept": [], "trl_gkd": []}
+    for turn in ("kept", "trl_gkd") if quick else ("kept", "trl_gkd", "trl_gkd", "kept") * 2:
+        task, options = ("ours", {"kept": True}) if turn == "kept" else (turn, {})
+        made = alone(STEP, task, threads=TWO, steps=TIMED + 1, **options)
+        runs[turn].append(made["tokens_per_second"])
+    ratios = spread([mine / theirs for mine, theirs in zip(runs["kept"], runs["trl_gkd"], strict=True)])
+    note = f"run by run {ratios['min']:g} to {ratios['max']:g}"
+    report.add(Figure(name, ratios["median"], "ratio", bar, "higher", runs, shape, note))
 
 
 def _captured(job: Any, plan: Any, size: int, width: int, folder: Path) -> tuple[float, float]:
@@ -98,21 +109,15 @@ def _captured(job: Any, plan: Any, size: int, width: int, folder: Path) -> tuple
 def _steps(student: Any, examples: Any, live: Any, folder: Path, size: int, pad_id: int) -> dict[str, float]:
     """Tokens a second of training steps with either teacher, in turn."""
     from potstill import divergences
-    from potstill.cache.keys import key_of
     from potstill.cache.reader import Cache
-    from potstill.data.batch import collate, readings
+    from potstill.data.batch import collate
     from potstill.data.plan import by_length
     from potstill.objectives.token import Divergence, TokenLoss
     from potstill.recipe.training import Training
-    from potstill.train.loop import make_optimizer
+    from potstill.train.optimizer import make_optimizer
     from potstill.train.step import StudentModule, accumulate
 
-    cache = Cache.open(folder)
-
-    class Cached:
-        def signal(self, batch: Any) -> Any:
-            return cache.batch([key_of(row.input_ids, row.scored) for row in readings(batch)])
-
+    kept = Kept(Cache.open(folder))
     dtype = product_dtype()
     module = StudentModule(student, size, autocast=None if dtype == torch.float32 else dtype)
     spec, loss = (
@@ -126,7 +131,7 @@ def _steps(student: Any, examples: Any, live: Any, folder: Path, size: int, pad_
         step = examples[turn * BATCH % len(examples) :][:BATCH]
         micros = by_length([len(row.input_ids) for row in step], MICRO)
         batches = [collate([step[row] for row in micro], pad_id=pad_id) for micro in micros]
-        for name, teacher in (("live", live), ("cache", Cached())):
+        for name, teacher in (("live", live), ("cache", kept)):
             began = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             accumulate(module, teacher, batches, loss)  # type: ignore[arg-type]

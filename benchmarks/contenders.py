@@ -20,7 +20,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from torch import Tensor
 
 from potstill import DistillationLoss
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, chunk_rows
+from potstill.objectives.fused import chunk_rows
 
 BETAS = (0.0, 0.5, 1.0)
 TRL_CHUNK = 256  # what TRL's trainer uses
@@ -95,16 +95,18 @@ def make_case(
 
 def ours(case: Case, beta: float, chunk: int | None = None) -> Tensor:
     """potstill's fused loss, with its own budget for a chunk or with `chunk` rows."""
-    chunk_bytes = DEFAULT_CHUNK_BYTES if chunk is None else 2 * chunk * case.student_head.shape[0] * 4
+    chunk_bytes = None if chunk is None else 2 * chunk * case.student_head.shape[0] * 4
     heads = (case.student_head, case.teacher_hidden, case.teacher_head)
-    return _loss(beta, chunk_bytes)(case.student_hidden, *heads, case.scored).mean
+    return distillation_loss(beta, chunk_bytes)(case.student_hidden, *heads, case.scored).mean
 
 
 @cache
-def _loss(beta: float, chunk_bytes: int) -> DistillationLoss:
+def distillation_loss(beta: float, chunk_bytes: int | None, compile: bool = False) -> DistillationLoss:
+    """potstill's loss of the generalised JSD, 0 and 1 being the two KLs."""
     if beta in (0, 1):
-        return DistillationLoss("reverse_kl" if beta else "forward_kl", chunk_bytes=chunk_bytes)
-    return DistillationLoss("jsd", beta=beta, chunk_bytes=chunk_bytes)
+        name = "reverse_kl" if beta else "forward_kl"
+        return DistillationLoss(name, chunk_bytes=chunk_bytes, compile=compile)
+    return DistillationLoss("jsd", beta=beta, chunk_bytes=chunk_bytes, compile=compile)
 
 
 def trl_chunked(case: Case, beta: float, chunk: int = TRL_CHUNK) -> Tensor:
@@ -122,12 +124,12 @@ def trl_chunked(case: Case, beta: float, chunk: int = TRL_CHUNK) -> Tensor:
     )[0]
 
 
-def trl_liger(case: Case, beta: float, chunk: int = 1024) -> Tensor:
+def trl_liger(case: Case, beta: float, chunk: int = 1024, compiled: bool = False) -> Tensor:
     """TRL's copy of Liger's chunked JSD as its trainers call it; it computes unscored positions too."""
     from trl.losses import FusedLinearJSDLoss
 
     loss = FusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False, chunk_size=chunk
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=compiled, chunk_size=chunk
     )
     labels = torch.where(case.scored, 0, -100)
     return loss(case.student_hidden, case.student_head, case.teacher_hidden, case.teacher_head, labels)
@@ -175,7 +177,7 @@ def gemm_floor(case: Case) -> Callable[[], None]:
     scored, weight = case.scored, case.student_head.detach()
     student, teacher = case.student_hidden.detach()[scored], case.teacher_hidden[scored]
     vocabulary, count = weight.shape[0], student.shape[0]
-    rows = min(count, chunk_rows(vocabulary, torch.float32, DEFAULT_CHUNK_BYTES))
+    rows = min(count, chunk_rows(vocabulary, torch.float32))
     out, other = (torch.zeros(rows, vocabulary, dtype=weight.dtype) for _ in range(2))
     d_hidden, d_weight = torch.zeros_like(student), torch.zeros_like(weight)
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from protocol import resident
 
 DELAY = 0.05  # seconds until a request is answered
 WORKERS = 64
+MOST_FILES = 256  # that the asking process may open
 REPLY = {
     "object": "chat.completion",
     "model": "big-2026-01-01",
@@ -106,6 +108,7 @@ def api(count: int) -> dict[str, Any]:
         sizes.append(resident())
         files.append(len(os.listdir("/proc/self/fd")))
 
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
     with serving() as url, tempfile.TemporaryDirectory() as place:
         made = request(url, Path(place), count, on_progress=look)
         began, cpu = time.perf_counter(), time.process_time()

@@ -8,21 +8,25 @@ Ours cuts a step into the micro-batches that a run would choose, which leaves it
 step's: measured in the same process and dtype after the steps.
 Both compute in bf16 where the CPU is fast at it, else in fp32. Tokens are the real tokens of the batch,
 prompts included; tokenizing and padding are not timed. `--full` adds TRL in bf16 and with its own default of
-activation checkpointing.
+activation checkpointing. `ours` with `kept` reads the teacher from a cache that was written before the clock started;
+`benchmarks/cache.py` compares that with TRL.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from kept import keep
 from pair import LAYERS, LONGEST, micro_batch_tokens, missing, pair, product_dtype, rows
 from protocol import (
     Figure,
@@ -60,8 +64,8 @@ def result(marks: Sequence[tuple[int, float]], base: int) -> dict[str, Any]:
     }
 
 
-def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
-    """potstill's step: accumulate, clip, AdamW."""
+def ours(steps: int, divergence: str = "jsd", kept: bool = False) -> dict[str, Any]:
+    """potstill's step: accumulate, clip, AdamW; the teacher is asked, or read from a cache of its hidden states."""
     from potstill.data.batch import collate
     from potstill.data.plan import plan_steps
     from potstill.models import vocabulary
@@ -69,7 +73,7 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     from potstill.recipe import plugins
     from potstill.recipe.training import Training
     from potstill.teachers.local import LocalTeacher
-    from potstill.train.loop import make_optimizer
+    from potstill.train.optimizer import make_optimizer
     from potstill.train.step import StudentModule, accumulate
 
     dtype = product_dtype()
@@ -77,7 +81,11 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
     size, pad = vocabulary.read_vocabulary(loaded.tokenizer).size, loaded.tokenizer.pad_token_id
     examples = [example for _, example in rows(loaded.tokenizer, BATCH * steps)]
     module = StudentModule(student, size, autocast=None if dtype == torch.float32 else dtype)
-    teacher = LocalTeacher(loaded.model, vocabulary=size, fingerprint="benchmark")
+    teacher: Any = LocalTeacher(loaded.model, vocabulary=size, fingerprint="benchmark")
+    place = Path(tempfile.mkdtemp(prefix="kept-")) if kept else None
+    if place is not None:
+        setting = {"format": "fp16", "dtype": str(dtype).removeprefix("torch.")}
+        teacher = keep(teacher, examples, place, "hidden", setting, vocabulary=size, pad_id=pad)
     options = {"beta": 0.5} if divergence == "jsd" else {}
     loss = TokenLoss(Divergence.from_module(plugins.load("divergences", divergence, options), options))
     spec = Training(steps=steps, learning_rate=1e-5)
@@ -100,6 +108,9 @@ def ours(steps: int, divergence: str = "jsd") -> dict[str, Any]:
         marks.append((sum(lengths), time.perf_counter() - began))
         scored.append(sum(batch.count for batch in batches))
     found = result(marks, base)
+    if place is not None:
+        shutil.rmtree(place)
+        return found
     alone_for = products_alone(
         [(loaded.model, False), (student, True)], sum(found["tokens"]), sum(scored[1:]), dtype
     )

@@ -215,11 +215,12 @@ def supports() -> str:
         options = [p for p in inspect.signature(module.value).parameters.values() if p.kind is p.KEYWORD_ONLY]
         purpose = (module.__doc__ or "").strip().splitlines()[0].rstrip(".").replace("|", "\\|")
         defaults = ", ".join(f"`{option.name}={option.default}`" for option in options) or "–"
-        marks = ["yes" if kind in module.SUPPORTS else "–" for kind in ("dense", "topk", "sampled")]
+        marks = ["yes" if kind in module.SUPPORTS else "–" for kind in ("dense", "topk", "sampled", "vector")]
         constants = [str(module.TEMPERATURE_POWER), "yes" if module.VANISHES else "no"]
         rows.append([f"`{name}`", purpose, defaults, *marks, *constants])
     return table(
-        "divergence | what it is | options | dense | top-k | sampled | k of T^k | 0 at equality", rows
+        "divergence | what it is | options | dense | top-k | sampled | vector | k of T^k | 0 at equality",
+        rows,
     )
 
 

@@ -5,37 +5,29 @@ Help opens without torch and pydantic, so commands import what they need when th
 
 from __future__ import annotations
 
-import io
-import logging
-import os
 import shlex
 import shutil
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
 from potstill import __version__
-from potstill.cli_output import Json, print_result, unwritten
-from potstill.cli_store import cache, store
-from potstill.console import Console, Lasting, WarningLines, discard_unread_output, typed, visible
-from potstill.devices import jobs
-from potstill.errors import Interrupted, PotstillError, RecipeError
+from potstill.cli_exit import exit_with
+from potstill.cli_output import Json, print_result
+from potstill.cli_store import cache, capture_part, store
+from potstill.console import Console, typed
+from potstill.errors import RecipeError
 from potstill.recipe.verbs import verbs
-from potstill.runs.status import machine_error, read_status
+from potstill.runs.status import read_status
 
 if TYPE_CHECKING:
     from potstill.runs.run import RunResult
-
-_UsageError: Any = typer.BadParameter.__base__  # Typer has no other public name for it
 
 
 class _Commands(TyperGroup):
@@ -148,20 +140,20 @@ def capture(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="I/N", help="Write this share of the cache beside other runs: 2/3."),
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Read every byte of the cache, and ask for damaged blocks again."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the stages up to the recipe's capture; with --shard write a share of its cache.
+    """Run the stages up to the recipe's capture; write a share of its cache with --shard, mend it with --repair.
 
     Shares are written side by side, on machines that see the same folder of runs. When all are done,
     `potstill run` finishes the cache and goes on."""
-    if shard is None:
+    if shard is None and not repair:
         run(recipe, overrides, until="capture", as_json=as_json)
-        return
-    from potstill.runs import shares
-
-    share = shares.read_share(shard)
-    said = shares.capture_share(recipe, overrides or (), share, Console(quiet=as_json))
-    print_result(as_json, {"share": share[0] + 1, "of": share[1], "next": said}, said)
+    else:
+        capture_part(recipe, overrides or (), shard, repair, as_json)
 
 
 @app.command()
@@ -255,90 +247,4 @@ def schema(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with the code of its outcome (see `potstill.errors`)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a C locale must not turn a dash into a crash
-            stream.reconfigure(errors="backslashreplace")
-    if jobs.number():  # the first process of a job speaks for all
-        sys.stdout = cast("TextIO", io.StringIO())
-    logger = logging.getLogger("potstill")
-    if not logger.handlers:
-        logger.addHandler(WarningLines(logging.WARNING))
-    errors = Lasting(sys.stderr)
-    with redirect_stderr(cast("TextIO", errors)):  # for the bars of libraries too
-        code = _flushed_code(sys.argv[1:] if arguments is None else arguments)
-    code = 128 + signal.SIGPIPE if code and errors.unread else code
-    if jobs.processes() is not None:
-        # On a busy machine torch may abort while the interpreter of one of several processes goes down.
-        for stream in (sys.stdout, sys.stderr):
-            Lasting(stream).flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def _flushed_code(arguments: list[str]) -> int:
-    """Run a command, write its output, and return the exit code of both."""
-    try:
-        code = _exit_code(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
-    except BrokenPipeError as error:
-        return 128 + signal.SIGPIPE if discard_unread_output() else _report_bug(error)
-    except OSError as error:
-        return _report(unwritten(error), False)
-
-
-def _exit_code(arguments: list[str]) -> int:
-    """Run a command, print what stopped it, and return the exit code; a BrokenPipeError goes on to the caller."""
-    command, as_json = typer.main.get_command(app), "--json" in arguments
-    try:
-        # Not `command.main`, which would itself end the process on an interrupt and a broken pipe.
-        with command.make_context("potstill", list(arguments)) as context:
-            command.invoke(context)
-        return 0
-    except typer.Exit as end:
-        return end.exit_code
-    except _UsageError as error:
-        text = io.StringIO()
-        error.show(file=text)
-        print(visible(text.getvalue()), end="", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        raise
-    except KeyboardInterrupt:
-        fix = "Run the same command again."
-        return _report(Interrupted("interrupted.", fix=fix, signal_number=signal.SIGINT), as_json)
-    except PotstillError as error:
-        return _report(error, as_json)
-    except Exception as error:
-        from potstill.recipe import plugins
-
-        if (reason := machine_error(error)) is not None:
-            return _report(reason, as_json)
-        if (theirs := plugins.fault(error)) is not None:
-            _print_traceback(error)
-            return _report(theirs, as_json)
-        return _report_bug(error)
-
-
-def _report(error: PotstillError, as_json: bool, *, echo: bool = False) -> int:
-    if jobs.LAUNCHED in os.environ:
-        jobs.leave_reason(error, echo=echo)
-        return error.exit_code
-    if as_json:
-        print_result(True, {"error": error.as_dict()})
-    print(f"error: {visible(str(error))}", file=sys.stderr)
-    return error.exit_code
-
-
-def _print_traceback(error: BaseException) -> None:
-    print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-
-
-def _report_bug(error: BaseException) -> int:
-    if (echo := jobs.echo(error)) is not None:
-        return _report(echo, False, echo=True)
-    _print_traceback(error)
-    text = f"this is a bug in potstill {__version__}; please report it with the lines above."
-    print(f"error: {text}", file=sys.stderr)
-    return 1
+    exit_with(app, sys.argv[1:] if arguments is None else arguments)

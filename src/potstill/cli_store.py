@@ -1,13 +1,15 @@
-"""The verbs of what runs keep on disk: `potstill store` and `potstill cache`."""
+"""The verbs of what runs keep on disk: `potstill store`, `potstill cache`, and `potstill capture` of a part."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from potstill.cli_output import Json, print_result
+from potstill.console import Console
 
 store = typer.Typer(no_args_is_help=True, help="List what runs keep on disk, and free what no run refers to.")
 Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or a run in it.")]
@@ -118,3 +120,24 @@ def cache_import(
 
     done = importing.import_rows(rows, to, tokenizer=tokenizer, teacher=teacher)
     print_result(as_json, done.as_dict(), done.text())
+
+
+def capture_part(
+    recipe: Path, overrides: Sequence[str], shard: str | None, repair: bool, as_json: bool
+) -> None:
+    """Write a share of a recipe's capture, or repair it.
+
+    Raises:
+        BadParameter: both are asked for.
+    """
+    from potstill.runs import shares
+
+    if shard is None:
+        damage, said = shares.repair(recipe, overrides, Console(quiet=as_json))
+        print_result(as_json, {"damage": damage, "next": said}, "\n".join([*damage, said]))
+        return
+    if repair:
+        raise typer.BadParameter("a repair reads the whole cache: leave --shard out.")
+    share = shares.read_share(shard)
+    said = shares.capture_share(recipe, overrides, share, Console(quiet=as_json))
+    print_result(as_json, {"share": share[0] + 1, "of": share[1], "next": said}, said)

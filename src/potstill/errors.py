@@ -115,6 +115,12 @@ class ArtifactError(PotstillError):
     code = "artifact"
 
 
+REPAIR = (
+    "potstill capture RECIPE --repair asks for what is damaged again; of a copy, copy it again "
+    "(potstill cache verify lists all damage)."
+)
+
+
 class CacheDamaged(ArtifactError):
     """Bytes of a teacher cache are not as they were written. Exit code 4; `block` names where."""
 
@@ -122,7 +128,7 @@ class CacheDamaged(ArtifactError):
     code = "cache_damaged"
 
     def __init__(self, message: str, *, block: str, fix: str = "") -> None:
-        super().__init__(message, fix=fix or "Capture it again; potstill cache verify lists all damage.")
+        super().__init__(message, fix=fix or REPAIR)
         self.block = block
 
 

@@ -13,9 +13,10 @@ from potstill.devices import exact
 from potstill.errors import SignalError
 from potstill.models import heads
 from potstill.models.beside import require_separate
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, Mode, linear_loss, logits_loss
+from potstill.objectives.fused import Mode, linear_loss, logits_loss
 from potstill.objectives.token import Divergence, TokenLoss, TokenRows, TokenWeight
 from potstill.recipe import plugins
+from potstill.recipe.defaults import COMPILED_CHUNK_BYTES
 from potstill.signals.dense import Dense
 from potstill.signals.hidden import Hidden
 from potstill.signals.sampled import Sampled
@@ -38,7 +39,10 @@ class DistillationLoss:
         vocabulary: ids that both models know; needed when the two output layers differ in width, by padding or
             by added tokens. Rows from there on are cut before both softmaxes, without a copy, so each model's
             probabilities are those of the shared ids, renormalised. Inputs must hold shared ids alone.
-        chunk_bytes: memory for a chunk's logits, student's and teacher's together.
+        chunk_bytes: memory for a chunk's logits, student's and teacher's together; by default what suits the device.
+        compile: run loss and gradient as one compiled function (`torch.compile`, once, at the first call): the
+            same formulas in fewer passes over the logits, which a GPU feels. Where that fails, a warning says so and
+            they run as they are; stored or drawn ids, and a call without gradients, are never compiled.
         mode: "store" computes gradients in the forward pass; "recompute" does so in the backward pass, for
             heads whose gradient would not fit beside the activations; "eval" computes none.
         token_weights: weights of the tokens by name ("entropy", "position" or `package.module:function`), or
@@ -65,7 +69,8 @@ class DistillationLoss:
         temperature: float = 1.0,
         ce_weight: float = 0.0,
         vocabulary: int | None = None,
-        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        chunk_bytes: int | None = None,
+        compile: bool = False,
         mode: Literal["store", "recompute", "eval"] = "store",
         token_weights: str | Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
@@ -95,6 +100,7 @@ class DistillationLoss:
         self.token_loss = TokenLoss(chosen, temperature, ce_weight, weigh=weigh)
         self.vocabulary = vocabulary
         self._chunk_bytes = chunk_bytes
+        self._compile = compile
         self._mode = mode
 
     def __call__(
@@ -140,7 +146,7 @@ class DistillationLoss:
         with self._gradients():
             hidden = _scored(student_hidden, predicts)
             mode: Mode = "recompute" if self._mode == "recompute" else "store"
-            out = linear_loss(hidden, head, rowwise, chunk_bytes=self._chunk_bytes, mode=mode)
+            out = linear_loss(hidden, head, rowwise, chunk_bytes=self._bytes(hidden.device), mode=mode)
         return self._finish(out, signal, picked)
 
     def from_logits(
@@ -168,8 +174,13 @@ class DistillationLoss:
         rowwise = self._rowwise(signal, targets, picked, predicts, metrics)
         with self._gradients():
             logits = _scored(student_logits, predicts)[:, :width]
-            out = logits_loss(logits, rowwise, chunk_bytes=self._chunk_bytes)
+            out = logits_loss(logits, rowwise, chunk_bytes=self._bytes(logits.device))
         return self._finish(out, signal, picked)
+
+    def _bytes(self, device: torch.device) -> int | None:
+        if self._chunk_bytes is None and self._compile:
+            return COMPILED_CHUNK_BYTES.get(device.type)
+        return self._chunk_bytes
 
     def _gradients(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self._mode != "eval")
@@ -185,7 +196,9 @@ class DistillationLoss:
         self, signal: Signal, targets: Tensor | None, weights: Tensor | None, predicts: Tensor, metrics: bool
     ) -> TokenRows:
         place = None if self.token_loss.weigh is None else places_in_answers(predicts)
-        return self.token_loss.rowwise(signal, targets, weights=weights, place=place, metrics=metrics)
+        return self.token_loss.rowwise(
+            signal, targets, weights=weights, place=place, metrics=metrics, compile=self._compile
+        )
 
     def _select(
         self,

@@ -19,8 +19,8 @@ from potstill.models.vocabulary import read_vocabulary
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.signals.topk import TopK
 from potstill.teachers._context import TeacherContext
+from potstill.teachers._ensemble import EnsembleTeacher
 from potstill.teachers._members import Member
-from potstill.teachers.ensemble import EnsembleTeacher
 from potstill.teachers.ensemble import build as build_ensemble
 from potstill.train import parallel
 from potstill.train.step import StudentModule, accumulate

@@ -22,7 +22,7 @@ from potstill.objectives.token import Divergence
 from potstill.recipe.training import Training
 from potstill.stages import _train
 from potstill.stages._context import Context, Setup, State, StudentRef
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
 from potstill.stages.distill import Distill
 from potstill.store.artifacts import Artifact, Store
 from potstill.teachers.local import LocalTeacher
@@ -144,7 +144,7 @@ def spec_of(kind: Any = Training, **options: Any) -> Any:
         "validate_every": 0, "checkpoint_every": 0, "precision": "float32", "export_dtype": "float32",
     }  # fmt: skip
     if "chunk_bytes" in kind.model_fields:
-        quiet |= {"chunk_bytes": 2**20, "best_by": "loss"}
+        quiet |= {"chunk_bytes": 2**20, "best_by": "loss", "compile": False}
     return kind().model_copy(update=quiet | options)
 
 

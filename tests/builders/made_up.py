@@ -11,7 +11,7 @@ from potstill.data.split import Overlap
 from potstill.recipe.defaults import Default
 from potstill.report.content import Content
 from potstill.report.curves import Curve
-from potstill.report.summary import about
+from potstill.report.figures import about
 from potstill.stages._metrics import figures_of_ours
 from potstill.types import Figure
 

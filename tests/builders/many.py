@@ -46,8 +46,8 @@ def prepare(folder: Path, *, answered: bool = False) -> Path:
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command line in a process of its own, with loopback."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """The command line in a process of its own, with loopback; its processes share no GPU."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), environment.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-m", "potstill", *arguments],

@@ -16,6 +16,7 @@ from potstill import divergences
 from potstill.cache import bits, codecs
 from potstill.cache.blocks import pack_fields, unpack_fields
 from potstill.cache.codecs import Context, Entry
+from potstill.cache.vectors import name_of, vectors_of
 from potstill.errors import SignalError
 from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import TokenLoss
@@ -312,6 +313,36 @@ def test_log_probabilities_of_the_given_tokens_come_back():
         back.chunks(divergence("forward_kl"), "bucket")
 
 
+@QUICK
+@given(st.integers(0, 2**30), st.sampled_from(["fp16", "int8"]), st.sampled_from([1.0, 2.5]))
+def test_vectors_keep_to_the_rounding_of_their_format(seed, to, temperature):
+    """The entropy and the mean bias are floats, and the setting says whose head it is."""
+    numbers = draw_logits(9, 40, seed, 1.0)
+    head = Head(draw_logits(40, 33, seed + 1, 0.5), 40, draw_logits(1, 40, seed + 2)[0])
+    signal = vectors_of(Dense(numbers), head, temperature)
+    setting = {"format": to, "temperature": temperature, "head": name_of(head)}
+    back = stored("kl_vector", [signal.at(slice(0, 4)), signal.at(slice(4, 9))], setting, 40)
+    assert (back.temperature, back.vocabulary) == (temperature, 40)
+    assert torch.equal(back.shift, signal.shift)
+    assert torch.equal(back.entropy, signal.entropy)
+    span = signal.vectors.abs().amax(-1, keepdim=True)
+    most = span * 2**-10 if to == "fp16" else span * 2 / 250
+    assert ((back.vectors - signal.vectors).abs() <= most).all()
+
+
+def test_vectors_of_another_head_or_temperature_are_not_stored():
+    head = Head(torch.eye(6, 4), 6)
+    signal = vectors_of(Dense(torch.eye(2, 6)), head)
+    for what, setting, words in (
+        (signal, {"temperature": 2.0}, "do not fit into a cache of 6 ids at T=2.0"),
+        (Dense(torch.eye(2, 6)), {}, "cannot be stored as kl_vector"),
+        (signal, {"head": "mine"}, "head of a cache of the kind kl_vector is 'mine'"),
+        (signal, {"format": "fp8"}, "have no format 'fp8'"),
+    ):
+        with pytest.raises(SignalError, match=words):
+            stored("kl_vector", [what], setting, 6)
+
+
 @pytest.mark.parametrize("kind", codecs.names())
 def test_an_example_without_scored_positions_is_stored_and_read(kind):
     head = Head(torch.zeros(6, 4), 6)
@@ -321,6 +352,8 @@ def test_an_example_without_scored_positions_is_stored_and_read(kind):
     some = {"hidden": Hidden(torch.ones(2, 4), head), "token": Given(-torch.ones(2))}.get(
         kind, Dense(torch.eye(2, 6))
     )
+    if kind == "kl_vector":
+        none, some = (vectors_of(one, head) for one in (none, some))
     assert stored(kind, [none, some, none], {}, 6, head).rows == 2
     assert stored(kind, [none], {}, 6, head).rows == 0
     nothing = stored(kind, [], {}, 6, head)
@@ -331,3 +364,12 @@ def test_an_example_without_scored_positions_is_stored_and_read(kind):
 def test_unknown_settings_are_refused_with_the_known_ones(kind):
     with pytest.raises(SignalError, match="no setting 'depth'.*It has"):
         codecs.codec(kind).check({"depth": 3})
+
+
+def test_the_likeliest_id_of_an_even_distribution_keeps_its_probability():
+    """Its tail rounds to 1: what is left says nothing of the id."""
+    kind, vocabulary = codecs.codec("topk"), 49_152
+    setting = kind.check({"threshold": 1e-3})
+    fields = kind.encode(Dense(torch.zeros(3, vocabulary)), setting, bytes(16), vocabulary)
+    read = kind.decode([Entry(3, fields)], setting, Context(vocabulary)).whole()
+    torch.testing.assert_close(read.lp[:, 0], torch.full((3,), -float(np.log(vocabulary))), atol=0.05, rtol=0)

@@ -17,11 +17,13 @@ from potstill.cache import writer as writers
 from potstill.cache.header import Header
 from potstill.cache.keys import key_of
 from potstill.cache.reader import Cache
+from potstill.cache.vectors import vectors_of
 from potstill.cache.writer import Writer
 from potstill.errors import ArtifactError, CacheDamaged, MachineError, SignalError
 from potstill.signals.dense import Dense
 from potstill.signals.given import Given
 from potstill.signals.hidden import Hidden
+from potstill.signals.vector import KlVector
 from potstill.types import Head
 
 VOCABULARY = 40
@@ -29,12 +31,15 @@ ROWS = [([n, n + 1, 3, 4], [False, True, True, n % 2 == 0]) for n in range(24)]
 BLOCK, SHARD = 3, 700
 
 
-def signal_of(kind: str, row) -> Dense | Hidden | Given:
+def signal_of(kind: str, row) -> Dense | Hidden | Given | KlVector:
     generator = torch.Generator().manual_seed(row[0][0])
     count = sum(row[1])
     if kind == "hidden":
         head = Head(torch.randn(VOCABULARY, 8, generator=torch.Generator().manual_seed(1)), VOCABULARY)
         return Hidden(torch.randn(count, 8, generator=generator), head)
+    if kind == "kl_vector":
+        frozen = Head(torch.randn(VOCABULARY, 8, generator=torch.Generator().manual_seed(1)), VOCABULARY)
+        return vectors_of(Dense(2 * torch.randn(count, VOCABULARY, generator=generator)), frozen)
     if kind == "token":
         return Given(-torch.rand(count, generator=generator))
     return Dense(2 * torch.randn(count, VOCABULARY, generator=generator))
@@ -111,7 +116,7 @@ def damage_and_read(folder: Path, times: int) -> None:
     read_all(folder)
 
 
-@pytest.mark.parametrize("kind", ["topk", "hidden"])
+@pytest.mark.parametrize("kind", ["topk", "hidden", "kl_vector"])
 def test_every_flipped_bit_and_truncation_is_noticed_and_its_block_named(tmp_path, kind):
     write(tmp_path / "cache", kind)
     damage_and_read(tmp_path / "cache", 40)

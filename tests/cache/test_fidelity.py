@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from builders.losses import divergence
-from potstill.cache import codecs, fidelity
+from potstill.cache import codecs
 from potstill.cache.fidelity import choose
+from potstill.cache.measure import measure
 from potstill.errors import SignalError
 from potstill.signals.dense import Dense
 from potstill.signals.hidden import Hidden
@@ -61,7 +62,7 @@ def test_the_best_setting_within_the_bytes_is_taken(sample):
 
 
 def test_measured_bytes_are_those_of_the_cache(sample):
-    (measured,) = fidelity.measure(sample, [("hidden", codecs.codec("hidden").check({}))], examples=[100, 50])
+    (measured,) = measure(sample, [("hidden", codecs.codec("hidden").check({}))], examples=[100, 50])
     assert measured["bytes_per_token"] == pytest.approx(64 + 2 * (24 + 12 + 8) / 150, rel=1e-5)
 
 

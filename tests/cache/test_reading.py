@@ -232,3 +232,12 @@ def test_another_program_reads_the_same_from_the_documented_format(tmp_path):
         for position, (ids, lp) in enumerate(zip(whole.ids.tolist(), whole.lp.tolist(), strict=True)):
             ours = {i: value for i, value in zip(ids, lp, strict=True) if i >= 0}
             assert theirs[position] == pytest.approx(ours, abs=1e-5)
+
+
+def test_a_process_with_another_working_directory_opens_the_same_files(tmp_path, monkeypatch):
+    write(tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(Cache.open("cache"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert key_of(*ROWS[0]) in pickle.loads(pickled)

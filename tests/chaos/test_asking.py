@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import sqlite3
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from builders import asking
+from builders import asking, killing
 from builders.endpoint import HANG_UP, Endpoint, Sent, answer, error, serving
 from potstill.generate.served import Clock, Given
 
@@ -64,20 +63,10 @@ def kept(place: Path) -> set[str]:
 
 def survive(place: Path, server: Endpoint, count: int, kills: int) -> list[Given]:
     """Kill the asking process so many times, then let it finish; checks what was sent after every kill."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["builders.asking", "openai", "httpx2"])
     dice, seen = random.Random(1), list[tuple[set[str], Counter[str]]]()
     while len(seen) < kills:
-        process = processes.Process(target=work, args=(server.url, str(place), count))
-        until = len(server.sent) + dice.randrange(1, max(2, count // kills))
-        process.start()
-        while process.is_alive() and len(server.sent) < until:
-            process.join(0.002)
-        process.join(dice.uniform(0, 0.02))
-        assert process.exitcode is None, "it was finished before it could be killed"
-        process.kill()
-        process.join()
-        process.close()
+        args = (server.url, str(place), count)
+        killing.start_and_kill(work, args, lambda: len(server.sent), count // kills, dice)
         seen.append((kept(place), Counter(server.prompts)))
     given = work(server.url, str(place), count)
     for there, sent in seen:
@@ -107,6 +96,7 @@ def _imports(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
 
 
+# W-06, W-17, field case 78
 def test_ten_kills_lose_nothing_and_buy_nothing_twice(tmp_path):
     prove(tmp_path, count=400, kills=10)
 
@@ -121,7 +111,7 @@ FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from pathlib import Path
-from builders import asking
+from builders import asking, killing
 from potstill.generate.served import Clock
 peaks = []
 def note(now):
@@ -133,6 +123,7 @@ assert peaks[-1] < quarter + 80_000, (quarter, peaks[-1])
 """
 
 
+# W-18
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
 def test_twenty_thousand_prompts_need_few_files_and_little_memory(tmp_path):

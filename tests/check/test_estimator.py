@@ -9,7 +9,8 @@ from builders import places
 from builders.recipes import read
 from builders.tiny import tiny_model
 from potstill.check import check, estimator
-from potstill.check.estimator import World, proof, world_of
+from potstill.check.estimator import proof
+from potstill.check.world import World, world_of
 from potstill.console import Console
 
 

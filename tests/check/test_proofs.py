@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from builders import places
 from builders.cli import potstill
@@ -49,7 +50,7 @@ def test_a_wrong_partial_derivative_fails_the_gradient(tmp_path, monkeypatch):
 
 def test_a_teacher_that_differs_from_itself_fails_the_self_teacher(tmp_path, monkeypatch):
     def another(teacher, **options):
-        return LocalTeacher(tiny_model(seed=9).to(teacher.dtype), **options)
+        return LocalTeacher(tiny_model(seed=9).to(teacher.device, teacher.dtype), **options)
 
     monkeypatch.setattr(proofs, "LocalTeacher", another)
     places.write(tmp_path)
@@ -67,6 +68,7 @@ def test_a_micro_batch_that_is_lost_fails_the_accumulation(tmp_path, monkeypatch
 
 def test_a_machine_without_room_for_both_models_fails_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     places.write(tmp_path)
     assert failures(tmp_path) == ["memory"]
 

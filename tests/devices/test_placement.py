@@ -14,7 +14,8 @@ from builders.steps import local_teacher, ragged_rows
 from builders.tiny import tiny_model
 from potstill.data.batch import collate
 from potstill.devices import placement, ranks
-from potstill.errors import RecipeError
+from potstill.errors import ModelError, RecipeError
+from potstill.models import loading
 from potstill.recipe.devices import DevicesSpec
 from potstill.runs import many, setup
 from potstill.teachers.local import LocalTeacher
@@ -67,6 +68,23 @@ def test_a_process_alone_leaves_the_first_gpu_to_its_teacher(machine):
     current = machine(2)
     placement.take((0,))
     assert current == [1]
+
+
+def test_attention_that_plans_for_every_shape_is_left_out(machine):
+    machine(1)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    placement.take(())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_weights_that_a_worker_or_a_verification_puts_on_a_gpu_leave_it_out_too(monkeypatch, tmp_path):
+    """Neither opens a recipe; both load by `loading.load_model`. Here the model itself is never read."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    source = loading.Source("folder", str(tmp_path), None)
+    for device, planned in (("cpu", True), ("cuda:0", False)):
+        with pytest.raises(ModelError):
+            loading.load_model(source, dtype=torch.float32, device=device)
+        assert torch.backends.cuda.cudnn_sdp_enabled() is planned
 
 
 def test_without_gpus_set_apart_a_teacher_is_beside_its_student(machine):

@@ -74,9 +74,11 @@ def test_every_divergence_is_listed_with_what_it_takes():
     for name, line in listed.items():
         module = getattr(divergences, name)
         assert {
-            kind for kind, mark in zip(("dense", "topk", "sampled"), line[3:6], strict=True) if mark == "yes"
+            kind
+            for kind, mark in zip(("dense", "topk", "sampled", "vector"), line[3:7], strict=True)
+            if mark == "yes"
         } == (module.SUPPORTS)
-        assert line[6:] == [str(module.TEMPERATURE_POWER), "yes" if module.VANISHES else "no"]
+        assert line[7:] == [str(module.TEMPERATURE_POWER), "yes" if module.VANISHES else "no"]
 
 
 def test_the_divergences_that_merging_can_raise_are_named():

@@ -61,7 +61,9 @@ def test_training_and_evaluation_go_on_without_the_teacher(here, tmp_path, monke
     for name in ("student", "captured"):
         shutil.copytree(here / name, tmp_path / name)
     shutil.copy(here / "rows.jsonl", tmp_path)
-    stages = f"[{{{GENERATE}}}, {TRAINING}]"
+    # The stage as it stood before the capture; what it kept is among the signals.
+    generate = GENERATE.replace("{max", "{keep: hidden, max")
+    stages = f"[{{{generate}}}, {TRAINING}]"
     places.recipe(tmp_path, student="{model: student}", teacher="{cache: captured}", stages=stages)
     run(tmp_path / "r.yaml", console=QUIET)
     assert losses(tmp_path, "runs") == losses(here, "runs")
@@ -222,16 +224,36 @@ def test_the_smallest_signal_that_a_later_stage_reads_is_measured_and_taken(tmp_
         assert facts["measured"]["kl_mean"] <= 0.01
 
 
-def test_what_decoding_computed_serves_training_and_evaluation_without_a_second_pass(tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", ["hidden", "topk"])
+def test_what_decoding_computed_serves_training_without_a_second_pass(here, tmp_path, monkeypatch, keep):
+    """From states the losses are those of the live teacher; of likeliest ids a capture asks about what is measured."""
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "student", layers=1, seed=3)
-    asked = []
-    for name in ("signal", "signals"):
-        monkeypatch.setattr(StoredTeacher, name, lambda self, *given, name=name: asked.append(name))
-    generate = GENERATE.replace("80", "80, keep: hidden")
-    stages = f"[{{{generate}}}, {{{CAPTURE}}}, {TRAINING}]"
-    teacher = "{model: teacher, dtype: float32}"
-    places.write(tmp_path, student="{model: student}", teacher=teacher, stages=stages)
-    run(tmp_path / "r.yaml", console=QUIET)
-    assert asked == []
-    assert "after forward_kl" in figures(tmp_path, "runs")
+    asked = watched_rows(monkeypatch)
+    generate = GENERATE.replace("80", f"80, keep: {keep}")
+    exact = "hidden, max_kl_nats: 0.000001" if keep == "hidden" else keep
+    stages = f"[{{{generate}}}, {{{CAPTURE.replace('hidden', exact)}}}, {TRAINING}]"
+    parts = {"student": "{model: student}", "teacher": "{model: teacher, dtype: float32}"}
+    places.write(tmp_path, **parts, stages=stages)
+    run(tmp_path / "r.yaml", ["distill.precision=float32"], console=QUIET)
+    facts = json.loads((tmp_path / "runs/r/stages/capture/manifest.json").read_text())["facts"]
+    assert facts["signal"] == keep
+    assert len(set(asked)) == (0 if keep == "hidden" else facts["heldout_rows"])
+    if keep == "hidden":
+        places.recipe(tmp_path, **parts, stages=f"[{{{GENERATE}}}, {TRAINING}]")
+        run(tmp_path / "r.yaml", ["runs=live", "distill.precision=float32"], console=QUIET)
+        assert losses(tmp_path, "runs") == pytest.approx(losses(tmp_path, "live"), abs=1e-4)
+    assert figures(tmp_path, "runs").keys() == figures(here, "runs").keys()
+
+
+def watched_rows(monkeypatch) -> list[str]:
+    """The names of the rows that a teacher on disk is asked about."""
+    asked: list[str] = []
+    one, several = StoredTeacher.signal, StoredTeacher.signals
+    monkeypatch.setattr(
+        StoredTeacher, "signal", lambda self, batch: asked.extend(batch.row_ids) or one(self, batch)
+    )
+    monkeypatch.setattr(
+        StoredTeacher, "signals", lambda self, rows, pad_id: asked.extend(row.id for row in rows) or several(self, rows, pad_id)
+    )  # fmt: skip
+    return asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -83,6 +84,7 @@ def test_a_recipe_of_five_lines_generates_finetunes_and_evaluates(tmp_path):
     assert "Terms: research only, 2026-11." in page
 
 
+# W-04
 def test_a_second_run_with_another_filter_asks_nothing(tmp_path):
     with serving(told) as server:
         served.write(tmp_path, server)
@@ -92,6 +94,7 @@ def test_a_second_run_with_another_filter_asks_nothing(tmp_path):
         assert len(server.sent) == 40
 
 
+# field case 77
 def test_a_student_is_never_trained_on_what_was_cut_off(tmp_path):
     def script(sent, times):
         return answer("half", "length") if sent.prompt.startswith("w2") else answer("whole")
@@ -135,6 +138,7 @@ def test_a_high_price_is_agreed_to_by_an_option_and_the_command_to_type_is_said(
         assert len(server.sent) == 40
 
 
+# W-11
 @pytest.mark.parametrize("act", [error(401, "invalid_api_key"), error(429, "insufficient_quota")])
 def test_a_refused_key_and_a_used_up_quota_exit_with_5(tmp_path, act):
     with serving(act) as server:
@@ -200,6 +204,7 @@ def test_a_key_that_is_not_set_is_named_before_anything_is_asked(tmp_path, monke
     assert f"teacher.key_env: the environment variable {KEY} is not set" in done.stderr
 
 
+# W-01, field case 78
 def test_an_interrupted_run_keeps_what_was_answered_and_goes_on(tmp_path):
     """Ctrl-C once: nothing more is sent, answers so far are written out, and the command that goes on is said."""
     pressed = []
@@ -247,6 +252,16 @@ def test_a_check_reads_everything_and_asks_nothing(tmp_path, monkeypatch):
             "local takes ids, and this teacher is asked over the network",
         ),
         ("stages: [generate, distill]\n", "this teacher gives no distribution over tokens"),
+        ("stages: [generate, capture]\n", "this teacher gives no distribution over tokens"),
+        ("stages: [{generate: {top_k: 20}}]\n", "stages.generate.top_k: is no field of the OpenAI protocol"),
+        (
+            "stages: [{generate: {keep: hidden}}]\n",
+            "stages.generate.keep: needs a teacher whose weights are whole",
+        ),
+        (
+            "stages: [{generate: {engine: {openai: {retry_truncated: 8}}, max_new_tokens: 8}}]\n",
+            "retry_truncated: is 8",
+        ),
     ],
 )
 def test_what_a_served_teacher_cannot_do_is_refused_by_the_check(tmp_path, more, words):
@@ -255,6 +270,94 @@ def test_what_a_served_teacher_cannot_do_is_refused_by_the_check(tmp_path, more,
         done = potstill("check", "r.yaml", "--quick", cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("teacher", "more", "words"),
+    [
+        (
+            ", omit: [temperature]",
+            "{sampling_temperature: 0.2}",
+            "sampling_temperature: is never sent: teacher.omit",
+        ),
+        (", omit: [top_p]", "{top_p: 0.5}", "top_p: is never sent: teacher.omit"),
+        (", extra_body: {top_k: 5}", "{top_k: 20}", "is 20, and what is sent is teacher.extra_body.top_k: 5"),
+    ],
+)
+def test_sampling_that_is_not_what_is_sent_is_refused_by_the_check(tmp_path, teacher, more, words):
+    with serving(told) as server:
+        served.write(tmp_path, server, teacher=teacher, more=f"stages: [{{generate: {more}}}]\n")
+        done = potstill("check", "r.yaml", "--quick", cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_conversations_for_an_endpoint_of_completions_are_refused_by_the_check(tmp_path):
+    def turns(i):
+        user = {"role": "user", "content": f"w{20 + i}"}
+        return [user, {"role": "assistant", "content": "w2"}, user] if i == 9 else [user]
+
+    with serving(told) as server:
+        served.write(tmp_path, server, teacher=", api: completions")
+        rows = (json.dumps({"messages": turns(i)}) for i in range(10))
+        (tmp_path / "rows.jsonl").write_text("".join(f"{row}\n" for row in rows))
+        done = potstill("check", "r.yaml", "--quick", cwd=tmp_path)
+    assert "a prompt has 3 turns, and api: completions takes one text" in done.stderr
+    assert done.returncode != 0
+
+
+def test_a_client_that_is_not_installed_is_named_by_the_check(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "openai" else found(name, *a)
+    )
+    with serving(told) as server:
+        served.write(tmp_path, server)
+        done = potstill("check", "r.yaml", "--quick", cwd=tmp_path)
+    assert "pip install 'potstill[api]'" in done.stderr
+
+
+# W-03, W-08, W-15
+def test_replies_without_an_answer_keep_what_was_received_and_the_report_shows_some(tmp_path):
+    """Their text stands beside stage and reason, so that nobody has to look into the journal for it."""
+    acts = {
+        "w23": answer("half an", "content_filter"),
+        "w24": answer("", refusal="I would rather not."),
+        "w25": answer("", "length", reasoning_content="so many thoughts"),
+        "w26": error(400, "context_length_exceeded", "too long for me"),
+    }
+
+    def script(sent, times):
+        return acts.get(sent.prompt.split()[0]) or told(sent, times)
+
+    with serving(script) as server:
+        served.write(tmp_path, server)
+        done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    rejected = lines(tmp_path / "runs/r/stages/generate/rejected.jsonl")
+    received = {line["reason"].partition(" (")[0]: line["text"] for line in rejected if "filter" not in line}
+    assert received["content filter"] == "half an"
+    assert received["refusal"] == "I would rather not."
+    assert received["reasoning used up its tokens"] == "so many thoughts"
+    assert any("too long for me" in text for text in received.values())
+    assert {line["stage"] for line in rejected} == {"generate"}
+    page = (tmp_path / "runs/r/report.html").read_text()
+    assert "I would rather not." in page
+    replies = json.loads((tmp_path / "runs/r/summary.json").read_text())["answers"]["generate"]["replies"]
+    assert replies["refusal"][0]["text"] == "I would rather not."
+
+
+def test_samples_that_are_one_answer_over_and_over_are_warned_about_and_count_once(tmp_path):
+    """W-21: an endpoint may give one text for every sample, at whatever temperature."""
+    with serving(told) as server:
+        served.write(tmp_path, server, rows=8, more="stages: [{generate: {samples: 3}}]\n")
+        done = potstill("run", "r.yaml", "generate.max_new_tokens=8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"(\d) of \1 prompts have one answer over and over", done.stderr)
+    used = lines(tmp_path / "runs/r/stages/generate/answers.jsonl")
+    assert len({(line["row_id"], line["text"]) for line in used}) == 8
+    judged = json.loads((tmp_path / "runs/r/stages/generate/manifest.json").read_text())["facts"]
+    assert judged["filters"]["duplicates"]["found"] > 0
 
 
 def test_a_teacher_with_weights_refuses_the_engine_of_endpoints(tmp_path):
@@ -319,6 +422,7 @@ def test_a_killed_run_says_where_it_stood_and_asks_only_what_is_missing(tmp_path
     assert len(lines(tmp_path / "runs/r/stages/generate/answers.jsonl")) == 200
 
 
+# W-01
 def test_a_second_ctrl_c_leaves_at_once_and_the_journal_is_whole(tmp_path):
     pressed = []
 
@@ -351,6 +455,7 @@ def test_a_model_that_changes_during_a_run_is_named(tmp_path):
     assert "more than one model answered: big-" in done.stderr
 
 
+# W-08
 def test_prompts_that_the_server_refuses_are_counted_together_and_told_apart_in_their_file(tmp_path):
     def script(sent, times):
         return error(400, "", f"not {sent.prompt}") if sent.prompt < "w23" else told(sent, times)

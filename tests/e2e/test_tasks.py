@@ -141,6 +141,30 @@ def test_invalid_labels_are_never_trained_on_and_a_second_stage_is_judged_on_its
     assert len(server.sent) == 40  # the journal answers what another task asks (W-04)
 
 
+def test_held_out_rows_without_an_answer_count_as_the_teachers_failures(tmp_path: Path) -> None:
+    """A content filter must not make the teacher look better: every held-out row is in the denominators."""
+
+    def filtered(sent: Any, times: int) -> Any:
+        number = int(re.match(r"w(\d+)", sent.prompt)[1])  # type: ignore[index]
+        return answer("", "content_filter") if number % 4 == 0 else answer(f"w{20 + number % 2}")
+
+    with serving(filtered) as server:
+        labelled(tmp_path, server)
+        done = potstill("run", "r.yaml", *SMALL, "evaluate.samples=100", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (lost, of) = map(int, re.search(r"no answer to (\d+) of (\d+) held-out rows", done.stderr).groups())  # type: ignore[union-attr]
+    assert 0 < lost < of
+    assert "they count as invalid answers of the teacher" in done.stderr
+    made = summary(tmp_path, "r")
+    for role in ("reference", "after"):
+        assert made[role]["valid"]["n"] == made[role]["label_accuracy_gold"]["n"] == of
+    assert made["reference"]["valid"]["value"] == pytest.approx(1 - lost / of)
+    assert made["reference"]["label_accuracy_gold"]["value"] <= 1 - lost / of
+    assert made["after"]["ppl"]["n"] == of - lost
+    page = Page((tmp_path / "runs/r/report.html").read_text())
+    assert f"The teacher has no answer to {lost} of {of} held-out rows: {lost} content filter." in page.text
+
+
 def schema_task(place: Path, server: Endpoint) -> None:
     served.write(place, server, rows=20, more="task: {type: json, schema: s.json}\n")
     (place / "s.json").write_text((EXAMPLES / "data/ticket.schema.json").read_text())

@@ -6,11 +6,13 @@ import json
 
 import pytest
 
-from potstill.generate.faults import of_status, read_error, retry_after
+from potstill.errors import ProviderError, RecipeError
+from potstill.generate.faults import FIXES, TABLE, Fault, error_of, of_status, read_error, retry_after
 
 NOW = 1_000_000_000.0  # Sun, 09 Sep 2001 01:46:40 GMT
 
 
+# W-10
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -36,6 +38,7 @@ def test_every_form_of_retry_after_is_read_and_garbage_says_nothing(headers, sec
     assert retry_after(headers, NOW) == seconds
 
 
+# W-09, W-11, W-16
 @pytest.mark.parametrize(
     ("status", "code", "action"),
     [
@@ -84,3 +87,12 @@ def test_the_status_and_the_code_decide_never_the_words(status, code, action) ->
 )  # fmt: skip
 def test_an_error_body_of_any_form_is_read(body, codes, said) -> None:
     assert read_error(body) == (codes, said)
+
+
+def test_every_reason_to_stop_says_what_to_check() -> None:
+    assert {reason for _, _, action, reason, _ in TABLE if action == "stop"} == FIXES.keys()
+    error = error_of(of_status(404, b"404 page not found."))
+    assert isinstance(error, ProviderError)
+    assert error.message == "there is no such model or address: 404: 404 page not found."
+    assert "teacher.endpoint up to its version (https://HOST/v1)" in error.fix
+    assert isinstance(error_of(Fault("refuse", "the server refuses a field", "no")), RecipeError)

@@ -25,6 +25,7 @@ def states(place) -> list[str]:
         db.close()
 
 
+# W-05, W-13
 def test_a_request_is_on_disk_before_the_server_sees_it(tmp_path) -> None:
     seen = []
     with serving(lambda sent, times: seen.append(states(tmp_path)) or answer("fine")) as server:
@@ -32,6 +33,7 @@ def test_a_request_is_on_disk_before_the_server_sees_it(tmp_path) -> None:
     assert seen == [["sent"]]
 
 
+# W-05, W-16
 def test_a_reply_is_on_disk_before_it_is_read(tmp_path, monkeypatch) -> None:
     """Whatever its reader does, what was paid for is there: here the reader fails, and the reply is read later."""
 

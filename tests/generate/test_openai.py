@@ -124,6 +124,7 @@ def test_a_reply_that_drips_in_for_ever_is_left_at_the_time_limit(tmp_path) -> N
     ]
 
 
+# W-13
 def test_a_request_without_a_reply_stays_visible_at_unknown_cost(tmp_path) -> None:
     """The server may bill what it finished after nobody waited any more."""
     seen = []
@@ -134,6 +135,7 @@ def test_a_request_without_a_reply_stays_visible_at_unknown_cost(tmp_path) -> No
     assert seen[-1].money == pytest.approx(0.00006)
 
 
+# W-12
 def test_a_failing_prompt_is_tried_so_many_times_and_asked_again_by_the_next_run(tmp_path) -> None:
     def script(sent, times):
         return error(500) if sent.prompt == "bad" and times < 5 else answer("fine")
@@ -154,6 +156,7 @@ def test_a_run_may_go_on_without_prompts_that_fail(tmp_path) -> None:
     assert (given[1].reason, given[1].attempts) == ("the server failed (500: no)", 2)
 
 
+# W-11, field case 79
 @pytest.mark.parametrize(
     ("act", "words"),
     [
@@ -174,6 +177,7 @@ def test_a_key_or_a_quota_stops_at_once_with_exit_code_5(tmp_path, act, words) -
         assert len(server.sent) <= 2
 
 
+# field case 79
 @pytest.mark.parametrize("code", ["unsupported_parameter", "unsupported_value"])
 def test_a_refused_field_stops_at_once_and_names_the_way_out(tmp_path, code) -> None:
     act = error(400, code, "'temperature' is not supported")
@@ -181,6 +185,7 @@ def test_a_refused_field_stops_at_once_and_names_the_way_out(tmp_path, code) -> 
         ask(server, tmp_path, ["a"], workers=1)
 
 
+# field case 79
 def test_an_omitted_field_is_absent(tmp_path) -> None:
     with serving() as server:
         ask(
@@ -192,6 +197,7 @@ def test_an_omitted_field_is_absent(tmp_path) -> None:
         assert server.sent[0].body.keys() == {"model", "messages", "max_completion_tokens"}
 
 
+# W-14, W-15, W-23
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
@@ -231,6 +237,7 @@ def test_an_end_is_an_end_however_the_server_calls_it(tmp_path, finish) -> None:
     assert (given.finish, given.reason) == ("stop", "")
 
 
+# W-23
 @pytest.mark.parametrize(
     "text",
     ["\u2028 two \u2029 lines", "</script><b>", "long " * 200_000, "e\u0301 \U0001f9ea 漢字", "a\tb\nc"],
@@ -248,6 +255,7 @@ def test_a_cut_off_answer_comes_back_with_its_finish_for_the_filters_to_judge(tm
     assert (given.text, given.finish, given.reason) == ("half", "length", "")
 
 
+# W-02
 def test_a_larger_limit_asks_only_for_what_was_cut_off(tmp_path) -> None:
     """Finished answers stay; they are none of the limit's business."""
     told: list[str] = []
@@ -311,6 +319,7 @@ def test_answers_of_another_endpoint_are_used_and_named(tmp_path) -> None:
     assert "1 of the answers in the journal were given" in warned[0]
 
 
+# W-16, W-21
 def test_each_sample_is_a_request_of_its_own_and_equal_ones_are_left_to_the_filters(tmp_path) -> None:
     with serving(answer("the same")) as server:
         given = ask(server, tmp_path, ["a"], samples=3)
@@ -378,6 +387,7 @@ def test_top_k_is_refused_where_nobody_says_that_the_server_knows_it(tmp_path) -
 # Reasoning
 
 
+# field case 41
 def test_reasoning_in_its_own_field_is_dropped_or_wrapped_as_the_recipe_says(tmp_path) -> None:
     def script(sent, times):
         return answer("4", reasoning_content="2+2") if sent.prompt == "a" else answer("5")
@@ -418,6 +428,7 @@ def test_completions_refuses_a_conversation(tmp_path) -> None:
 # Waiting
 
 
+# W-09, W-10, field case 79
 @pytest.mark.parametrize(
     ("headers", "least", "most"),
     [
@@ -439,6 +450,7 @@ def test_the_endpoint_is_left_alone_for_as_long_as_it_says(tmp_path, headers, le
     assert least <= clock.time - 1e9 <= most
 
 
+# W-09
 def test_a_busy_endpoint_costs_no_attempt_until_patience_ends(tmp_path) -> None:
     with serving(lambda sent, times: error(429) if times < 12 else answer("fine")) as server:
         assert texts(ask(server, tmp_path, ["a"], {"attempts": 2})) == ["fine"]
@@ -464,6 +476,7 @@ def test_no_more_requests_are_in_flight_than_workers(tmp_path) -> None:
         assert server.most_flying <= 3
 
 
+# W-18
 def test_open_files_do_not_grow_with_the_prompts(tmp_path) -> None:
     counts = []
     with serving(
@@ -474,6 +487,7 @@ def test_open_files_do_not_grow_with_the_prompts(tmp_path) -> None:
     assert max(counts) <= before + 4 * 2 + 12  # both ends of four connections, the journal and its log
 
 
+# W-07
 def test_an_endpoint_that_is_down_trips_the_breaker_which_says_its_window(tmp_path) -> None:
     with serving(lambda sent, times: error(500) if len(server.sent) > 20 else answer("fine")) as server:
         with pytest.raises(ProviderError, match=r"\d+ of the last \d+ requests .* half of the last 50"):
@@ -488,6 +502,7 @@ def test_an_endpoint_that_answers_none_of_the_first_is_asked_no_more(tmp_path) -
         assert len(server.sent) == 16
 
 
+# W-07
 def test_rows_that_failed_before_are_not_judged_by_these_alone(tmp_path) -> None:
     """21 of 100 failed; the next run asks these alone, and all fail again: 21 of 71 is no reason to give up."""
     bad = {f"p{i}" for i in range(21)}
@@ -530,6 +545,7 @@ def test_money_is_reserved_before_it_is_spent(tmp_path, usage) -> None:
         assert len(server.sent) >= 4
 
 
+# W-25
 def test_a_budget_of_tokens_works_where_the_price_is_unknown(tmp_path) -> None:
     seen = []
     with serving() as server:
@@ -585,6 +601,7 @@ def test_nothing_more_is_sent_where_nobody_agrees_and_one_yes_holds_for_a_run(tm
         assert len(server.sent) == 100
 
 
+# W-25
 @pytest.mark.parametrize(
     ("teacher", "questions"),
     [
@@ -604,6 +621,7 @@ def test_a_price_is_asked_for_where_it_is_high_or_a_key_pays_an_unknown_one(
     assert len(asked.questions) == questions
 
 
+# W-14
 def test_most_answers_unusable_stops_before_the_rest_is_paid_for(tmp_path) -> None:
     usage = {
         "prompt_tokens": 1,
@@ -749,6 +767,7 @@ def longer(sent, times):
     return answer(f"{sent.prompt} {min(needs, most)}", "stop" if needs <= most else "length", usage=usage)
 
 
+# W-03
 def test_an_answer_that_was_cut_off_is_asked_for_once_more_where_the_recipe_says_so(tmp_path) -> None:
     with serving(longer) as server:
         given = ask(server, tmp_path, PROMPTS, {"retry_truncated": 60})

@@ -39,7 +39,8 @@ def test_an_error_lets_requests_in_flight_finish_as_long_as_a_request_may_take(t
         if len(polls) == 3:
             refused.set()
 
-    monkeypatch.setattr("potstill.generate.work.SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("potstill.generate.reports.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("potstill.generate.reports.LEAST_SHARE", 0.0)
     with serving(script) as server, pytest.raises(ProviderError, match="the key is refused"):
         ask(server, tmp_path, ["a", "b", "bad"], on_progress=progress)
     assert sorted(states(tmp_path)) == ["answered", "answered", "failed"]

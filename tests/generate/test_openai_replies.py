@@ -56,6 +56,7 @@ def test_a_response_format_of_text_demands_no_json(tmp_path) -> None:
     assert given.reason == ""
 
 
+# field case 41
 @pytest.mark.parametrize(
     ("thought", "kept"),
     [("half \ud83d", "half a character"), ("a \x00 b", "a character that stands for none")],

@@ -59,6 +59,7 @@ def test_tokens_that_were_not_used_are_given_back() -> None:
     assert sum(clock.waits) < 5  # 30,000 were reserved, 300 were used
 
 
+# W-09
 def test_the_number_in_flight_is_halved_once_for_all_that_were_in_flight_and_grows_back() -> None:
     clock = Turned()
     steady = pace(clock, workers=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,3 +151,31 @@ def test_vllm_itself_writes_the_greedy_text_of_the_local_engine(teacher) -> None
     written = by_place(vllm.write(asked, enforce_eager=True, gpu_memory_utilization=0.3))
     teacher.close()
     assert written == by_place(local.write(asked))
+
+
+def test_the_likeliest_ids_are_those_before_bias_and_temperature(fake, teacher) -> None:
+    """As the local engine's states have them, whatever is drawn; ids beyond the vocabulary are left out."""
+    asked = request(teacher, Sampling(8, 0.7, 0.9, 20))
+    shown = by_place(vllm.write(replace(asked, likeliest=16)))
+    (_, _, engine), (_, _, params) = fake.calls[-2:]
+    assert (engine["max_logprobs"], engine["logprobs_mode"], params[0].logprobs) == (16, "raw_logprobs", 16)
+    model = teacher.loaded().model
+    for (index, _), one in shown.items():
+        ids = torch.tensor([[*PROMPTS[index], *one.ids]])
+        lp = model(ids).logits[0, len(PROMPTS[index]) - 1 : -1].log_softmax(-1)
+        assert one.likeliest is not None
+        signal = one.likeliest.checked()
+        used = signal.ids >= 0
+        assert int(signal.ids.max()) < 120
+        torch.testing.assert_close(
+            signal.lp[used], lp.gather(1, signal.ids.clamp(min=0))[used], atol=1e-4, rtol=0
+        )
+        assert (
+            signal.ids.gather(1, signal.lp.argmax(-1, keepdim=True))[:, 0] == lp[:, :120].argmax(-1)
+        ).all()
+    teacher.close()
+
+
+def test_an_engine_that_shows_no_ids_is_an_error() -> None:
+    with pytest.raises(ModelError, match="shows no likeliest ids"):
+        vllm.likeliest(None, 120)

@@ -94,7 +94,8 @@ def test_a_disclaimed_law_is_really_broken(name, law):
 def test_the_stated_constants_of_a_divergence_hold(name):
     m = module(name)
     assert "dense" in m.SUPPORTS
-    assert not m.SUPPORTS - {"dense", "topk", "sampled"}
+    assert not m.SUPPORTS - {"dense", "topk", "sampled", "vector"}
+    assert ("vector" in m.SUPPORTS) == (name == "forward_kl")
     assert m.TEMPERATURE_POWER in (0, 1, 2)
     assert m.VANISHES is not ((name, "at_equality") in DISCLAIMED)
 

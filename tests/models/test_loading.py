@@ -14,7 +14,7 @@ from transformers import BertConfig, BertLMHeadModel, BertModel, T5Config
 
 from builders.tiny import save_tiny, save_tiny_gguf, tiny_model, tiny_tokenizer
 from potstill.errors import ModelError, VocabularyError
-from potstill.models import loading, vocabulary
+from potstill.models import loading, reading, vocabulary
 
 FP32 = torch.float32
 
@@ -196,7 +196,7 @@ def test_a_hub_model_is_held_to_what_a_folder_is_held_to(tmp_path, monkeypatch, 
     def file_of(location: str, revision: str | None, wanted: str) -> Path | None:
         return folder / wanted if wanted == name else None
 
-    monkeypatch.setattr(loading, "_hub_file", file_of)
+    monkeypatch.setattr(reading, "_hub_file", file_of)
     if name.endswith("index.json"):
         monkeypatch.setattr(loading, "load_config", lambda source: None)
     with pytest.raises(ModelError, match=words):

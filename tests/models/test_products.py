@@ -34,8 +34,8 @@ def test_products_in_fp32_stay_as_they_are():
     hidden, weight, grad = normal(N, H), normal(V, H, seed=1), normal(N, V, seed=2)
     projection = Projection(Head(weight, V), torch.float32)
     by_hidden, by_weight = torch.empty(N, H), torch.zeros(V, H)
-    projection.d_hidden(grad, by_hidden)
-    projection.add_d_weight(grad, hidden, by_weight)
+    projection.d_hidden(grad, by_hidden, projection.operand(grad))
+    projection.add_d_weight(projection.operand(grad), hidden, by_weight)
     assert torch.equal(projection.logits(hidden, torch.empty(N, V)), hidden @ weight.t())
     assert torch.equal(by_hidden, torch.zeros(N, H).addmm_(grad, weight))
     assert torch.equal(by_weight, torch.zeros(V, H).addmm_(grad.t(), hidden))
@@ -47,8 +47,8 @@ def test_rounded_products_carry_one_rounding_of_their_operands():
     projection = Projection(Head(weight, V), torch.float32, rounded=True)
     h, w, g = (t.bfloat16().double() for t in (hidden, weight, grad))
     by_hidden, by_weight = torch.empty(N, H), torch.zeros(V, H)
-    projection.d_hidden(grad, by_hidden)
-    projection.add_d_weight(grad, hidden, by_weight)
+    projection.d_hidden(grad, by_hidden, projection.operand(grad))
+    projection.add_d_weight(projection.operand(grad), hidden, by_weight)
     assert error(projection.logits(hidden, torch.empty(N, V)), h @ w.t()) < 1e-6
     assert error(by_hidden, g @ w) < 1e-6
     assert error(by_weight, g.t() @ h) < 1e-6

@@ -217,3 +217,12 @@ def test_cross_entropy_leaves_the_students_own_samples_alone():
     out = logits_loss(student, rowwise)
     assert abs(float(out.sum.detach())) < 1e-12
     assert torch.autograd.grad(out.sum, student)[0].abs().max() < 1e-12
+
+
+def test_a_gpu_has_larger_chunks_of_whole_tiles():
+    gpu = torch.device("cuda")
+    for vocabulary in (32768, 128256, 151936):
+        rows = chunk_rows(vocabulary, torch.float32, device=gpu)
+        assert rows % 128 == 0
+        assert rows > 4 * chunk_rows(vocabulary, torch.float32)
+    assert chunk_rows(V, torch.float32, 2 * 37 * V * 4, gpu) == 37  # fewer than a tile

@@ -163,6 +163,15 @@ def test_what_only_changes_memory_and_pace_is_no_part_of_the_identity() -> None:
     assert Distill(warmup=0.1).identity() != base
 
 
+def test_an_option_that_came_later_leaves_the_keys_of_older_trainings() -> None:
+    """These names are in the keys of stored trainings: one more, at its default too, would do them all again."""
+    assert set(Distill().identity()) == {
+        "learning_rate", "tokens_per_step", "schedule", "warmup", "weight_decay", "betas", "max_grad_norm", "precision",
+        "validate_every", "best_by", "patience", "packing", "export_dtype", "normalize",
+    }  # fmt: skip
+    assert Distill(freeze_head=True).identity() == Distill().identity() | {"freeze_head": True}
+
+
 def test_a_student_is_exported_as_its_teacher_is_stored_unless_the_recipe_says_otherwise() -> None:
     assert resolved(CPU)["export_dtype"].value == "float32"
     assert resolved(Facts("cpu", teacher_format="bfloat16"))["export_dtype"].value == "bfloat16"

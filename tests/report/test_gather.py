@@ -9,7 +9,7 @@ from potstill.data.rows import Row
 from potstill.report import gather, summary
 from potstill.report.summary import Outcome
 from potstill.stages._context import State
-from potstill.stages._rows import Examples
+from potstill.stages._training_rows import Examples
 from potstill.store.artifacts import Artifact
 from potstill.store.lines import write_lines
 from potstill.types import Example

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.report import numbers
+from potstill.report.figures import read
 from potstill.report.numbers import pair
-from potstill.report.summary import read
 from potstill.types import Figure
 
 

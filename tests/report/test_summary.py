@@ -13,7 +13,7 @@ from builders import places
 from builders.chats import write_lines
 from builders.cli import potstill
 from builders.tiny import save_tiny
-from potstill.report.summary import machine
+from potstill.report.machine import machine
 
 STAGES = "[{distill: {steps: 1}}, {evaluate: {samples: 3, max_new_tokens: 3, resamples: 100}}]"
 

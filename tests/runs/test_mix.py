@@ -10,7 +10,7 @@ from builders import places
 from builders.chats import write_lines
 from potstill.data.answers import Written
 from potstill.errors import DataError, RecipeError
-from potstill.recipe.plugins import FAMILIES
+from potstill.recipe.signatures import FAMILIES
 from potstill.stages import _rows
 from potstill.stages.control import Control
 from potstill.stages.distill import Distill

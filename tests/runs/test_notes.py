@@ -10,6 +10,7 @@ from builders import places
 from builders.chats import write_lines
 from builders.cli import potstill
 from builders.tiny import TEMPLATE, save_tiny, tiny_tokenizer
+from potstill.errors import RecipeError
 
 
 def notes(place) -> str:
@@ -31,6 +32,26 @@ def test_held_out_prompts_that_are_trained_on_are_noted(tmp_path):
     held += [{"prompt": f"w{100 + i}", "response": "w90"} for i in range(5)]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     assert "20 of 25 held-out prompts are training prompts too" in notes(tmp_path)
+
+
+def test_what_a_teacher_keeps_of_its_answers_for_no_capture_is_noted(tmp_path):
+    keep, train = "{generate: {keep: hidden, filters: null, max_new_tokens: 4}}", "{distill: {steps: 2}}"
+    for stages, noted in ((f"{keep}, {train}", True), (f"{keep}, capture, {train}", False)):
+        places.write(tmp_path, places.prompts(), stages=f"[{stages}]")
+        assert ("generate.keep: nothing reads what is kept" in notes(tmp_path)) == noted
+    again = "{generate: {name: again, filters: null, max_new_tokens: 4}}"
+    places.write(tmp_path, places.prompts(), stages=f"[{keep}, {again}, capture, {train}]")
+    assert "generate.keep: nothing reads what is kept" in notes(tmp_path)
+
+
+def test_nothing_of_several_teachers_answers_can_be_kept(tmp_path):
+    save_tiny(tmp_path / "other", seed=5)
+    places.write(
+        tmp_path, places.prompts(), teacher="{ensemble: [{model: teacher}, {model: other}]}", student="{model: other}",
+        stages="[{generate: {keep: hidden, max_new_tokens: 4}}, capture, {distill: {steps: 2}}]",
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"stages.generate.keep: needs one teacher whose weights are whole"):
+        places.read(tmp_path)
 
 
 def test_a_measured_speed_reaches_the_summary(tmp_path):

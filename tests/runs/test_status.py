@@ -9,10 +9,13 @@ import os
 import pytest
 from safetensors import SafetensorError
 
-from builders import places
+from builders import places, served
 from builders.cli import potstill
+from builders.endpoint import answer, error, serving
 from builders.faults import failing
-from potstill.runs.status import last_step, machine_error, reason
+from potstill.runs.status import last_step, machine_error, read_status, reason
+from potstill.store.folder import RunDir
+from potstill.store.lines import append_line
 
 NUMBERS = (
     "EIO", "EMFILE", "ENFILE", "ESTALE", "EFBIG", "ELOOP", "EISDIR", "ENOTDIR", "EACCES", "EPERM", "EROFS",
@@ -132,3 +135,42 @@ def test_a_run_says_how_many_rows_are_for_what(tmp_path):
         "rows: 51 train, 16 validation, 33 held out (33 of 100 rows (33%), split off by prompt)"
         in done.stderr
     )
+
+
+def test_the_status_of_a_run_that_a_quota_stops_counts_what_was_answered(tmp_path, monkeypatch):
+    """The last report of spending came too soon after the first for the run's folder, and was not noted."""
+    monkeypatch.setenv(served.KEY, served.CANARY)
+    answered = []
+
+    def script(sent, times):
+        if len(answered) == 20:
+            return error(429, "insufficient_quota")
+        answered.append(sent.prompt)
+        return answer("w20 w21")
+
+    with serving(script) as server:
+        served.write(
+            tmp_path, server, more="stages: [{generate: {filters: null, batch_rows: 1}}, finetune]\n"
+        )
+        done = potstill("run", "r.yaml", "--yes", cwd=tmp_path)
+    assert done.returncode == 5, done.stderr
+    said = json.loads(potstill("status", "runs/r", "--json", cwd=tmp_path).stdout)
+    assert (said["state"], said["asking"]["done"], said["asking"]["total"]) == ("failed", 20, 40)
+
+
+def test_the_status_counts_an_answer_once_whatever_journals_hold_it(tmp_path):
+    folder = RunDir(tmp_path / "runs/r")
+    folder.create()
+    (folder.path / "recipe.yaml").write_text("")
+    journal = tmp_path / "answers.jsonl"
+    for name, samples in {"": [0], ".worker-0": [0, 1], ".worker-1": [2]}.items():
+        for sample in samples:
+            append_line(journal.with_name(f"{journal.name}{name}"), {"prompt": "p", "sample": sample})
+    with journal.open("a") as half:
+        half.write('{"prompt": "half a li')
+    noted = {"stage": "generate", "journal": str(journal), "total": 8}
+    folder.update({"status": "interrupted", "stage": "generate", "writing": noted})
+    assert read_status(folder.path).writing == {"done": 3, "total": 8}
+    assert "stage generate · 3 of 8 answers" in read_status(folder.path).text()
+    folder.update({"stage": "distill"})
+    assert read_status(folder.path).writing is None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from builders import fake_ray
 from builders.hooks import watched
 from builders.jobs import Memory, context
 from builders.tiny import tiny_model
 from potstill.data.answers import Written
 from potstill.data.prompts import Prompt
-from potstill.errors import Interrupted
+from potstill.errors import Interrupted, MachineError
 from potstill.generate import local, ray
+from potstill.runs.status import _writing
 from potstill.stages import _rows, generate
 from potstill.stages._context import State
-from potstill.store.lines import append_line
+from potstill.store.lines import append_line, read_journal
 
 PROMPTS = [Prompt(f"p{i}", (1, *range(4, 8 + i), 11)) for i in range(12)]
 NEW = Prompt("new", (1, 40, 41, 42, 43, 44, 11))
@@ -48,10 +52,12 @@ def asked(monkeypatch) -> list[tuple[tuple[int, ...], int]]:
 def written(tmp_path, monkeypatch):
     """Run a generate stage on prompts in one store, or another, and return its answers."""
 
-    def run(prompts, place=tmp_path, teacher: Any = None, stop=lambda: 0, **options) -> list[Written]:
+    def run(
+        prompts, place=tmp_path, teacher: Any = None, stop=lambda: 0, announce=lambda values: None, **options
+    ) -> list[Written]:
         monkeypatch.setattr(_rows, "prompts", lambda context, new_tokens, samples: (prompts, {}))
         spec = generate.Generate(**{"max_new_tokens": 8, "batch_rows": 2, "filters": None} | options)
-        where = context(place, teacher or Memory(tiny_model(seed=1)), stop)
+        where = replace(context(place, teacher or Memory(tiny_model(seed=1)), stop), announce=announce)
         return _rows.read_answers(generate.run(spec, State(), where).answers)
 
     return run
@@ -175,3 +181,35 @@ def test_journals_of_workers_are_merged_and_what_they_hold_is_not_written_again(
     after = written(rows, engine={"ray": {"workers": 3}})  # how many there are is no part of what they write
     assert 0 < len(asked) < 36
     assert after == written(rows, place=tmp_path / "alone")
+
+
+class Weights(Memory):
+    """A teacher whose weights workers load by themselves."""
+
+    source, dtype = "weights", torch.float32
+
+
+def test_the_journal_of_a_killed_worker_is_merged_on_the_next_start(tmp_path, written, asked, monkeypatch):
+    """The first worker is killed at once, the second one within a line when it has written a portion."""
+    monkeypatch.syspath_prepend(str(Path(fake_ray.__file__).parent))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(ray, "require", lambda teacher: None)
+    weights = Weights(tiny_model(seed=1))
+    monkeypatch.setattr(ray.loading, "load", lambda *_, **__: weights.loaded())
+    rows = [replace(p, samples=3) for p in PROMPTS]  # 36 answers in portions of 16
+    import ray as module
+
+    module.dying.append(True)
+    announced: dict[str, Any] = {"stage": "generate"}
+    with pytest.raises(MachineError, match="what workers have written is kept"):
+        written(rows, teacher=weights, engine="ray", announce=announced.update)
+    assert _writing(announced) == {"done": 16 + 4, "total": 36}  # as `potstill status` counts
+    (journal,) = (tmp_path / "store").glob(".building-generate-*/.journal.jsonl.worker-*")
+    there = len(read_journal(journal))
+    journal.write_bytes(journal.read_bytes() + b'{"prompt": "half a li')
+    asked.clear()
+    after = written(rows, teacher=weights, engine="ray")
+    assert there == 16 + 4
+    assert len(asked) == 36 - there
+    assert after == written(rows, place=tmp_path / "alone")
+    sys.modules.pop("ray")

@@ -9,7 +9,7 @@ import pytest
 from builders import places
 from builders.cli import potstill
 from builders.jobs import answers
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 20, 99])

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from potstill.stages import _strategy
 from potstill.store.artifacts import Artifact
 from potstill.strategies import on_policy as plugin
 from potstill.strategies._rollouts import rollout
+from potstill.teachers._remembering import Remembering
 from potstill.types import Batch, Example, Reading
 
 
@@ -129,6 +131,37 @@ def test_the_teacher_reads_each_rollout_once_however_often_it_is_trained_on(tmp_
     made = on_policy(tmp_path, strategy=WAYS[way], teacher=teacher)
     assert any(event.get("rollout_age") for event in events(made.path, "step"))
     assert set(teacher.asked.values()) == {1}
+
+
+class Remembered(Remembering):
+    """Remembers, and counts how often its live teacher is asked about each row."""
+
+    def __init__(self, folder: Path) -> None:
+        live = Memory(tiny_model(seed=1))
+        self.asked = Counter[str]()
+        ask = live.signal
+        live.signal = lambda batch: self.asked.update(batch.row_ids) or ask(batch)
+        super().__init__(live, folder, 128)
+
+
+def test_a_teacher_that_remembers_is_asked_once_about_rows_and_replayed_rollouts_and_by_a_resumed_run_too(
+    tmp_path,
+):
+    way = {"on_policy_fraction": 0.6, "replay": 4, "refresh": 0.3}
+    calm, cut = Remembered(tmp_path / "kept/calm"), Remembered(tmp_path / "kept/cut")
+    whole = on_policy(tmp_path / "calm", strategy=way, teacher=calm)
+
+    def signal() -> int:
+        logs = list((tmp_path / "store").glob(".building-train-*/metrics.jsonl"))
+        return 15 if logs and len(events(logs[0].parent, "step")) >= 3 else 0
+
+    with pytest.raises(Interrupted):
+        on_policy(tmp_path, strategy=way, teacher=cut, stop=signal)
+    assert_equal(on_policy(tmp_path, strategy=way, teacher=cut), whole)
+    assert any(event.get("rollout_age") for event in events(whole.path, "step"))
+    for teacher in (calm, cut):
+        assert {"@" in name for name in teacher.asked} == {True, False}
+        assert set(teacher.asked.values()) == {1}
 
 
 def test_kept_signals_leave_the_training_as_it_is(tmp_path, monkeypatch):

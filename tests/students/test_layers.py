@@ -13,7 +13,7 @@ from builders.families import FAMILIES, SIZES, model_of
 from builders.tiny import tiny_tokenizer
 from potstill.errors import ModelError
 from potstill.models import anatomy, loading
-from potstill.students import depth
+from potstill.students import _layers, depth
 from potstill.students._layers import bypassed
 
 
@@ -80,6 +80,54 @@ def test_layers_by_a_period_are_refused_by_name():
     model = transformers.JambaForCausalLM(config).eval()
     with pytest.raises(ModelError, match=r"Jamba\w+ cannot be cut .*attn_layer_offset, attn_layer_period"):
         depth.cut(model, [0, 2, 3])
+
+
+def test_half_precision_is_compared_in_fp32(monkeypatch):
+    """What bf16 products of a deep model round lies above what a layer that differs a little changes."""
+    weights, model = depth._kept_weights, model_of("llama")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+
+    def nearly(model: Any, kept: list[int]) -> dict[str, torch.Tensor]:
+        return {name: 1.02 * w if "down_proj" in name else w for name, w in weights(model, kept).items()}
+
+    depth.cut(model, [0, 3])
+    monkeypatch.setattr(depth, "_kept_weights", nearly)
+    with pytest.raises(ModelError, match="its logits differ by"):
+        depth.cut(model, [0, 3])
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
+
+
+def test_a_constant_that_half_precision_rounds_is_no_difference(tmp_path, monkeypatch):
+    """Gemma's factor on embeddings, the square root of 40, is 0.2 % smaller in bf16; without the student's in its
+    place a cut of the teacher as it is trained would be refused."""
+    sizes = SIZES | {"hidden_size": 40, "initializer_range": 1.0}
+    config = transformers.Gemma3TextConfig(**sizes, layer_types=["full_attention"] * 6)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save(transformers.Gemma3ForCausalLM(config).bfloat16(), tmp_path)
+    model = load(tmp_path, torch.bfloat16)
+    rounded = model.model.embed_tokens.embed_scale
+    assert rounded.dtype == torch.bfloat16
+    monkeypatch.setattr(_layers, "TOLERANCE", 1e-5)
+    depth.cut(model, [0, 3])
+    assert model.model.embed_tokens.embed_scale is rounded
+
+
+def test_a_block_that_fails_leaves_the_teacher_as_it_was():
+    model = model_of("llama", dtype=torch.bfloat16)
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = anatomy.layers(model)[3].mlp.register_forward_hook(fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        depth.cut(model, [0, 3])
+    handle.remove()
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in anatomy.layers(model))
 
 
 @torch.no_grad()

@@ -24,10 +24,10 @@ from potstill.signals.topk import TopK
 from potstill.stages import _captured
 from potstill.stages._context import State
 from potstill.stages._plan import each_once
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
+from potstill.teachers._ensemble import EnsembleTeacher
 from potstill.teachers._members import Member
 from potstill.teachers.cached import reading_of
-from potstill.teachers.ensemble import EnsembleTeacher
 from potstill.train.kept import KeptSignals, joined
 from potstill.types import Batch
 
@@ -180,13 +180,19 @@ def test_rows_of_a_batch_can_be_taken_alone(packed):
         ([A, {"model": "remembers"}], {}, r"ensemble\.1\.cache: has no effect in an ensemble"),
         ([A, {"model": "drawn"}], {"combine": "losses", "weigh": "gold"}, "teacher.weigh: cannot be gold"),
         ([A, {"model": "drawn"}], {"combine": "losses", "weigh": "confidence"}, "cannot be confidence"),
+        (
+            [A, {"model": "vectors"}],
+            {"combine": "losses"},
+            r"ensemble\.1: gives the mean of a student's head",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_is_refused_with_its_place(values, options, words):
     text, drawn, remembers = Tiny(4), Tiny(5), Tiny(8)
     remembers.remembers = True
-    layered = Tiny(9)
+    layered, vectors = Tiny(9), Tiny(10)
     layered.batchwise = False
+    vectors.provides = frozenset({"vector"})
     text.provides, drawn.provides = frozenset({"text"}), frozenset({"sampled"})
     more = {
         "text": text,
@@ -194,6 +200,7 @@ def test_a_list_that_cannot_be_is_refused_with_its_place(values, options, words)
         "several": ensemble(Tiny(6), Tiny(7)),
         "remembers": remembers,
         "layered": layered,
+        "vectors": vectors,
     }
     with pytest.raises(RecipeError, match=words):
         built(*values, **options, teachers=more)
@@ -513,7 +520,7 @@ def test_held_out_rows_are_measured_on_whole_distributions_where_anyone_has_them
 ):
     """Several teachers have no hidden state, so what is stored of held-out rows is as little as of others."""
     kept = SimpleNamespace(provides=frozenset({"dense" if whole else "topk_sampled"}))
-    ours = SimpleNamespace(provides=frozenset({"dense"}), batchwise=batchwise)
+    ours = SimpleNamespace(provides=frozenset({"dense"}), batchwise=batchwise, reads=object())
     monkeypatch.setattr(_captured, "_cached", lambda *_: SimpleNamespace(heldout=lambda: kept))
     context: Any = SimpleNamespace(setup=SimpleNamespace(teacher=ours))
     state: Any = SimpleNamespace(captured=object())

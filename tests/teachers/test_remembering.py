@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +11,16 @@ import torch
 
 from builders import captures
 from builders.captures import rows
+from builders.jobs import context
 from builders.tiny import tiny_model
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.objectives.token import Divergence, TokenLoss
+from potstill.stages._captured import teaching
+from potstill.stages._context import State
+from potstill.stages.distill import Distill
 from potstill.teachers._remembering import Remembering
+from potstill.train.kept import KeptSignals
 from potstill.train.step import StudentModule, accumulate
 
 ROWS = rows(8)
@@ -26,6 +33,7 @@ class Counted:
         self._teacher: Any = captures.teacher()
         self.asked: list[str] = []
         self.fingerprint, self.dtype, self.provides = "counted", torch.float32, frozenset({"dense"})
+        self.name, self.reads = "counted", None
 
     def signal(self, batch: Any) -> Any:
         self.asked += batch.row_ids
@@ -52,6 +60,37 @@ def test_each_row_is_asked_about_once_and_has_one_target(tmp_path, packed):
     assert teacher.provides == live.provides
     assert teacher.fingerprint != live.fingerprint
     teacher.close()
+
+
+def test_a_student_s_text_is_written_down_where_it_returns(tmp_path):
+    """Replayed rollouts are asked about once, also by a run that goes on; text that is trained on once leaves nothing."""
+    live = Counted()
+    teacher = Remembering(live, tmp_path, 128)
+    rollouts = [replace(row, id=f"{row.id}@0", origin="student") for row in ROWS[:4]]
+    once, twice, rows = rollouts[:2], rollouts[2:], ROWS[4:]
+    returning = KeptSignals(teacher, lambda: {row.id for row in twice})
+    first = [returning.signal(collate(part, pad_id=0)) for part in (once, twice, [*once, *rows])]
+    assert Counter(live.asked) == Counter([row.id for row in (*once, *twice, *once, *rows)])
+    teacher.close()
+    again = Remembering(live, tmp_path, 128)
+    live.asked.clear()
+    resumed = KeptSignals(again, lambda: {row.id for row in twice})
+    assert torch.equal(resumed.signal(collate(twice, pad_id=0)).hidden, first[1].hidden)
+    resumed.signal(collate(rows, pad_id=0))
+    assert live.asked == []
+    resumed.signal(collate(once, pad_id=0))
+    assert live.asked == [row.id for row in once]
+    again.close()
+
+
+def test_a_stage_whose_student_writes_is_given_a_teacher_that_remembers(tmp_path):
+    """Not one in parts, whose passes need all processes."""
+    live = Counted()
+    live.remembers, live.sharded = True, False
+    where, spec = context(tmp_path, live), Distill(strategy={"on_policy": {}})
+    assert isinstance(teaching(spec, State(), where), Remembering)
+    live.sharded = True
+    assert teaching(spec, State(), where) is live
 
 
 def test_another_process_reads_what_one_has_written(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_signals_are_the_models_likeliest_ids(folder, server, packed):
     torch.testing.assert_close(said.lp, wanted.values, atol=1e-5, rtol=1e-5)
     lengths = [len(body.get("prompt", body.get("input_ids"))) for body in there.asked]
     assert sorted(lengths) == sorted(
-        [scored.PROBE, *(len(row.input_ids) for row in ragged_rows() if row.count)]
+        [*[scored.PROBE] * 3, scored.PROBE + 1, *(len(row.input_ids) for row in ragged_rows() if row.count)]
     )
 
 
@@ -139,6 +140,96 @@ def shifted(reply: Any) -> Any:
 def test_what_was_asked_for_and_does_not_come_back_is_an_error(folder, server, change, words):
     with engine(change=change) as there, pytest.raises(ProviderError, match=words):
         teacher(folder, there.url, server=server).signal(collate(ragged_rows(), pad_id=0))
+
+
+def drifting(kind: str) -> Any:
+    """An engine's change of what it says: with the temperature, or with what it was asked before."""
+    asked: list[int] = []
+
+    def change(reply: Any) -> Any:
+        asked.append(0)
+        # The probe asks: the ids, longer ones, the ids again, the ids at another temperature.
+        wrong = {"temperature": len(asked) == 4, "order": len(asked) == 3, "prefix": len(asked) == 2}[kind]
+        for position in reply["choices"][0]["prompt_logprobs"][1:]:
+            for entry in position.values() if wrong else ():
+                entry["logprob"] *= 2.0
+        return reply
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("temperature", "nats apart for the same ids at another sampling temperature.*raw_logprobs"),
+        ("order", "nats apart for the same ids asked again.*prefix"),
+        ("prefix", "nats apart for the same ids behind a longer prompt.*prefix"),
+    ],
+)
+def test_an_engine_whose_word_changes_is_refused_before_the_first_row(folder, kind, words):
+    with engine(change=drifting(kind)) as there, pytest.raises(ProviderError, match=words):
+        teacher(folder, there.url).signal(collate(ragged_rows(), pad_id=0))
+    assert len(there.asked) == 4
+
+
+def test_an_engine_that_fails_over_many_rows_is_asked_about_fewer_at_once(folder, monkeypatch, caplog):
+    """As one does that runs out of memory: half as many, until they pass."""
+    batch, flying, most = collate(ragged_rows(), pad_id=0), [], []
+    ask = scored.ScoredTeacher._post
+
+    def crowded(self, path, body):
+        flying.append(0)
+        most.append(len(flying))
+        try:
+            if self._at_once > 2 and self._probed:
+                raise scored._Overloaded("out of memory (500)")
+            return ask(self, path, body)
+        finally:
+            flying.pop()
+
+    with engine() as there:
+        calm = teacher(folder, there.url).signal(batch)
+        monkeypatch.setattr(scored.ScoredTeacher, "_post", crowded)
+        busy = teacher(folder, there.url, at_once=8)
+        assert torch.equal(busy.signal(batch).ids, calm.ids)
+        assert busy._at_once == 2
+        monkeypatch.setattr(scored.ScoredTeacher, "_post", lambda self, path, body: crowded(self, path, body) if not self._probed else (_ for _ in ()).throw(scored._Overloaded("out of memory (500)")))  # fmt: skip
+        with pytest.raises(ProviderError, match="out of memory"):
+            teacher(folder, there.url, at_once=2).signal(batch)
+    assert "4 rows at once from now on" in caplog.text
+
+
+LIKELY = {
+    "9": {"logprob": -3.1, "rank": 7},
+    "5": {"logprob": -0.1, "rank": 1},
+    "6": {"logprob": -2.5, "rank": 2},
+}
+
+
+def reply(position: Any) -> dict[str, Any]:
+    return {"choices": [{"prompt_logprobs": [None, position], "logprobs": {"tokens": ["token_id:5"]}}]}
+
+
+@pytest.mark.parametrize("order", [["9", "5", "6"], ["6", "9", "5"], ["5", "6", "9"]])
+def test_entries_are_read_by_their_ids_whatever_their_order(order):
+    """One target for two ids, the two likeliest of three entries."""
+    said = scored.ENGINES["vllm"].said(reply({name: LIKELY[name] for name in order}), [1, 9])
+    assert said == [[(5, -0.1), (6, -2.5)]]
+
+
+def test_numbers_that_are_missing_or_endless_are_no_probability():
+    values = {"5": -0.1, "6": -9999.0, "7": None, "9": -math.inf}
+    entries = {name: {"logprob": value, "rank": n} for n, (name, value) in enumerate(values.items(), 1)}
+    ((target,),) = scored.ENGINES["vllm"].said(reply(entries), [1, 9])
+    assert math.exp(target[1]) == pytest.approx(0.904837, abs=1e-6)
+    for wrong, words in (
+        ({"5": math.nan, "9": -1.0}, "nan as a log-probability|which is at most 0"),
+        ({"5": -0.1, "9": -0.2}, r"sum to 1\.7"),
+        ({"5": None, "9": None}, "gives no log-probability at position 1"),
+    ):
+        broken = {name: {"logprob": value, "rank": 1} for name, value in wrong.items()}
+        with pytest.raises(ProviderError, match=words):
+            scored.ENGINES["vllm"].said(reply(broken), [1, 9])
 
 
 def test_the_given_token_is_no_part_of_a_top_k_where_likelier_ones_are_left_out(folder):

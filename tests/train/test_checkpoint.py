@@ -8,7 +8,7 @@ from builders.jobs import spec_of
 from builders.tiny import tiny_model
 from potstill.store import disk
 from potstill.train import checkpoint
-from potstill.train.loop import make_optimizer
+from potstill.train.optimizer import make_optimizer
 from potstill.train.step import StudentModule
 
 

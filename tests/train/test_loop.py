@@ -19,7 +19,8 @@ from potstill.recipe.training import Training
 from potstill.strategies.offline import Offline
 from potstill.teachers.fixed import FixedTeacher
 from potstill.train import checkpoint
-from potstill.train.loop import Hooks, Progress, learning_rate_at, make_optimizer, train
+from potstill.train.loop import Hooks, Progress, train
+from potstill.train.optimizer import learning_rate_at, make_optimizer
 from potstill.train.step import StudentModule
 from potstill.types import Example
 

@@ -22,7 +22,7 @@ from potstill.recipe.specs import StrategyChoice
 from potstill.stages import _strategy
 from potstill.stages._module import Run
 from potstill.stages._objective import objective_of
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
 from potstill.stages.distill import Distill
 
 GREEDY = {"sampling_temperature": 0.0}

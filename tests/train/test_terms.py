@@ -18,7 +18,8 @@ from potstill.objectives.token import Divergence, TokenLoss
 from potstill.strategies.offline import Offline
 from potstill.teachers.fixed import FixedTeacher
 from potstill.train import checkpoint
-from potstill.train.loop import Hooks, make_optimizer, train
+from potstill.train.loop import Hooks, train
+from potstill.train.optimizer import make_optimizer
 from potstill.train.step import StudentModule, accumulate
 from potstill.types import Example, Loss, Reading
 

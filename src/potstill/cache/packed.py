@@ -15,6 +15,7 @@ from potstill.cache.codecs import Entry
 from potstill.divergences._divergence import Divergence
 from potstill.signals.signal import Chunk, Chunks, Signal
 from potstill.signals.support import Tail
+from potstill.types import Head
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Packed:
         return self.read(self.entries)
 
     def at(self, rows: Tensor) -> Signal:
-        return self.whole().at(rows)
+        # What is asked for by indices of a device is read there.
+        return moved(self.whole(), rows.device).at(rows)
 
     def chunks(self, divergence: Divergence, tail: Tail) -> Chunks:
         """As those of the signal that is read, one chunk at a time."""
@@ -84,11 +86,11 @@ class _Chunks:
 
 
 def moved(signal: Any, device: torch.device) -> Any:
-    """A signal of tensors on a device."""
+    """A signal with its tensors and its head on a device."""
     values: dict[str, Any] = {}
     for field in fields(signal):
         value = getattr(signal, field.name)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | Head):
             values[field.name] = value.to(device)
         elif isinstance(value, Mapping):
             values[field.name] = {key: tensor.to(device) for key, tensor in value.items()}

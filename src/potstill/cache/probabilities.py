@@ -15,6 +15,7 @@ from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError
 from potstill.models.projection import plain_logits
 from potstill.signals.dense import Dense
+from potstill.signals.ensemble import Ensemble
 from potstill.signals.hidden import Hidden
 from potstill.signals.signal import Chunk, Signal
 from potstill.signals.support import tempered
@@ -65,11 +66,12 @@ def pieces(signal: Signal, vocabulary: int) -> Iterator[tuple[slice, At]]:
     known = isinstance(signal, Dense | Hidden)
     if known and width_of(signal) < vocabulary:
         raise SignalError(f"the teacher gives {width_of(signal)} ids, the cache is for {vocabulary}.")
+    place = signal.weights.device if isinstance(signal, Ensemble) else None
     chunks = None if known else signal.chunks(Divergence.from_module(forward_kl), "bucket")
     for start in range(0, signal.rows, step):
         rows = slice(start, min(start + step, signal.rows))
         if chunks is not None:
-            nothing = torch.zeros(rows.stop - start, vocabulary)
+            nothing = torch.zeros(rows.stop - start, vocabulary, device=place)
             yield rows, partial(_beside, chunks(rows, nothing), nothing)
         elif isinstance(signal, Hidden):
             yield rows, partial(tempered, plain_logits(signal.head, signal.hidden[rows])[:, :vocabulary])

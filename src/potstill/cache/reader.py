@@ -83,7 +83,7 @@ class Cache:
 
     def __reduce__(self) -> Any:
         """Another process, such as a worker of a DataLoader, opens the files itself."""
-        return _opened, (self._folder.name, self._given)
+        return _opened, (self._folder.absolute, self._given)
 
     # ── examples ──────────────────────────────────────────────────────────────────────────────────
 

@@ -55,12 +55,9 @@ class Writer:
     ) -> None:
         self.folder, self.part = Path(folder), part
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._codec = codec(header.kind)
-        self.header = Header(
-            header.kind, self._codec.check(header.setting), header.teacher, header.vocabulary, header.facts
-        )
+        self.header = completed(header)
         self._shard_bytes = shard_bytes
-        self._lock = self._locked()
+        self._lock = lock_part(self.folder, part)
         self._written: set[bytes] = set()
         self._shard, self._place, self._size = part << 16, 0, 0  # the last shard, its next block, its bytes
         self._file: IO[bytes] | None = None
@@ -92,11 +89,11 @@ class Writer:
         if not new:
             return
         ordered = [(key, new.pop(key)) for key, _ in entries if key in new]
-        self._keep_head(ordered[0][1])
-        encoded = [self._encoded(key, signal) for key, signal in ordered]
+        self.keep_head(ordered[0][1])
+        made = [encoded(self.header, key, signal) for key, signal in ordered]
         if self._size >= self._shard_bytes:
             self._next_shard()
-        self._append(blocks.pack_block(self._place, encoded))
+        self._append(blocks.pack_block(self._place, made))
         self._place += 1
         self._written.update(key for key, _ in ordered)
 
@@ -137,15 +134,6 @@ class Writer:
 
     # ── the folder ────────────────────────────────────────────────────────────────────────────────
 
-    def _locked(self) -> IO[str]:
-        handle = (self.folder / f".part-{self.part:05d}.lock").open("a")
-        if not disk.lock(handle):
-            handle.close()
-            raise ArtifactError(
-                f"another process writes part {self.part} of {self.folder}.", fix="Wait for it, or stop it."
-            )
-        return handle
-
     def _describe(self) -> None:
         place = self.folder / headers.NAME
         if not place.is_file():
@@ -158,7 +146,13 @@ class Writer:
                 fix="Give this one a folder of its own, or delete the old one.",
             )
 
-    def _keep_head(self, signal: Signal) -> None:
+    @property
+    def headless(self) -> bool:
+        """Whether hidden states are here without the head that reads them."""
+        lacking = not (self.folder / heads.CHECK).is_file()
+        return self.header.kind == "hidden" and lacking and bool(self._written)
+
+    def keep_head(self, signal: Signal) -> None:
         """Keep the head of the first hidden states: they mean nothing without it."""
         place = self.folder / heads.CHECK
         if self.header.kind != "hidden" or place.is_file() or not isinstance(signal, Hidden):
@@ -171,10 +165,6 @@ class Writer:
         disk.write_text(place, heads.check_of(content))
 
     # ── blocks ────────────────────────────────────────────────────────────────────────────────────
-
-    def _encoded(self, key: bytes, signal: Signal) -> Encoded:
-        fields = self._codec.encode(signal, self.header.setting, key, self.header.vocabulary)
-        return Encoded(key, signal.rows, blocks.pack_fields(fields, self._codec.FIELDS))
 
     def _scanned(self, number: int, *, content: bool) -> Iterator[tuple[int, int, BlockHeader, np.ndarray]]:
         data = Mapped(self.folder / blocks.shard_name(number))
@@ -237,6 +227,39 @@ class Writer:
             os.truncate(place, self._size)
         else:
             place.unlink(missing_ok=True)
+
+
+def completed(header: Header) -> Header:
+    """A header with all of its codec's setting."""
+    return Header(
+        header.kind, codec(header.kind).check(header.setting), header.teacher, header.vocabulary, header.facts
+    )
+
+
+def encoded(header: Header, key: bytes, signal: Signal) -> Encoded:
+    """One example as a block of the cache holds it.
+
+    Raises:
+        SignalError: the signal cannot be stored as this kind.
+    """
+    kind = codec(header.kind)
+    fields = kind.encode(signal, header.setting, key, header.vocabulary)
+    return Encoded(key, signal.rows, blocks.pack_fields(fields, kind.FIELDS))
+
+
+def lock_part(folder: Path, part: int) -> IO[str]:
+    """Hold a part of a cache until the file is closed.
+
+    Raises:
+        ArtifactError: another process holds it.
+    """
+    handle = (folder / f".part-{part:05d}.lock").open("a")
+    if not disk.lock(handle):
+        handle.close()
+        raise ArtifactError(
+            f"another process writes part {part} of {folder}.", fix="Wait for it, or stop it."
+        )
+    return handle
 
 
 def _write_all(file: IO[bytes], content: bytes) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from potstill.check import estimator
 from potstill.check.reading import prompt_example
 from potstill.check.report import Item
+from potstill.check.world import world_of
 from potstill.console import Console
 from potstill.data.answers import with_domains
 from potstill.data.rows import Row
@@ -21,7 +22,7 @@ from potstill.recipe.training import Training
 from potstill.stages import _own_text
 from potstill.stages._context import Setup
 from potstill.stages._privileged import with_privileged
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
 from potstill.stages.distill import Distill
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule
@@ -141,7 +142,7 @@ def _estimator(setup: Setup, spec: Distill, pair_of: Callable[[], _Pair]) -> tup
     ids, theirs = (torch.tensor([prompt], device=setup.device) for prompt in (first.prompt, read))
     for model in (pair.student, pair.teacher):
         model.eval()
-    world = estimator.world_of(pair.student, pair.teacher, ids, setup.readers.shared_ids, theirs)
+    world = world_of(pair.student, pair.teacher, ids, setup.readers.shared_ids, theirs)
     return estimator.proof(spec, world)
 
 

@@ -9,7 +9,7 @@ from potstill.errors import DataError
 from potstill.recipe.stages import StageSpec
 from potstill.stages._context import Setup
 from potstill.stages._privileged import with_privileged
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
 from potstill.stages.distill import Distill
 from potstill.types import Example
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from potstill.check import ledger, privileged
+from potstill.check.defaults import input_defaults, stage_defaults
+from potstill.check.items import items_of
 from potstill.check.rendered import SHOWN, marked, rendered_prompts
 from potstill.check.report import CheckReport, Item
 from potstill.check.settings import settings
-from potstill.data import split
 from potstill.data.answers import with_domains
 from potstill.data.examples import Encoded, describe_lengths, encode, lost
 from potstill.data.lost import WAYS_OUT, Lost
@@ -18,15 +19,14 @@ from potstill.data.mix import GENERATED, Plan, mixed
 from potstill.data.prompts import both_ids, prompt_ids, prompts
 from potstill.data.rows import Row
 from potstill.data.template import Templater
-from potstill.devices import placement
 from potstill.errors import DataError
-from potstill.recipe.defaults import Default
 from potstill.recipe.methods import METHODS
 from potstill.recipe.recipe import Recipe
-from potstill.recipe.stages import StageSpec, resolve_auto, room_of
+from potstill.recipe.stages import room_of
 from potstill.runs.setup import Opened
 from potstill.stages._context import Setup
-from potstill.stages._rows import rows_of, sizes
+from potstill.stages._rows import rows_of
+from potstill.stages._training_rows import sizes
 from potstill.types import Example
 
 ESTIMATE = "sizes that depend on the number of tokens are reckoned with answers of full length."
@@ -83,12 +83,12 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         own = [_encoded(setup, rows, needed=False, own=True) for rows in (parts.train, parts.validation)]
         of_stages[name] = sizes(own[0].examples, own[1].examples)
         kept.append(rows_left(setup, f" of {name}", lost(own, setup.max_length)))
-    resolved, of_stages_defaults = _defaults(recipe.stages, setup, of_stages, new_tokens)
-    defaults = (*_of_inputs(recipe, setup), *of_stages_defaults)
+    resolved, of_stages_defaults = stage_defaults(recipe.stages, setup, of_stages, new_tokens)
+    defaults = (*input_defaults(recipe, setup), *of_stages_defaults)
     report = CheckReport(
         recipe=recipe.name,
         items=(
-            *_items(recipe, setup),
+            *items_of(recipe, setup),
             *_measurable(recipe, setup, new_tokens),
             stop_tokens(setup, examples),
             *kept,
@@ -102,52 +102,6 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         ledger=ledger.counts(setup, asked=bool(new_tokens or room)),
     )
     return report, with_domains(examples, setup.data.train, setup.domain)
-
-
-def _items(recipe: Recipe, setup: Setup) -> list[Item]:
-    data = setup.data
-    seen = split.overlap(data.trained_on, data.heldout)
-    dtype = getattr(setup.teacher, "dtype", None)
-    precision = "" if dtype is None else f", {str(dtype).removeprefix('torch.')}"
-    counts = ", ".join(f"{count} {name}" for name, count in data.funnel.items() if count)
-    return [
-        Item("teacher", True, getattr(setup.teacher, "about", "") or _named(recipe.teacher) + precision),
-        Item("student", True, "cut from the teacher" if setup.student.cut else _named(recipe.student)),
-        Item("device", True, setup.device.type),
-        Item("vocabulary", True, _vocabulary(setup)),
-        Item("rows", True, f"{data.shape}; {counts}"),
-        Item("split", True, data.counts),
-        Item(
-            "overlap",
-            seen.exact == 0,
-            f"of {seen.of} held-out prompts {seen.exact} stand in training, {seen.near} nearly, "
-            f"{seen.gram} share {split.GRAM} words in a row",
-        ),
-        Item("longest row", True, f"{setup.max_length} tokens may stand in a row"),
-    ]
-
-
-def _vocabulary(setup: Setup) -> str:
-    """Which ids both models have, and which are left out where their distributions are compared."""
-    shared, size = setup.readers.overlap, setup.readers.student.vocabulary.size
-    if shared is None or not shared.compatible:
-        return "not shared"
-    if shared.whole:
-        return f"{size} ids, shared"
-    alone = {"teacher": shared.teacher_only, "student": shared.student_only}
-    parts = [f"{count} of the {side} alone" for side, count in alone.items() if count]
-    cut = "; both distributions are cut to the shared ids" if setup.compares else ""
-    return f"{shared.size} ids, shared; {', '.join(parts)}{cut}"
-
-
-def _named(spec: object) -> str:
-    options = getattr(spec, "options", {})
-    return str(
-        getattr(spec, "model", None)
-        or options.get("model")
-        or options.get("cache")
-        or getattr(spec, "name", "")
-    )
 
 
 def _encoded(
@@ -271,56 +225,6 @@ def rows_left(setup: Setup, of: str, left_out: Lost) -> Item:
         return Item(f"lengths{of}", False, f"{left_out}. {WAYS_OUT}")
     fits = f"all {left_out.of} rows fit {setup.max_length} tokens; {left_out.about}"
     return Item(f"lengths{of}", True, str(left_out) if left_out.count else fits)
-
-
-def _defaults(
-    stages: Sequence[StageSpec], setup: Setup, of_stages: Mapping[str, Mapping[str, int]], new_tokens: int
-) -> tuple[list[StageSpec], list[Default]]:
-    """The stages without an `auto`, and what each became, by the sizes of the rows of each stage."""
-    count = getattr(setup.student.plugin, "parameters", None)
-    parameters = None if count is None else count(setup.student.context, **setup.student.options)
-    resolved: dict[str, StageSpec] = {}
-    chosen: list[Default] = []
-    for stage in stages:
-        stage, shared = stage.completed(stages, resolved)
-        trained = any(earlier.trains for earlier in resolved.values())
-        facts = setup.facts(
-            untrained=stage.from_untrained or not trained,
-            parameters=parameters,
-            answer_tokens=new_tokens or None,
-            sizes=of_stages[stage.name],
-        )
-        stage, defaults = resolve_auto(stage, facts)
-        resolved[stage.name] = stage
-        chosen += [*shared, *defaults]
-    return list(resolved.values()), chosen
-
-
-def _of_inputs(recipe: Recipe, setup: Setup) -> Iterator[Default]:
-    """What `auto` becomes in the recipe's inputs."""
-    dtype = getattr(setup.teacher, "dtype", None)
-    if getattr(recipe.teacher, "dtype", None) == "auto" and dtype is not None:
-        yield Default("teacher.dtype", str(dtype).removeprefix("torch."), f"for the {setup.device.type}")
-    written = getattr(recipe.teacher, "options", {}).get("combine", "auto")
-    if written == "auto" and (average := getattr(setup.teacher, "average", None)) is not None:
-        yield Default("teacher.combine", *average)
-    if getattr(recipe.student, "model", None) and getattr(recipe.student, "dtype", None) == "auto":
-        yield Default("student.dtype", "float32", "a student is trained in it")
-    data = recipe.data
-    if data.format == "auto":
-        yield Default("data.format", setup.data.shape.partition(":")[0], "by the columns of the first rows")
-    if data.heldout is None and data.heldout_fraction == "auto":
-        share = len(setup.data.heldout) / len(setup.data.everything)
-        yield Default("data.heldout_fraction", share, "a tenth, 60 to 500 rows, and a third at most")
-    if data.max_length == "auto":
-        yield Default("data.max_length", setup.max_length, "as far as the models read, 4096 at most")
-    devices = recipe.devices
-    count = placement.processes(None if devices.processes == "auto" else devices.processes, devices.apart)
-    if devices.processes == "auto":
-        yield Default("devices.processes", count, f"one a GPU that trains, or one: {setup.device.type}")
-    if devices.sharding == "auto":
-        several = "ddp or fsdp", "by the size of the student, once it is made"
-        yield Default("devices.sharding", *(several if count > 1 else ("none", "one process")))
 
 
 def _reckoned_sizes(

@@ -100,7 +100,7 @@ def readings(batch: Batch) -> list[Reading]:
     """The rows, or examples of a packed batch, as they went into `collate`; their first token is never scored."""
     return [
         Reading(tuple(row.input_ids[0].tolist()), (False, *row.predicts[0, :-1].tolist()))
-        for row in rows_of(batch)
+        for row in rows_of(batch.to("cpu"))  # row by row a device would be waited for
     ]
 
 

@@ -74,6 +74,22 @@ def questions(
     return list(result.values())
 
 
+def unanswered(readers: Readers, rows: Sequence[Row]) -> list[Question]:
+    """Turn held-out rows to which the teacher has no answer into prompts: whoever measures it counts them as missed."""
+    templater = readers.student.templater
+    return [
+        _asked(
+            replace(row, messages=row.prompt),
+            tuple(prompt_ids(templater, row)),
+            tuple(prompt_ids(readers.of_prompts.templater, row.for_teacher)),
+            gold="" if row.gold is None else templater.answer_text(row.gold),
+            tokens=0,
+        )
+        for row in rows
+        if row.text is None
+    ]
+
+
 def _question(readers: Readers, example: Example, row: Row) -> Question:
     """The example's first answer as the data's; `row` holds the prompt's turns alone."""
     start = example.scored.index(True)
@@ -82,13 +98,21 @@ def _question(readers: Readers, example: Example, row: Row) -> Question:
     prompt = teacher_prompt = example.input_ids[:start]
     if readers.teacher is not None and not readers.read_alike:
         teacher_prompt = tuple(prompt_ids(readers.teacher.templater, row.for_teacher))
+    gold = readers.student.decode(example.input_ids[start : start + length])
+    return _asked(row, prompt, teacher_prompt, gold=gold, tokens=length)
+
+
+def _asked(
+    row: Row, prompt: tuple[int, ...], teacher_prompt: tuple[int, ...], *, gold: str, tokens: int
+) -> Question:
+    """A row that holds the prompt's turns alone as a question."""
     return Question(
         row_id=row.id,
         prompt_ids=prompt,
         teacher_prompt_ids=teacher_prompt,
         prompt="\n".join(message["content"] for message in row.messages),
-        gold=readers.student.decode(example.input_ids[start : start + length]),
-        tokens=length,
+        gold=gold,
+        tokens=tokens,
         last_turn=row.messages[-1]["content"] if row.messages else "",
         family=str(row.extra.get("family") or ""),
         unseen=str(row.extra.get("unseen") or "").strip().casefold() not in _NO,

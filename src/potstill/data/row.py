@@ -117,3 +117,11 @@ def weight_in(value: object) -> float | None:
         with suppress(ValueError, OverflowError):
             weight = float(value)
     return weight if 0 <= weight < math.inf else None
+
+
+def require_answer(messages: Sequence[Message]) -> None:
+    problem = role_problem(messages)
+    if not problem and (last := messages[-1]["role"]) != "assistant":
+        problem = f"it needs an assistant turn at its end; its last turn is by the {last}."
+    if problem:
+        raise DataError(problem, fix="Repair the row, or generate the answers first.")

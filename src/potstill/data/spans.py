@@ -14,6 +14,7 @@ from potstill.data.policies import CLOSE, OPEN
 from potstill.data.render import Renderer
 from potstill.data.row import Message
 from potstill.errors import DataError
+from potstill.types import Example, Origin
 
 Spans: TypeAlias = tuple[list[int], list[tuple[int, int]]]  # ids, and the half-open ranges that are scored
 
@@ -101,3 +102,13 @@ def _holds_answers(messages: Sequence[Message], text: str) -> bool:
                 return False
             place = start + len(part)
     return True
+
+
+def example_of(
+    row_id: str, ids: Sequence[int], spans: Sequence[tuple[int, int]], origin: Origin = "data"
+) -> Example:
+    scored = [False] * len(ids)
+    for start, end in spans:
+        # Nothing predicts the first token.
+        scored[max(start, 1) : end] = [True] * (end - max(start, 1))
+    return Example(row_id, tuple(ids), tuple(scored), origin)

@@ -21,7 +21,8 @@ from potstill.data.chat_template import ChatTemplate
 from potstill.data.ledger import Account, Ledger, Part, ledger_of
 from potstill.data.policies import Reasoning, System
 from potstill.data.render import Renderer
-from potstill.data.row import Message, Row, role_problem
+from potstill.data.row import Message, Row, require_answer, role_problem
+from potstill.data.spans import example_of
 from potstill.errors import DataError, ModelError
 from potstill.types import Example, Origin
 
@@ -159,7 +160,7 @@ class Templater:
         """
         ended = bool(completion_ids) and completion_ids[-1] in self.stop_ids
         ids = [*prompt_ids, *completion_ids, *(self._renderer.ending.ids if end and not ended else ())]
-        return _example(row_id, ids, [(len(prompt_ids), len(ids))], origin)
+        return example_of(row_id, ids, [(len(prompt_ids), len(ids))], origin)
 
     def encode_row(self, row: Row) -> list[Example]:
         """Make one example of a row, or one of each assistant turn where the template rewrites earlier turns.
@@ -170,15 +171,15 @@ class Templater:
         with row.place_in_errors():
             if row.text is not None:
                 ids = self._renderer.document_ids(row.text)
-                return [_example(row.id, ids, [(1, len(ids))])]
-            _require_answer(row.messages)
+                return [example_of(row.id, ids, [(1, len(ids))])]
+            require_answer(row.messages)
             messages = self._prepare(row.messages)
             self._require_printed(messages, row.tools)
             wanted = [m.get("trained", True) for m in row.messages if m["role"] == "assistant"]
             marked = spans.by_marks(self._renderer, messages, row.tools)
             if marked and (all(wanted) or len(marked[1]) == len(wanted)):
                 ids, answers = marked
-                return [_example(row.id, ids, list(itertools.compress(answers, wanted)))]
+                return [example_of(row.id, ids, list(itertools.compress(answers, wanted)))]
             turns = [
                 self._turn(messages, row.tools, turn)
                 for turn, message in enumerate(messages)
@@ -187,9 +188,9 @@ class Templater:
             whole = turns[-1][0]
             trained = list(itertools.compress(enumerate(turns, 1), wanted))
             if not trained or all(whole[: len(ids)] == ids for ids, _ in turns):
-                return [_example(row.id, whole, [span for _, (_, answers) in trained for span in answers])]
+                return [example_of(row.id, whole, [span for _, (_, answers) in trained for span in answers])]
             return [
-                replace(_example(f"{row.id}#{number}", *turn), part_of=row.id) for number, turn in trained
+                replace(example_of(f"{row.id}#{number}", *turn), part_of=row.id) for number, turn in trained
             ]
 
     def _prepare(self, messages: Sequence[Message]) -> list[Message]:
@@ -273,7 +274,7 @@ class Templater:
         messages, tools = ledger.messages, ledger.tools
         if asked:
             return self.prompt_text(Row("", tuple(messages)).prompt, tools), ""
-        _require_answer(messages)
+        require_answer(messages)
         prepared = self._prepare(messages)
         ends = [end for end, message in enumerate(prepared, 1) if message["role"] == "assistant"]
         turns = [spans.texts(self._renderer, prepared[:end], tools) for end in ends]
@@ -289,21 +290,3 @@ class Templater:
         if messages[turn].get("tool_calls"):
             self._require_printed(messages[: turn + 1], tools)
         return spans.of_turn(self._renderer, messages[: turn + 1], tools)
-
-
-def _require_answer(messages: Sequence[Message]) -> None:
-    problem = role_problem(messages)
-    if not problem and (last := messages[-1]["role"]) != "assistant":
-        problem = f"it needs an assistant turn at its end; its last turn is by the {last}."
-    if problem:
-        raise DataError(problem, fix="Repair the row, or generate the answers first.")
-
-
-def _example(
-    row_id: str, ids: Sequence[int], spans: Sequence[tuple[int, int]], origin: Origin = "data"
-) -> Example:
-    scored = [False] * len(ids)
-    for start, end in spans:
-        # Nothing predicts the first token.
-        scored[max(start, 1) : end] = [True] * (end - max(start, 1))
-    return Example(row_id, tuple(ids), tuple(scored), origin)

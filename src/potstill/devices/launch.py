@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from potstill.devices import jobs
 from potstill.errors import Interrupted, MachineError, PotstillError
@@ -37,6 +38,10 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         os.environ.setdefault(name, LOOPBACK)
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # torch 2.11 has no such setting; its agent waits for 30 seconds.
+    patience: dict[str, Any] = {
+        name: SECONDS_TO_STOP for name in LaunchConfig.__dataclass_fields__ if name == "shutdown_timeout"
+    }
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         os.environ[jobs.LAUNCHED] = folder
         config = LaunchConfig(
@@ -48,7 +53,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
             rdzv_endpoint=str(Path(folder, "agents")),
             rdzv_configs={"store_type": "file"},  # a server would listen on every interface
             max_restarts=0,
-            shutdown_timeout=SECONDS_TO_STOP,
+            **patience,
         )
         try:
             elastic_launch(config, sys.executable)("-m", "potstill", *arguments)

@@ -42,9 +42,16 @@ def take(apart: Sequence[int]) -> None:
     Raises:
         RecipeError: as in `processes`.
     """
+    leave_out_planned_attention()
     free = _free(torch.cuda.device_count(), apart)
     if free and (apart or ranks.world() > 1):
         torch.cuda.set_device(free[ranks.local_rank() % len(free)])
+
+
+def leave_out_planned_attention() -> None:
+    """Leave cuDNN's attention out of this process: where a padding mask is given, it builds a plan for every new shape,
+    and the shapes of ragged rows and of a decoding batch are new at every step."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def of_teacher(apart: Sequence[int], own: torch.device) -> torch.device:

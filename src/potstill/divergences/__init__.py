@@ -12,7 +12,8 @@ leading underscore is a divergence; there is no registry. Each file defines eith
 An argument `tail`, if there is one, says whether the last column is a tail bucket. Constants say what the
 family needs:
 
-- `SUPPORTS`, the signals it is right for: "dense", "topk" (stored ids and a tail bucket), "sampled";
+- `SUPPORTS`, the signals it is right for: "dense", "topk" (stored ids and a tail bucket), "sampled", "vector" (a mean
+  over a frozen student head: forward KL alone);
 - `TEMPERATURE_POWER`, k of the factor T^k that keeps its balance with a hard-label term;
 - `VANISHES`, whether it is zero at equality;
 - `TANGENT`, optional: its partial sums to 0 over the outcomes, which spares the way back to logits a pass;

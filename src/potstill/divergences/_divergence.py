@@ -77,11 +77,21 @@ class Divergence:
         """The same, and its derivative by each student log-probability [N, K]."""
         if self.has_partial:
             return self._call(student_lp, teacher_lp, tail)
+        if torch.compiler.is_compiling():  # a graph knows no leaf; the derivative is the same
+            return self._by_transform(student_lp, teacher_lp, tail)
         with torch.enable_grad():
             leaf = student_lp.detach().requires_grad_()
             result = self._call(leaf, teacher_lp, tail)
             (partial,) = torch.autograd.grad(result.sum(), leaf)
         return result.detach(), partial
+
+    def _by_transform(self, student_lp: Tensor, teacher_lp: Tensor, tail: bool) -> tuple[Tensor, Tensor]:
+        def summed(lp: Tensor) -> tuple[Tensor, Tensor]:
+            value = self._call(lp, teacher_lp, tail)
+            return value.sum(), value
+
+        partial, value = torch.func.grad(summed, has_aux=True)(student_lp)
+        return value, partial
 
     def _call(self, student_lp: Tensor, teacher_lp: Tensor, tail: bool) -> Any:
         more = {"tail": tail} if self.wants_tail else {}

@@ -14,7 +14,7 @@ so the guarded way is always taken there.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ FLOOR = -1e30  # stands for -inf where a difference of two must stay a number
 SAFE = 80.0  # expm1 of more would overflow in fp32
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
     """Student and teacher side by side, all [N, K]."""
 
     student_lp: Tensor
@@ -40,9 +41,14 @@ class Pair(NamedTuple):
         return self.student_lp.exp()
 
 
+def may_ask(values: Tensor) -> bool:
+    """Whether a value may decide what is computed: not on a GPU, and not in a graph, which has one way."""
+    return not values.is_cuda and not torch.compiler.is_compiling()
+
+
 def product(weight: Tensor, x: Tensor) -> Tensor:
     """weight * x, and 0 where the weight is 0 whatever x is."""
-    if not weight.is_cuda:
+    if may_ask(weight):
         plain = weight * x
         if plain.detach().sum().isfinite():
             return plain
@@ -53,7 +59,7 @@ def compare(student_lp: Tensor, teacher_lp: Tensor) -> Pair:
     """Exponentials, their log ratio, and their difference without cancellation."""
     p = teacher_lp.exp()
     d = student_lp - teacher_lp
-    if d.is_cuda or not d.detach().sum().isfinite():
+    if not may_ask(d) or not d.detach().sum().isfinite():
         inf = math.inf
         # A NaN that came in stays one: it is in q or p, and the guarded difference reads both.
         d = d.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
@@ -68,8 +74,8 @@ def difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def _is_safe(log_ratio: Tensor) -> bool:
-    """Whether expm1 does not overflow; False on a GPU, where asking takes longer than the guard."""
-    return not log_ratio.is_cuda and (log_ratio.numel() == 0 or bool(log_ratio.detach().amax() < SAFE))
+    """Whether expm1 does not overflow; False where asking takes longer than the guard."""
+    return may_ask(log_ratio) and (log_ratio.numel() == 0 or bool(log_ratio.detach().amax() < SAFE))
 
 
 def _guarded_difference(q: Tensor, p: Tensor, log_ratio: Tensor) -> Tensor:
@@ -95,7 +101,8 @@ def blend(pair: Pair, cover: Tensor, seek: Tensor) -> tuple[Tensor, Tensor]:
     return value.squeeze(-1), product(cover, gap) + product(seek, flow)
 
 
-class Mixture(NamedTuple):
+@dataclass(frozen=True)
+class Mixture:
     """Both sides against m = share * p + (1 - share) * q, 0 < share < 1; tensors are [N, K]."""
 
     q: Tensor

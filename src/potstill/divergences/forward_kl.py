@@ -6,15 +6,15 @@ teacher's entropy, so it is 0 at equality and comparable between temperatures.
 
 Gradient by the student's logits: (q - p) / T, bounded. Infinite where the student has no mass and the
 teacher has some. Linear in the teacher up to a constant, so the only KL that is unbiased (in its
-gradient) on ids drawn from the teacher. In `torch.nn.functional.kl_div(input, target)` the student's
-log-probabilities are `input`.
+gradient) on ids drawn from the teacher, and the one that reads the teacher's mean of a frozen head
+alone. In `torch.nn.functional.kl_div(input, target)` the student's log-probabilities are `input`.
 """
 
 from torch import Tensor
 
 from potstill.divergences._math import compare, forward
 
-SUPPORTS = frozenset({"dense", "topk", "sampled"})
+SUPPORTS = frozenset({"dense", "topk", "sampled", "vector"})
 TEMPERATURE_POWER = 2
 VANISHES = True
 TANGENT = True  # q - p sums to nothing: it is the gradient by the logits already

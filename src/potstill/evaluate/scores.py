@@ -21,7 +21,7 @@ from potstill.evaluate.teacher import left_out
 from potstill.models import anatomy
 from potstill.models.beside import evaluating
 from potstill.models.projection import mass_beyond, plain_logits, wide
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES, chunk_rows
+from potstill.objectives.fused import chunk_rows
 from potstill.objectives.token import Divergence
 from potstill.signals.support import Support, tempered
 from potstill.signals.teacher import Teacher
@@ -63,7 +63,7 @@ def score(
     forward_kl: Divergence,
     reverse_kl: Divergence,
     batch_tokens: int = 2048,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scores:
     """Score `examples` (their answers' tokens) under the student and against the teacher.
@@ -92,7 +92,7 @@ def score(
             chunks = None if signal is None else signal.chunks(forward_kl, "bucket")
             places = torch.tensor([place[examples[row].row_id] for row in rows])
             owner = places[batch.predicts.nonzero()[:, 0].cpu()]
-            step = chunk_rows(vocabulary, wide(hidden.dtype), chunk_bytes) // 2
+            step = chunk_rows(vocabulary, wide(hidden.dtype), chunk_bytes, device) // 2
             for start in range(0, batch.count, step):
                 part = slice(start, min(start + step, batch.count))
                 columns: tuple[Tensor, ...]

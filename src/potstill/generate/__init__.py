@@ -27,6 +27,7 @@ function `require(teacher)` refuses at the start what cannot work.
     answers   from stored replies to answers; replies reads one
     limits    how fast, how often and for how much
     work      a few requests, the bill, the rest; campaign sends them, wire sends one
+    reports   where the answers stand, now and then
     deadlines ends replies that take too long
     faults    the table of everything that can go wrong
     pace      when to send, when to wait, when to give up

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from potstill.generate import replies
@@ -12,6 +12,7 @@ from potstill.generate.journal import Journal
 from potstill.generate.replies import Answer, NoAnswer, Rules
 from potstill.generate.served import Given, TextRequest
 
+SHOWN_BYTES = 10_000  # of a reply without text, that are kept beside its reason
 AGAIN = "-again"  # marks the second request of one that is sent twice
 
 
@@ -22,6 +23,7 @@ class Answers:
     Args:
         second: the requests that are sent once more where an answer is cut off, by prompt and sample, with a larger
             limit of tokens; none where that is not wanted.
+        keep: is given every answer that is used, with its raw reply.
     """
 
     journal: Journal
@@ -30,6 +32,7 @@ class Answers:
     reuse: Reuse
     rules: Rules
     second: Mapping[tuple[int, int], Ask] = field(default_factory=dict)
+    keep: Callable[[Given, bytes], None] | None = None
 
     def kept(self) -> dict[tuple[int, int], Kept]:
         """The replies that need no further request, by prompt and sample."""
@@ -70,11 +73,14 @@ class Answers:
 
     def read(self, entries: Sequence[Kept]) -> Iterator[Answer | None]:
         """Read replies again from their raw bytes; None for one that is rejected."""
+        return (answer for _, answer in self._read(entries))
+
+    def _read(self, entries: Sequence[Kept]) -> Iterator[tuple[bytes, Answer | None]]:
         for entry, reply in zip(entries, self.journal.replies([e.id for e in entries]), strict=True):
             try:
-                yield replies.read(reply) if entry.state == "answered" else None
+                yield reply, replies.read(reply) if entry.state == "answered" else None
             except NoAnswer:
-                yield None
+                yield reply, None
 
     def seed_proven(self) -> bool:
         """Whether a request was answered alike when it was sent twice with one seed; true where no seed is sent."""
@@ -92,9 +98,14 @@ class Answers:
         tried = self.journal.attempts(ask.key for ask in self.asks)
         present = [kept[ask.index, ask.sample][0] for ask in self.asks if (ask.index, ask.sample) in kept]
         entries = [kept[ask.index, ask.sample][1] for ask in present]
-        for ask, entry, answer in zip(present, entries, self.read(entries), strict=True):
+        for ask, entry, (reply, answer) in zip(present, entries, self._read(entries), strict=True):
             count, _ = tried.get(ask.key, (0, ""))
-            yield self._given(ask, entry, answer, count)
+            given = self._given(ask, entry, answer, count)
+            if given.reason:
+                given = replace(given, text=self.rules.received(answer) or _as_it_came(reply))
+            elif self.keep is not None:
+                self.keep(given, reply)
+            yield given
         for ask in self.asks:
             if (ask.index, ask.sample) not in kept:
                 count, reason = tried.get(ask.key, (0, ""))
@@ -129,7 +140,12 @@ def answers_of(
     second = (
         {} if longer is None else {(ask.index, ask.sample): with_limit(ask, longer, field_) for ask in asks}
     )
-    return Answers(journal, request.teacher.model, asks, reuse, rules, second)
+    return Answers(journal, request.teacher.model, asks, reuse, rules, second, request.keep)
+
+
+def _as_it_came(reply: bytes) -> str:
+    """The beginning of a reply that holds no text; all of it is in the journal."""
+    return reply[:SHOWN_BYTES].decode("utf-8", "replace")
 
 
 def _cut(entry: Kept | None) -> bool:

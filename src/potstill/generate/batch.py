@@ -11,9 +11,9 @@ from typing import Any, Literal
 from potstill.generate.answers import answers_of
 from potstill.generate.batch_work import BatchWork
 from potstill.generate.journal import Journal
-from potstill.generate.limits import Limits, check, rules_of
-from potstill.generate.price import Most
+from potstill.generate.limits import check, limits_of, rules_of
 from potstill.generate.served import Given, TextRequest
+from potstill.generate.wire import require_client
 from potstill.generate.work import answered
 
 TAKES = "messages"
@@ -22,6 +22,11 @@ PACE = frozenset({
     "requests_per_batch", "batches_at_once", "poll_seconds", "window", "price_share", "attempts", "timeout",
     "patience", "budget_money", "budget_tokens", "budget_requests", "confirm_above",
 })  # fmt: skip
+
+
+def require(teacher: Any) -> None:
+    """Raises MachineError: the protocol's client is not installed."""
+    require_client()
 
 
 def require_options(teacher: Any, max_new_tokens: int, **options: Any) -> None:
@@ -75,41 +80,27 @@ def write(
         RecipeError: the server refuses or ignores a field, or nobody agreed to the price.
         DataError: most of the first answers cannot be used.
     """
-    require_options(
-        request.teacher,
-        request.sampling.max_new_tokens,
-        requests_per_batch=requests_per_batch,
-        batches_at_once=batches_at_once,
-        poll_seconds=poll_seconds,
-        price_share=price_share,
+    sizes: dict[str, Any] = {
+        "price_share": price_share,
+        "requests_per_batch": requests_per_batch,
+        "batches_at_once": batches_at_once,
+        "poll_seconds": poll_seconds,
+    }
+    limits = limits_of(
+        "batch",
+        request,
+        {"retry_truncated": retry_truncated, **sizes},
         attempts=attempts,
         timeout=timeout,
         patience=patience,
         budget_money=budget_money,
-        retry_truncated=retry_truncated,
+        budget_tokens=budget_tokens,
+        budget_requests=budget_requests,
+        confirm_above=confirm_above,
+        missing=missing,
     )
     rules = rules_of(request, reasoning=reasoning)
-    limits = Limits(
-        None,
-        None,
-        attempts,
-        timeout,
-        patience,
-        Most(budget_money, budget_tokens, budget_requests),
-        confirm_above,
-        missing,
-    )
     with Journal(request.journal) as journal:
         answers = answers_of(request, journal, reuse, rules, retry_truncated)
-        work = BatchWork(
-            request,
-            journal,
-            answers,
-            limits,
-            price_share,
-            requests_per_batch,
-            batches_at_once,
-            poll_seconds,
-            window,
-        )
+        work = BatchWork(request, journal, answers, limits, window=window, **sizes)
         yield from answered(request, journal, work)

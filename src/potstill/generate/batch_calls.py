@@ -152,6 +152,8 @@ class BatchCalls:
             ProviderError: there is none.
         """
         asked = faults.retry_after(reply.headers, self.request.clock.date())
+        if fault.action == "stop" and not allowed:
+            raise faults.error_of(fault)
         if not allowed or failed >= self.limits.attempts or (asked or 0.0) > self.limits.patience:
             raise ProviderError(
                 f"{fault.reason}: {fault.said or 'no reply'}.",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import ProviderError, RecipeError
-from potstill.generate import batch_files, campaign
+from potstill.generate import batch_files, campaign, faults
 from potstill.generate.asks import Ask, ignored_field
 from potstill.generate.batch_calls import BatchCalls, NotSubmitted, Stopped
 from potstill.generate.batch_files import Joined, State
@@ -209,12 +209,7 @@ class BatchWork(Work):
             )
         for key, outcome in outcomes.items():
             if isinstance(outcome, Fault) and outcome.action in ("stop", "refuse"):
-                kind = ProviderError if outcome.action == "stop" else RecipeError
-                raise kind(
-                    f"{outcome.reason}: {outcome.said}.",
-                    path="teacher",
-                    fix="Everything answered so far is kept. Repair it and run the same command again.",
-                )
+                raise faults.error_of(outcome)
             if (
                 isinstance(outcome, Answer)
                 and key in by_key

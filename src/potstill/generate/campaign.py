@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from potstill.errors import MachineError, ProviderError, RecipeError
+from potstill.errors import MachineError, RecipeError
 from potstill.generate import faults, replies
 from potstill.generate.asks import Ask, ignored_field
 from potstill.generate.entries import Intent
@@ -127,20 +127,8 @@ class Campaign:
                 return
             asked = faults.retry_after(reply.headers, self.clock.date())
             match outcome.action:
-                case "stop":
-                    raise ProviderError(
-                        f"{outcome.reason}: {outcome.said}.",
-                        fix="Everything answered so far is kept. Repair it and run the same command again.",
-                        path="teacher",
-                    )
-                case "refuse":
-                    raise RecipeError(
-                        f"{outcome.reason}: {outcome.said}.",
-                        fix="Write teacher.omit: [temperature, top_p] for a field that it does not take, "
-                        "teacher.limit_field: max_completion_tokens, task.response_format: false where it takes no "
-                        "schema (answers are checked all the same), or repair teacher.extra_body.",
-                        path="teacher",
-                    )
+                case "stop" | "refuse":
+                    raise faults.error_of(outcome)
                 case "reject":
                     self._ended(ask, answered=outcome.final, reason=_words(outcome))
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ class Deadlines:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._looks = math.inf  # when the thread looks next
 
     @contextmanager
     def watching(self, response: Any, until: float) -> Iterator[Watch]:
@@ -36,7 +38,10 @@ class Deadlines:
         watch = Watch(until, None if stream is None else stream.get_extra_info("socket"))
         with self._changed:
             self._watches.add(watch)
-            if len(self._watches) == 1:  # all have the same time to live, so a later one ends no sooner
+            if (
+                until < self._looks
+            ):  # else its thread wakes early enough, and need not be woken for each reply
+                self._looks = until
                 self._changed.notify()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="deadlines")
@@ -59,8 +64,8 @@ class Deadlines:
                 now = time.monotonic()
                 for watch in [watch for watch in self._watches if watch.until <= now]:
                     self._end(watch)
-                ends = [watch.until for watch in self._watches]
-                self._changed.wait(max(0.0, min(ends) - now) if ends else None)
+                self._looks = min((watch.until for watch in self._watches), default=math.inf)
+                self._changed.wait(None if self._looks == math.inf else max(0.0, self._looks - now))
 
     def _end(self, watch: Watch) -> None:
         self._watches.discard(watch)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Literal
 
+from potstill.errors import PotstillError, ProviderError, RecipeError
+
 Action = Literal["wait", "again", "reject", "refuse", "stop"]
 """wait: the endpoint is busy; ask again when it says, without counting the attempt.
 again: try again, so many times.
@@ -55,6 +57,15 @@ TABLE: tuple[tuple[frozenset[int], set[str], Action, str, bool], ...] = (
     (frozenset(range(200, 300)), set(), "again", "an error in place of an answer", False),
     (_ANY, set(), "stop", "the address answers with something else", False),
 )
+# What to do where nobody is going to answer, by reason.
+FIXES = {
+    "the quota is used up": "See to the account at the provider",
+    "the key is refused": "Check the key in the variable that teacher.key_env names, and what it may use",
+    **dict.fromkeys(
+        ("there is no such model or address", "the address answers with something else"),
+        "Check teacher.model, and teacher.endpoint up to its version (https://HOST/v1)",
+    ),
+}
 # Without a status: what the network did.
 UNREACHABLE = Fault("again", "the server cannot be reached")
 TIMEOUT = Fault("again", "no reply in time", billed=True)
@@ -71,6 +82,25 @@ def of_status(status: int, body: bytes) -> Fault:
             billed = status < 300 or status >= 500 or status == 408
             return Fault(action, reason, f"{status}: {said}" if said else str(status), billed, final)
     raise AssertionError("the last line of the table fits everything")
+
+
+def error_of(fault: Fault) -> PotstillError:
+    """The error of a fault that every other request would have too: `stop` and `refuse`."""
+    message = f"{fault.reason}: {fault.said}".rstrip(".") + "."
+    if fault.action == "refuse":
+        return RecipeError(
+            message,
+            path="teacher",
+            fix="Write teacher.omit: [temperature, top_p] for a field that it does not take, "
+            "teacher.limit_field: max_completion_tokens, task.response_format: false where it takes no "
+            "schema (answers are checked all the same), or repair teacher.extra_body.",
+        )
+    fix = FIXES.get(fault.reason, "See to it")
+    return ProviderError(
+        message,
+        path="teacher",
+        fix=f"{fix}, and run the same command again: everything answered so far is kept.",
+    )
 
 
 def read_error(body: bytes) -> tuple[set[str], str]:

@@ -6,8 +6,9 @@ or `failed`. A process that is killed leaves `sent` rows, which become `unknown`
 
 Commits are grouped: one thread writes, and everything that arrives while it writes goes into the next
 transaction. A commit is on disk (`synchronous=FULL`) before its caller goes on. So a kill loses no reply that had
-arrived and was kept; a loss of power loses none that was committed, and may lose a reply that arrived within the
-last group, some milliseconds, as far as the disk keeps what it says it has written.
+arrived and was kept; a loss of power loses none that was committed, and may lose a reply that waits for its group:
+20 milliseconds at most, beside the commit that is under way and its own, as far as the disk keeps what it says it
+has written.
 """
 
 from __future__ import annotations
@@ -30,13 +31,11 @@ from potstill.generate.price import Price
 from potstill.store.disk import lock
 
 T = TypeVar("T")
-
 KEPT = ("answered", "rejected")  # states of a request that needs no further one
 
-
-# Where writes come so fast that several gather in SPACING seconds, commits stand that far apart: each costs the
-# processor more than the writes in it. A write that comes alone is committed at once.
-SPACING, FAST = 0.005, 400.0  # seconds, writes a second
+# Where writes come so fast that several gather, commits stand up to SPACING seconds apart, for as long as more
+# come within a STEP: each costs the processor more than the writes in it. One that comes alone is committed at once.
+SPACING, STEP, FAST = 0.02, 0.004, 400.0  # seconds, seconds, writes a second
 CHECKPOINT = 8000  # pages of the write-ahead log, 32 MB, that are copied into the file at a time
 
 
@@ -73,7 +72,6 @@ class Journal:
 
     def intend(self, intent: Intent, now: float) -> int:
         """Commit a request that is about to be sent, and return its number."""
-
         return self._do(partial(intend, intent=intent, now=now)).result()
 
     def keep(self, number: int, reply: bytes, *, status: int | None, request_id: str, seconds: float) -> None:
@@ -187,18 +185,14 @@ class Journal:
 
     def consent(self, payer: str) -> float:
         """The most that was agreed to be spent for a payer; 0 for nothing."""
-
-        def read(db: sqlite3.Connection) -> float:
-            row = db.execute("SELECT money FROM consents WHERE payer = ?", (payer,)).fetchone()
-            return row[0] if row else 0.0
-
-        return self._do(read).result()
+        words = "SELECT money FROM consents WHERE payer = ?"
+        row = self.transact(lambda db: db.execute(words, (payer,)).fetchone())
+        return row[0] if row else 0.0
 
     def agree(self, payer: str, money: float) -> None:
         """Note what was agreed to be spent."""
-        self._do(
-            lambda db: db.execute("INSERT OR REPLACE INTO consents VALUES (?, ?)", (payer, money))
-        ).result()
+        words = "INSERT OR REPLACE INTO consents VALUES (?, ?)"
+        self.transact(lambda db: db.execute(words, (payer, money)))
 
     @contextmanager
     def alone(self, waiting: Callable[[], None], should_stop: Callable[[], bool]) -> Iterator[bool]:
@@ -246,7 +240,7 @@ class Journal:
             while going:
                 group = [self._work.get()]
                 if rate > FAST:
-                    time.sleep(max(0.0, before + SPACING - time.monotonic()))
+                    self._gather(before + SPACING)
                 with suppress(queue.Empty):
                     while len(group) < 256:
                         group.append(self._work.get_nowait())
@@ -254,6 +248,13 @@ class Journal:
                 self._commit(db, [item for item in group if item is not None])
                 before, since = time.monotonic(), before
                 rate = 0.8 * rate + 0.2 * len(group) / max(1e-6, before - since)
+
+    def _gather(self, until: float) -> None:
+        """Wait for further writes while they come."""
+        waiting = -1
+        while (left := until - time.monotonic()) > 0 and self._work.qsize() > waiting:
+            waiting = self._work.qsize()
+            time.sleep(min(left, STEP))
 
     def _commit(self, db: sqlite3.Connection, group: list[tuple[Callable[..., Any], Pending[Any]]]) -> None:
         """Do a group's work in one transaction; nobody is told before it is on disk."""

@@ -16,14 +16,34 @@ from potstill.generate.served import TextRequest
 class Limits:
     """How fast and how often an endpoint is asked, and what that may cost. See the options of the engine."""
 
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
     attempts: int
     timeout: float
     patience: float
     budget: Most
     confirm_above: float
     missing: Literal["stop", "skip"]
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+def limits_of(
+    engine: str,
+    request: TextRequest,
+    others: Mapping[str, Any],
+    *,
+    budget_money: float | None,
+    budget_tokens: int | None,
+    budget_requests: int | None,
+    **options: Any,
+) -> Limits:
+    """The limits that an engine's options set; `others` are numbers of the engine that are checked with them.
+
+    Raises:
+        RecipeError: an option cannot be.
+    """
+    checked = {**options, **others, "budget_money": budget_money}
+    check(engine, request.teacher, request.sampling.max_new_tokens, checked)
+    return Limits(budget=Most(budget_money, budget_tokens, budget_requests), **options)
 
 
 def rules_of(request: TextRequest, **rules: Any) -> Rules:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from potstill.generate.answers import answers_of
 from potstill.generate.journal import Journal
-from potstill.generate.limits import Limits, check, rules_of
-from potstill.generate.price import Most
+from potstill.generate.limits import check, limits_of, rules_of
 from potstill.generate.served import Given, TextRequest
+from potstill.generate.wire import require_client
 from potstill.generate.work import Work, answered
 
 TAKES = "messages"
@@ -28,6 +28,11 @@ MOVED = {
     "refusals": "generate.filters: [{refusals: {action: reject}}] to leave such answers out",
     "loops": "generate.filters: [{loops: {action: count}}] to keep such answers",
 }
+
+
+def require(teacher: Any) -> None:
+    """Raises MachineError: the protocol's client is not installed."""
+    require_client()
 
 
 def require_options(teacher: Any, max_new_tokens: int, **options: Any) -> None:
@@ -74,28 +79,22 @@ def write(
         RecipeError: the server refuses or ignores a field, or nobody agreed to the price.
         DataError: most of the first answers cannot be used.
     """
-    require_options(
-        request.teacher,
-        request.sampling.max_new_tokens,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
+    limits = limits_of(
+        "openai",
+        request,
+        {"retry_truncated": retry_truncated},
         attempts=attempts,
         timeout=timeout,
         patience=patience,
         budget_money=budget_money,
-        retry_truncated=retry_truncated,
+        budget_tokens=budget_tokens,
+        budget_requests=budget_requests,
+        confirm_above=confirm_above,
+        missing=missing,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
     )
     rules = rules_of(request, reasoning=reasoning)
-    limits = Limits(
-        requests_per_minute,
-        tokens_per_minute,
-        attempts,
-        timeout,
-        patience,
-        Most(budget_money, budget_tokens, budget_requests),
-        confirm_above,
-        missing,
-    )
     with Journal(request.journal) as journal:
         answers = answers_of(request, journal, reuse, rules, retry_truncated)
         yield from answered(request, journal, Work(request, journal, answers, limits))

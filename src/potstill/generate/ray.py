@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,22 +50,38 @@ def write(
     Raises:
         MachineError: ray is not installed, the cluster has too little, or a worker died.
     """
-    for name, value in {"workers": workers, "cpus": cpus}.items():
-        if value <= 0:
-            raise RecipeError(
-                f"cannot be {value}.", path=f"generate.engine.ray.{name}", fix="Use a number above 0."
-            )
+    require_above_zero("generate.engine.ray", workers=workers, cpus=cpus)
     if not requests or requests[0].should_stop():
         return
     require(requests[0].teacher)
-    pool = Pool(requests[0], min(workers, len(requests)), cpus, gpus, address)
+    pool = _pool(requests[0], min(workers, len(requests)), cpus, gpus, address)
+    began, done, tokens = time.monotonic(), 0, 0
+
+    def look() -> None:
+        if progress := requests[0].on_progress:
+            progress(GenerationProgress(done, done, tokens, time.monotonic() - began))
+
     try:
-        yield from pool.write(requests)
+        for number, completions in pool.each([*map(_bare, requests)], requests[0].should_stop, look):
+            for completion in completions:
+                done, tokens = done + 1, tokens + len(completion.ids)
+                yield number, completion
     finally:
         pool.close()
 
 
-def require(teacher: Any) -> None:
+def require_above_zero(path: str, **above_zero: float) -> None:
+    """Refuse numbers of workers, or of what they need, that are not above 0.
+
+    Raises:
+        RecipeError: names the first.
+    """
+    for name, value in above_zero.items():
+        if value <= 0:
+            raise RecipeError(f"cannot be {value}.", path=f"{path}.{name}", fix="Use a number above 0.")
+
+
+def require(teacher: Any, path: str = "generate.engine") -> None:
     """Refuse before anything is loaded what cannot work.
 
     Raises:
@@ -77,7 +93,7 @@ def require(teacher: Any) -> None:
     if ranks.world() > 1:
         raise RecipeError(
             f"ray starts workers by itself, and this run has {ranks.world()} processes.",
-            path="generate.engine",
+            path=path,
             fix="Run it in one process, with engine: {ray: {workers: N}}, or use engine: local in all of them.",
         )
 
@@ -121,12 +137,31 @@ def line(prompt: str, completion: Completion) -> dict[str, Any]:
 
 
 class Pool:
-    """Workers that take one request after the other."""
+    """Workers that take one task after the other.
 
-    def __init__(self, first: Request, workers: int, cpus: float, gpus: float, address: str | None) -> None:
+    Args:
+        kind: the class of a worker, and `made_with` what each of them is made with.
+        cpus, gpus: what a worker needs.
+        path: the option that names ray, for messages.
+
+    Raises:
+        MachineError: ray is not installed or does not start.
+    """
+
+    def __init__(
+        self,
+        kind: type,
+        made_with: Sequence[tuple[Any, ...]],
+        *,
+        cpus: float,
+        gpus: float,
+        address: str | None,
+        path: str = "engine.ray",
+    ) -> None:
         self._ray = _ray()
         self._ours = not self._ray.is_initialized()
         if self._ours:
+            workers = len(made_with)
             started = (
                 {"address": address}
                 if address
@@ -140,41 +175,43 @@ class Pool:
                 self._ray.init(**started, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise MachineError(
-                    f"ray does not start: {error}", fix="Check engine.ray.address, or leave it out."
+                    f"ray does not start: {error}", fix=f"Check {path}.address, or leave it out."
                 ) from error
-        made = self._ray.remote(num_cpus=cpus, num_gpus=gpus)(Worker)
-        source, dtype = first.teacher.source, first.teacher.dtype
-        journals = [
-            None if first.journal is None else first.journal.with_name(f"{first.journal.name}.worker-{n}")
-            for n in range(workers)
-        ]
-        self._workers = [
-            made.remote(source, dtype, "cuda" if gpus else "cpu", journal) for journal in journals
-        ]
+        made = self._ray.remote(num_cpus=cpus, num_gpus=gpus)(kind)
+        self._workers = [made.remote(*arguments) for arguments in made_with]
 
-    def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """The completions of all requests, each with the number of its request; none of them after a stop."""
-        waiting, idle = deque(enumerate(requests)), [*self._workers]
+    def each(
+        self,
+        tasks: Sequence[Any],
+        should_stop: Callable[[], bool],
+        look: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int, Any]]:
+        """What a worker's `write` gives for each task, with the task's number, as they end; nothing after a stop.
+
+        Args:
+            look: called every now and then.
+
+        Raises:
+            MachineError: a worker died.
+            PotstillError: what a task raised.
+        """
+        waiting, idle = deque(enumerate(tasks)), [*self._workers]
         flying: dict[Any, tuple[int, Any]] = {}
-        began, done, tokens = time.monotonic(), 0, 0
-        while (waiting or flying) and not requests[0].should_stop():
+        while (waiting or flying) and not should_stop():
             while waiting and idle:
-                number, request = waiting.popleft()
+                number, task = waiting.popleft()
                 worker = idle.pop()
-                flying[worker.write.remote(_bare(request))] = (number, worker)
+                flying[worker.write.remote(task)] = (number, worker)
             ready, _ = self._ray.wait([*flying], timeout=SECONDS_BETWEEN_LOOKS)
             for reference in ready:
                 number, worker = flying.pop(reference)
                 idle.append(worker)
-                for completion in self._result(reference):
-                    done, tokens = done + 1, tokens + len(completion.ids)
-                    yield number, completion
-            if progress := requests[0].on_progress:
-                progress(GenerationProgress(done, done, tokens, time.monotonic() - began))
+                yield number, self._result(reference)
+            look()
 
-    def _result(self, reference: Any) -> list[Completion]:
+    def _result(self, reference: Any) -> Any:
         try:
-            result: list[Completion] = self._ray.get(reference)
+            return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, PotstillError):
                 raise error.cause from None
@@ -183,10 +220,9 @@ class Pool:
             cause = getattr(error, "cause", None)
             raise MachineError(
                 f"a worker of ray ended: {str(cause or error).strip().splitlines()[0]}",
-                fix="Give each worker more memory (fewer workers, smaller batch_rows) and run the same command again: "
+                fix="Give each worker more memory (fewer workers, smaller batches) and run the same command again: "
                 "what workers have written is kept.",
             ) from error
-        return result
 
     def close(self) -> None:
         """End the workers, and the cluster where it was started here."""
@@ -194,6 +230,17 @@ class Pool:
             self._ray.kill(worker)
         if self._ours:
             self._ray.shutdown()
+
+
+def _pool(first: Request, workers: int, cpus: float, gpus: float, address: str | None) -> Pool:
+    """Workers with the teacher's weights, each with its journal."""
+    device = "cuda" if gpus else "cpu"
+    journals = [
+        None if first.journal is None else first.journal.with_name(f"{first.journal.name}.worker-{n}")
+        for n in range(workers)
+    ]
+    made_with = [(first.teacher.source, first.teacher.dtype, device, journal) for journal in journals]
+    return Pool(Worker, made_with, cpus=cpus, gpus=gpus, address=address)
 
 
 def _bare(request: Request) -> Request:

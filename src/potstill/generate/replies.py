@@ -37,6 +37,7 @@ class Answer:
     thought: int = 0  # tokens of reasoning among those out
     calls: bool = False
     logprobs: bool = False
+    alternatives: int = 0  # that it states at most beside a token
 
 
 class NoAnswer(Exception):
@@ -84,7 +85,20 @@ def read(body: bytes) -> Answer:
         thought=_count(usage.get("completion_tokens_details"), "reasoning_tokens") or 0,
         calls=bool(message.get("tool_calls")),
         logprobs=bool(choice.get("logprobs")),
+        alternatives=_most_alternatives(choice),
     )
+
+
+def _most_alternatives(choice: Mapping[str, Any]) -> int:
+    """The most alternatives that a reply states at any position, usable or not; 0 where it states none."""
+    stated = choice.get("logprobs")
+    if not isinstance(stated, Mapping):
+        return 0
+    if isinstance(content := stated.get("content"), list):
+        every = [one.get("top_logprobs") for one in content if isinstance(one, Mapping)]
+    else:
+        every = stated["top_logprobs"] if isinstance(stated.get("top_logprobs"), list) else []
+    return max((len(one) for one in every if isinstance(one, list | dict)), default=0)
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -141,6 +155,12 @@ class Rules:
     def text(self, answer: Answer) -> str:
         """The text to train on."""
         return policies.wrap(answer.reasoning, answer.text) if self.reasoning == "wrap" else answer.text
+
+    def received(self, answer: Answer | None) -> str:
+        """What was received in words, of an answer that is not used: its text, else its refusal or its reasoning."""
+        if answer is None:
+            return ""
+        return self.text(answer) if answer.text.strip() else answer.refusal or answer.reasoning
 
     def problem(self, answer: Answer) -> str:
         """Why an answer is not used, the same words for all of its kind; "" where it is."""

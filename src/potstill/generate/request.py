@@ -10,19 +10,24 @@ from typing import Any, Literal
 from torch import Tensor
 
 from potstill.generate.sampling import Sampling
+from potstill.signals.topk import TopK
 from potstill.store.artifacts import key_of
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Sample `sample` of prompt `index`. `ids` leaves the prompt out and keeps the stop id; `states` [len(ids), H] are
-    the final hidden states that they were drawn from, where a request keeps them."""
+    """Sample `sample` of prompt `index`. `ids` leaves the prompt out and keeps the stop id.
+
+    What they were drawn from, where a request keeps it: `states` [len(ids), H], final hidden states, or the `likeliest`
+    ids at temperature 1, of an engine that shows no states.
+    """
 
     index: int
     sample: int
     ids: tuple[int, ...]
     finish: Literal["stop", "length"]
     states: Tensor | None = field(default=None, compare=False)
+    likeliest: TopK | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Request:
         on_progress: called after every step.
         should_stop: asked before every step; once true, unfinished rows are dropped.
         keep: also give back the final hidden states that ids were drawn from.
+        likeliest: also give back so many of the likeliest ids at temperature 1, with what is drawn from (vllm).
         settings: what the text depends on besides teacher and prompts, for an engine that has it already.
         journal: the file that answers are written to; workers of an engine append to files of their own beside it.
     """
@@ -70,6 +76,7 @@ class Request:
     on_progress: Callable[[GenerationProgress], None] | None = None
     should_stop: Callable[[], bool] = lambda: False
     keep: bool = False
+    likeliest: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     journal: Path | None = None
 

@@ -111,6 +111,8 @@ class TextRequest:
         warn: prints a warning.
         confirm: asks whether to go on at this price; raises where the answer is not yes.
         judge: says why an answer would not be trained on, "" where it would, from its prompt, its text and its finish.
+        alternatives: how many of the likeliest tokens are asked for beside each token of an answer.
+        keep: is given every answer that is used, with the raw reply that it was read from.
         on_progress: called now and then.
         should_stop: asked now and then; once true nothing more is sent, and what is in flight may finish.
     """
@@ -129,6 +131,8 @@ class TextRequest:
     warn: Callable[[str], None] = lambda text: None
     confirm: Callable[[str], None] = lambda question: None
     judge: Callable[[str, str, str], str] = lambda prompt, text, finish: ""
+    alternatives: int = 0
+    keep: Callable[[Given, bytes], None] | None = None
     on_progress: Callable[[Spending], None] = lambda spending: None
     should_stop: Callable[[], bool] = lambda: False
     clock: Clock = field(default_factory=Clock)

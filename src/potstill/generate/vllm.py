@@ -8,17 +8,18 @@ from __future__ import annotations
 import gc
 import importlib.util
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
 from potstill.devices import ranks
-from potstill.errors import DataError, RecipeError
+from potstill.errors import DataError, ModelError, RecipeError
 from potstill.generate import vllm_settings
 from potstill.generate.request import Completion, GenerationProgress, Request
 from potstill.generate.sampling import draw_seed
 from potstill.models import loading
+from potstill.signals.topk import TopK
 
 WANTED_BY = "engine: vllm"
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -71,6 +72,7 @@ def write(
             max_model_len=max_model_len,
             quantization=quantization,
             enforce_eager=enforce_eager,
+            **likeliest_settings(request.likeliest),
         ),
     )
     yield from engine.write(request, asked)
@@ -116,7 +118,14 @@ class Engine:
             if request.on_progress is not None:
                 seconds = time.monotonic() - began
                 request.on_progress(GenerationProgress(done, len(asked), tokens, seconds))
-            yield Completion(index, sample, ids, _finish(ids, only.finish_reason, request))
+            shown = likeliest(only.logprobs, request.vocabulary or width) if request.likeliest else None
+            if shown is not None and shown.rows != len(ids):
+                raise ModelError(
+                    f"vLLM shows likeliest ids of {shown.rows} tokens beside an answer of {len(ids)}.",
+                    fix="Leave keep out, or update vLLM.",
+                )
+            finish = _finish(ids, only.finish_reason, request)
+            yield Completion(index, sample, ids, finish, likeliest=shown)
 
 
 def settings(request: Request, width: int, index: int, sample: int) -> dict[str, Any]:
@@ -127,7 +136,30 @@ def settings(request: Request, width: int, index: int, sample: int) -> dict[str,
         never=[*request.unused, *range(request.vocabulary or width, width)],
         seed=draw_seed(request.seed, request.prompts[index], sample),
     )
-    return {**chosen, "detokenize": False}
+    return {**chosen, "detokenize": False, **({"logprobs": request.likeliest} if request.likeliest else {})}
+
+
+def likeliest_settings(count: int) -> dict[str, Any]:
+    """What an engine is told that shows so many ids: their log-probabilities before any bias, temperature or cut."""
+    return {"max_logprobs": count, "logprobs_mode": "raw_logprobs"} if count else {}
+
+
+def likeliest(positions: Sequence[Mapping[int, Any]] | None, vocabulary: int) -> TopK:
+    """The ids below `vocabulary` that vLLM shows at each position, with their log-probabilities.
+
+    Raises:
+        ModelError: it shows none, or the drawn id alone.
+    """
+    shown = [{i: one.logprob for i, one in place.items() if i < vocabulary} for place in positions or ()]
+    if not shown or any(len(place) < 2 for place in shown):
+        raise ModelError("vLLM shows no likeliest ids.", fix="Leave keep out, or update vLLM.")
+    most = max(map(len, shown))
+    ids = torch.full((len(shown), most), -1, dtype=torch.int64)
+    lp = torch.full((len(shown), most), -torch.inf)
+    for row, place in enumerate(shown):
+        ids[row, : len(place)] = torch.tensor(list(place))
+        lp[row, : len(place)] = torch.tensor(list(place.values())).clamp(max=0.0)
+    return TopK(ids, lp)
 
 
 def _finish(ids: Sequence[int], reason: str | None, request: Request) -> Literal["stop", "length"]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -105,11 +106,20 @@ class Wire:
 
     def send(self, body: Mapping[str, Any], key: str) -> Reply:
         """Send a request once. `key` names it, so that a server that knows the header does it once only."""
-        resource = self._openai.chat.completions if self._api == "chat" else self._openai.completions
-        prompt = "messages" if self._api == "chat" else "prompt"
-        named = {"model": body["model"], prompt: body[prompt]}
-        rest = {name: value for name, value in body.items() if name not in named}
-        return self._once(partial(resource.with_streaming_response.create, **named, extra_body=rest), key)
+        path = "/chat/completions" if self._api == "chat" else "/completions"
+        return self._once(partial(self._post, path, body, key), key)
+
+    @contextmanager
+    def _post(
+        self, path: str, body: Mapping[str, Any], key: str, extra_headers: Mapping[str, Any]
+    ) -> Iterator[Any]:
+        """Send a body as it is. The client's methods would look through all turns for what they can convert."""
+        import httpx2
+
+        options = {"headers": extra_headers, "idempotency_key": key}
+        response = self._openai.post(path, cast_to=httpx2.Response, body=body, options=options, stream=True)
+        with closing(response):
+            yield response
 
     def call(self, resource: str, method: str, key: str = "", most: int = MOST_BYTES, **fields: Any) -> Reply:
         """Call another method of the protocol once, such as `files.create`; the reply may have `most` bytes."""
@@ -127,7 +137,7 @@ class Wire:
         named = {"Idempotency-Key": key} if key else {}
         try:
             with ask(extra_headers={**self._headers, **named}) as response:
-                content = self._read(response.http_response)
+                content = self._read(getattr(response, "http_response", response))
                 if content is None:
                     return Reply(fault=TIMEOUT)
                 return self._reply(content, response)
@@ -177,14 +187,19 @@ class Wire:
 
 
 def _client() -> Any:
-    try:
-        import openai
-    except ImportError as error:
+    require_client()
+    import openai
+
+    return openai
+
+
+def require_client() -> None:
+    """Raises MachineError: the protocol's client is not installed."""
+    if importlib.util.find_spec("openai") is None:
         raise MachineError(
             "the package openai is not installed, and a served teacher is asked through it.",
             fix="Install it: pip install 'potstill[api]'.",
-        ) from error
-    return openai
+        )
 
 
 def _foreign_headers() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,10 +18,10 @@ from potstill.generate.limits import Limits
 from potstill.generate.pace import WINDOW, Breaker, Pace
 from potstill.generate.price import Budget
 from potstill.generate.replies import Answer
-from potstill.generate.served import Given, Spending, TextRequest
+from potstill.generate.reports import Reports
+from potstill.generate.served import Given, TextRequest
 from potstill.generate.wire import Wire
 
-SECONDS_BETWEEN_REPORTS = 1.0
 _MOST = 1e300  # money: what an unknown price is agreed to as
 
 
@@ -37,7 +36,7 @@ class Work:
     share = 1.0  # of the price, that what is left costs
 
     def __post_init__(self) -> None:
-        self._start, self._reported = time.monotonic(), 0.0
+        self._reports = Reports(self.request, self.journal)
         self._done = 0  # answers that were there before
         self._campaign: Campaign | None = None
         self._dice = random.Random()
@@ -172,13 +171,13 @@ class Work:
 
     def say_reused(self) -> None:
         """Say which answers are there already, and warn of those that another endpoint gave."""
-        kept = self.answers.kept().values()
+        kept = self.answers.kept()
         if not kept:
             return
         missing = len(self.answers.asks) - len(kept)
-        wanted = {ask.key for ask in self.answers.asks}
-        other = sum(entry.key not in wanted for entry in kept)
-        elsewhere = sum(entry.endpoint != self.request.teacher.endpoint for entry in kept)
+        limits = {(ask.index, ask.sample): ask.most for ask in self.answers.asks}
+        other = sum(entry.most != limits[place] for place, entry in kept.items())
+        elsewhere = sum(entry.endpoint != self.request.teacher.endpoint for entry in kept.values())
         words = f"{len(kept)} answers are in the journal already"
         words += f", {other} of them to the same request with another limit of tokens" if other else ""
         self.request.say(f"{words}; {missing} are asked for")
@@ -195,7 +194,7 @@ class Work:
         tried: list[tuple[Ask, Answer | None]] = [*zip((ask for ask, _ in some), replies, strict=True)]
         tried += [(ask, None) for ask in self._sending.unanswered]
         here = self._sending.answered
-        seconds = time.monotonic() - self._start
+        seconds = self._reports.seconds
         spent = self.journal.spent(request.payer, request.teacher.price)
         rate = here / seconds if here else None
         again = {(ask.index, ask.sample): ask for ask in self.answers.cut_off()}
@@ -263,36 +262,21 @@ class Work:
         reasons = sorted({reason or "a reply that was not read" for _, reason in tried.values()})[:3]
         raise ProviderError(
             f"{failed} of {of} requests have no answer: {'; '.join(reasons)}.",
-            fix="Run the same command again: these alone are asked. Or go on without them: "
+            fix="See whether the server works (teacher.endpoint) and takes these requests, and run the same command "
+            "again: these alone are asked. Or go on without them: "
             "missing: skip (an option of generate.engine).",
         )
 
     def _report_now_and_then(self) -> None:
-        if time.monotonic() - self._reported >= SECONDS_BETWEEN_REPORTS:
+        if self._reports.due:
             self.report()
 
     def report(self) -> None:
         """Say where the answers stand and what they cost."""
-        self._reported = time.monotonic()
         here, before = (
             (self._campaign.answered, self._done) if self._campaign else (0, len(self.answers.kept()))
         )
-        price = self.request.teacher.price
-        spent = self.journal.spent(self.request.payer, price)
-        self.request.on_progress(
-            Spending(
-                done=before + here,
-                total=len(self.answers.asks),
-                requests=spent.requests,
-                tokens_in=spent.tokens_in,
-                tokens_out=spent.tokens_out,
-                money=None if price is None else spent.known,
-                currency="" if price is None else price.currency,
-                unknown=spent.unknown,
-                seconds=self._reported - self._start,
-                here=here,
-            )
-        )
+        self._reports.send(before + here, len(self.answers.asks), here)
 
 
 def answered(request: TextRequest, journal: Journal, work: Work) -> Iterator[Given]:

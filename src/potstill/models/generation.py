@@ -9,7 +9,7 @@ from typing import Any
 from potstill.errors import ModelError
 from potstill.models import files
 from potstill.models.border import quiet
-from potstill.models.loading import read_settings
+from potstill.models.reading import read_settings
 from potstill.models.source import Source
 
 log = logging.getLogger("potstill")

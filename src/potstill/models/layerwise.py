@@ -51,6 +51,8 @@ class Layerwise:
         self._where = {tensor: file for file in files.weight_files(self._folder) for tensor in _names(file)}
         self._model = _empty(self._config, dtype, source.trust_remote_code)
         self._blocks = list(anatomy.layers(self._model))
+        for buffer in self._model.buffers():
+            buffer.data = buffer.to(device)
         backbone: Any = anatomy.backbone(self._model)
         self._backbone = backbone
         self._prefixes = {module: prefix for prefix, module in self._model.named_modules()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from potstill.models.products import rounding
+from potstill.models.products import add_product, rounding
 from potstill.types import Head
 
 TILE_BYTES = 2**20
@@ -22,7 +22,7 @@ class Projection:
     """A head ready for chunks: h -> logits [c, vocabulary], and the gradient's way back.
 
     `compute` is the dtype of the hidden states: on CUDA, fp32 master weights are cast to it once.
-    With `rounded` a CPU with bf16 units rounds the operands of fp32 products to bf16, as autocast does in every
+    With `rounded` a device with bf16 units rounds the operands of fp32 products to bf16, as autocast does in every
     other layer; sums and results stay fp32. A gradient that is handed on in bf16 is rounded there, not here.
     """
 
@@ -30,7 +30,10 @@ class Projection:
         assert head.weight is not None
         self.head = head
         self.weight = head.weight.detach()[: head.vocabulary]
-        if self.weight.device.type == "cuda":
+        on_gpu = self.weight.device.type == "cuda"
+        if on_gpu:
+            # Under autocast the hidden states of fp32 weights are fp32 too, whose products take ten times as long.
+            compute = torch.bfloat16 if rounded and compute == torch.float32 else compute
             self.weight = self.weight.to(compute)
         self.bias = None if head.bias is None else head.bias.detach()[: head.vocabulary]
         self.lora = None
@@ -38,8 +41,9 @@ class Projection:
             a, b, scaling = head.lora
             self.lora = (a.detach(), b.detach()[: head.vocabulary], scaling)
         # CUDA multiplies half-precision operands into fp32 results; elsewhere they are widened first.
-        self.tiled = self.weight.device.type != "cuda" and self.weight.dtype != wide(self.weight.dtype)
         self.dtype = wide(self.weight.dtype)
+        self.mixed = on_gpu and self.weight.dtype != self.dtype
+        self.tiled = not on_gpu and self.weight.dtype != self.dtype
         rows = max(64, TILE_BYTES // (self.weight.shape[1] * self.dtype.itemsize))
         half = (self.weight.dtype, compute) == (torch.bfloat16, torch.bfloat16)
         self._round_logits = half or (rounded and self.dtype == torch.float32)
@@ -47,6 +51,7 @@ class Projection:
         self._round_d_weight = rounded and self.weight.dtype == torch.float32
         size = (rows if self.tiled else 0, self.weight.shape[1])
         self._tile = torch.empty(size, dtype=self.dtype, device=self.weight.device)
+        self._operand: Tensor | None = None
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         if not self.tiled:
@@ -64,10 +69,10 @@ class Projection:
             with rounding(hidden.device, self._round_logits):
                 for rows, weight in self._tiles():
                     torch.mm(hidden, weight.t(), out=out[:, rows])
-        elif self.weight.dtype == self.dtype:
-            torch.mm(hidden.to(self.dtype), self.weight.t(), out=out)
-        else:
+        elif self.mixed:
             torch.mm(hidden.to(self.weight.dtype), self.weight.t(), out_dtype=self.dtype, out=out)
+        else:
+            torch.mm(hidden.to(self.dtype), self.weight.t(), out=out)
         if self.lora is not None:
             a, b, scaling = self.lora
             out.addmm_(hidden.to(self.dtype) @ a.to(self.dtype).t(), b.to(self.dtype).t(), alpha=scaling)
@@ -91,26 +96,51 @@ class Projection:
             grad.mul_(slope)
         return grad if self.head.scale == 1.0 else grad.mul_(self.head.scale)
 
-    def d_hidden(self, grad: Tensor, out: Tensor) -> None:
-        """grad [c, V] -> dh [c, H] into `out`."""
-        if grad.device.type != "cuda" or self.weight.dtype == self.dtype:
+    def operand(self, grad: Tensor) -> Tensor:
+        """A gradient [c, V] as the products read it: on CUDA in the dtype of half-precision weights.
+
+        Valid until the next call. Its rows begin at multiples of 16 bytes, without which products of an odd vocabulary
+        take several times as long.
+        """
+        return self._room(grad).copy_(grad) if self.mixed else grad
+
+    def direct(self, logits: Tensor) -> Tensor | None:
+        """Where a gradient by logits [c, V] may be written as the products read it; None where more is read of it.
+
+        Valid as long as what `operand` returns.
+        """
+        plain = (
+            self.head.softcap is None and self.head.scale == 1.0 and self.bias is None and self.lora is None
+        )
+        return self._room(logits) if self.mixed and plain else None
+
+    def _room(self, grad: Tensor) -> Tensor:
+        rows, width = grad.shape
+        if self._operand is None or self._operand.shape[0] < rows:
+            size = (rows, -(-width // 8) * 8)
+            self._operand = torch.empty(size, dtype=self.weight.dtype, device=grad.device)
+        return self._operand[:rows, :width]
+
+    def d_hidden(self, grad: Tensor, out: Tensor, operand: Tensor) -> None:
+        """grad [c, V] -> dh [c, H] into `out`; `operand` is that of the gradient."""
+        if self.mixed:
+            torch.mm(operand, self.weight, out_dtype=self.dtype, out=out)
+        else:
             out.zero_()
             with rounding(grad.device, self._round_d_hidden):
                 for rows, weight in self._tiles():
                     out.addmm_(grad[:, rows], weight)
-        else:
-            torch.mm(grad.to(self.weight.dtype), self.weight, out_dtype=self.dtype, out=out)
         if self.lora is not None:
             a, b, scaling = self.lora
             out.addmm_(grad @ b.to(self.dtype), a.to(self.dtype), alpha=scaling)
 
-    def add_d_weight(self, grad: Tensor, hidden: Tensor, out: Tensor) -> None:
+    def add_d_weight(self, operand: Tensor, hidden: Tensor, out: Tensor) -> None:
         """Add grad' hidden [V, H] to `out`, summed in fp32; half-precision operands where the device is fast at it."""
-        if grad.device.type != "cuda" or hidden.dtype == out.dtype:
-            with rounding(grad.device, self._round_d_weight):
-                out.addmm_(grad.t(), hidden.to(out.dtype))
+        if self.mixed:
+            add_product(out, operand.t(), hidden.to(operand.dtype))
         else:
-            out += torch.mm(grad.to(hidden.dtype).t(), hidden, out_dtype=out.dtype)
+            with rounding(operand.device, self._round_d_weight):
+                out.addmm_(operand.t(), hidden.to(out.dtype))
 
 
 def plain_logits(head: Head, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from potstill.devices import exact
 from potstill.divergences._divergence import Divergence
 from potstill.objectives.diagnostics import add_sum
 from potstill.objectives.fused import linear_loss
@@ -72,8 +73,8 @@ class Closeness:
         nothing = student.hidden.new_zeros(())
         rows, late = measured(student.batch)
         if not len(rows) or signal.estimated or signal.kind == Text.kind:
-            zeros = {name: torch.zeros((), dtype=torch.float64) for name in SUMS}
-            return Loss(nothing, torch.zeros((), dtype=torch.int64), zeros)
+            zeros = {name: exact.zero(nothing.device) for name in SUMS}
+            return Loss(nothing, torch.zeros((), dtype=torch.int64, device=nothing.device), zeros)
         compared = _Compared(signal.at(rows).chunks(self.divergence, "bucket"), late)
         loss = linear_loss(
             student.hidden[rows],

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from potstill.devices import exact
+from potstill.divergences._math import may_ask
 from potstill.errors import NotFinite
 from potstill.signals.support import Support
+from potstill.signals.vector import MeanSupport
 
 
 def add_sum(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
@@ -22,6 +24,9 @@ def add_free_metrics(sums: dict[str, Tensor], support: Support) -> None:
     student, teacher = support.student_lp, support.teacher_lp
     q, p = student.exp(), teacher.exp()
     add_sum(sums, "student_entropy", -torch.where(q > 0, q * student, 0.0).sum(-1))
+    if isinstance(support, MeanSupport):  # no id of the teacher is known
+        add_sum(sums, "teacher_entropy", support.entropy)
+        return
     add_sum(sums, "teacher_entropy", -torch.where(p > 0, p * teacher, 0.0).sum(-1))
     add_sum(sums, "agreement", (student.argmax(-1) == teacher.argmax(-1)).float())
     add_sum(sums, "acceptance", torch.minimum(p, q).sum(-1))
@@ -36,7 +41,7 @@ def require_finite(name: str, value: Tensor, start: int, support: Support | None
     Raises:
         NotFinite: names the position, counted from `start`, and the ids that one side forbids.
     """
-    if value.is_cuda or value.isfinite().all():
+    if not may_ask(value) or value.isfinite().all():
         return
     row = int((~value.isfinite()).nonzero()[0])
     reason = "" if support is None else _impossible(support, row)

@@ -18,9 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from potstill.devices import exact
 from potstill.models.projection import Projection, wide
+from potstill.recipe.defaults import CHUNK_BYTES
 from potstill.types import Head, Loss
 
-DEFAULT_CHUNK_BYTES = 96 * 2**20
+CPU = torch.device("cpu")
+GPU_TILE = 128  # rows
 
 Mode = Literal["store", "recompute"]
 
@@ -34,7 +36,8 @@ class Rowwise(Protocol):
     def __call__(self, logits: Tensor, rows: slice, gradient: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Weighted losses [c] of logits [c, V] before temperature, and metric sums.
 
-        With `gradient` the derivative of their sum is written into the logits' memory.
+        With `gradient` the derivative of their sum is written into the logits' memory. A class with `direct = True`
+        also takes `into` [c, V], and then writes it there alone, in that tensor's dtype.
         """
 
 
@@ -57,14 +60,14 @@ class _Gradients:
             for tensor, need in zip(_tensors_of(head), needed[1:], strict=True)
         )
 
-    def add(self, by_linear: Tensor, chunk: Tensor, rows: slice) -> None:
-        """Add the gradients of a chunk, from the gradient by h W' + b."""
+    def add(self, by_linear: Tensor, operand: Tensor, chunk: Tensor, rows: slice) -> None:
+        """Add the gradients of a chunk, from the gradient by h W' + b and the same as products read it."""
         projection = self._projection
         vocabulary, dtype = projection.head.vocabulary, projection.dtype
         if self._hidden is not None:
-            projection.d_hidden(by_linear, self._hidden[rows])
+            projection.d_hidden(by_linear, self._hidden[rows], operand)
         if self._weight is not None:
-            projection.add_d_weight(by_linear, chunk, self._weight[:vocabulary])
+            projection.add_d_weight(operand, chunk, self._weight[:vocabulary])
         if self._bias is not None:
             self._bias[:vocabulary] += by_linear.sum(0)
         if projection.lora is not None:
@@ -96,6 +99,7 @@ class _Sweep:
         wanted = gradient and any(self.needed)
         gradients = _Gradients(projection, hidden, self.needed) if wanted else None
         total = exact.zero(hidden.device)
+        direct = getattr(self.rowwise, "direct", False)
         size = (min(self.chunk_rows, n), self.head.vocabulary)
         buffer = torch.empty(size, dtype=projection.dtype, device=hidden.device)
         for start in range(0, n, self.chunk_rows):
@@ -103,11 +107,17 @@ class _Sweep:
             chunk = hidden[rows]
             logits = projection.logits(chunk, buffer[: chunk.shape[0]])
             slope = None if gradients is None else projection.slope(logits)
-            losses, sums = self.rowwise(logits, rows, gradients is not None)
+            into = projection.direct(logits) if gradients is not None and direct else None
+            if into is None:
+                losses, sums = self.rowwise(logits, rows, gradients is not None)
+            else:
+                losses, sums = self.rowwise(logits, rows, True, into=into)  # type: ignore[call-arg]
             total += exact.total(losses)
             _add(metrics, sums)
             if gradients is not None:
-                gradients.add(projection.to_linear(logits, slope), chunk, rows)
+                by_linear = projection.to_linear(logits, slope) if into is None else into
+                operand = projection.operand(by_linear) if into is None else into
+                gradients.add(by_linear, operand, chunk, rows)
         none = (None,) * len(self.needed)
         return total.to(projection.dtype).to(
             hidden.device
@@ -183,7 +193,7 @@ def linear_loss(
     head: Head,
     rowwise: Rowwise,
     *,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     mode: Mode = "store",
     rounded: bool = False,
 ) -> Loss:
@@ -193,10 +203,11 @@ def linear_loss(
         hidden: [N, H], scored positions only.
         head: the head that reads them; its padded rows are cut before the softmax.
         rowwise: the loss of a chunk, see `Rowwise`.
-        chunk_bytes: memory for a chunk's logits, the student's and the teacher's together.
+        chunk_bytes: memory for a chunk's logits, the student's and the teacher's together; by default what suits
+            the device.
         mode: "store" computes the gradient in the forward pass and keeps dh and dW until the backward
             pass; "recompute" keeps nothing and sweeps again, for heads whose dW would not fit.
-        rounded: a CPU with bf16 units may round the operands of the head's products to bf16.
+        rounded: a device with bf16 units may round the operands of the head's products to bf16.
 
     Returns:
         sum, count N, and metric sums. In mode "store" a second backward raises. Under `torch.no_grad`
@@ -205,7 +216,7 @@ def linear_loss(
     rowwise.require_rows(hidden.shape[0])
     metrics: dict[str, Tensor] = {}
     count = torch.tensor(hidden.shape[0], device=hidden.device)
-    rows_at_once = chunk_rows(head.vocabulary, wide(hidden.dtype), chunk_bytes)
+    rows_at_once = chunk_rows(head.vocabulary, wide(hidden.dtype), chunk_bytes, hidden.device)
     if head.module is not None:
         return Loss(_through_module(hidden, head, rowwise, rows_at_once, metrics), count, metrics)
     inputs = (hidden, *_tensors_of(head))
@@ -216,11 +227,11 @@ def linear_loss(
     return Loss(total, count, metrics)
 
 
-def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Loss:
+def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int | None = None) -> Loss:
     """Sum a loss on logits [N, V] that exist already."""
     rowwise.require_rows(logits.shape[0])
     metrics: dict[str, Tensor] = {}
-    step = chunk_rows(logits.shape[1], wide(logits.dtype), chunk_bytes)
+    step = chunk_rows(logits.shape[1], wide(logits.dtype), chunk_bytes, logits.device)
     total = _zero(logits)
     for start in range(0, logits.shape[0], step):
         rows = slice(start, min(start + step, logits.shape[0]))
@@ -228,9 +239,14 @@ def logits_loss(logits: Tensor, rowwise: Rowwise, *, chunk_bytes: int = DEFAULT_
     return Loss(total, torch.tensor(logits.shape[0], device=logits.device), metrics)
 
 
-def chunk_rows(vocabulary: int, dtype: torch.dtype, chunk_bytes: int) -> int:
-    """Rows whose student and teacher logits fit in `chunk_bytes`, at least 16."""
-    return max(16, chunk_bytes // (2 * vocabulary * dtype.itemsize))
+def chunk_rows(
+    vocabulary: int, dtype: torch.dtype, chunk_bytes: int | None = None, device: torch.device = CPU
+) -> int:
+    """Rows whose student and teacher logits fit in `chunk_bytes`, or in what suits the device; at least 16."""
+    held = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) if chunk_bytes is None else chunk_bytes
+    rows = max(16, held // (2 * vocabulary * dtype.itemsize))
+    # A GPU's products work on tiles of rows, and a tile that is begun costs as much as a full one.
+    return rows - rows % GPU_TILE if device.type == "cuda" and rows > GPU_TILE else rows
 
 
 def _through_module(

@@ -23,9 +23,10 @@ class StudentView:
     hidden: Tensor  # [N, H] final hidden states at the scored positions
     head: Head
     batch: Batch
-    chunk_bytes: int  # memory for a chunk's logits
+    chunk_bytes: int | None  # memory for a chunk's logits; None is what suits the device
     metrics: bool = False  # also sum diagnostics
     rounded: bool = False  # the student computes in bf16, its head's products too
+    compile: bool = False  # the loss as one compiled function
 
 
 class Term(Protocol):

@@ -4,8 +4,7 @@ k is the divergence's temperature power (2 for locally quadratic ones: Hinton, V
 arXiv:1503.02531) and applies only when a hard-label term is mixed in, to keep their balance; without
 one the raw divergence is minimised.
 
-Reading order: the settings (`TokenLoss`), the rows of a batch (`TokenRows`), a block of them that fits the
-processor's cache (`_block`), and its two terms (`_divergence`, `_cross_entropy`).
+These are its settings and what they accept; `objectives/rows.py` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -19,21 +18,18 @@ from torch import Tensor
 
 from potstill.divergences._divergence import Divergence
 from potstill.errors import SignalError, TrainingStopped
-from potstill.objectives.diagnostics import add_free_metrics, add_sum, require_finite
 from potstill.objectives.fused import linear_loss
+from potstill.objectives.rows import TokenRows
 from potstill.objectives.terms import HIDDEN, StudentView
-from potstill.signals.ids import require_within
-from potstill.signals.signal import Chunks, Signal
-from potstill.signals.support import Support, Tail, tempered
+from potstill.objectives.vector import through_vectors
+from potstill.signals.signal import Signal
+from potstill.signals.support import Tail
 from potstill.signals.top import TopIds
+from potstill.signals.vector import KlVector
 from potstill.token_weights._token_weight import TokenWeight
 from potstill.types import Loss, places_in_answers
 
 __all__ = ["Divergence", "TokenLoss", "TokenRows", "TokenWeight"]
-
-BLOCK_BYTES = (
-    2**17
-)  # of one temporary; larger ones are not faster, and what they leave free in the heap is never used again
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(student_lp [N, K], teacher_lp [N, K], place [N]) -> weights [N]."""
@@ -83,17 +79,20 @@ class TokenLoss:
     def __call__(self, student: StudentView, signal: Signal) -> Loss:
         """The objective on a batch, as a term of a training step."""
         batch = student.batch
+        if isinstance(signal, KlVector) and self.ce_weight < 1.0:
+            return through_vectors(self, student, signal)
         place = None if self.weigh is None else places_in_answers(batch.predicts)
         rowwise = self.rowwise(
-            signal, batch.targets, batch.hard, batch.weights, place, metrics=student.metrics
+            signal,
+            batch.targets,
+            batch.hard,
+            batch.weights,
+            place,
+            metrics=student.metrics,
+            compile=student.compile,
         )
-        return linear_loss(
-            student.hidden,
-            student.head,
-            rowwise,
-            chunk_bytes=student.chunk_bytes,
-            rounded=student.rounded,
-        )
+        size, rounded = student.chunk_bytes, student.rounded
+        return linear_loss(student.hidden, student.head, rowwise, chunk_bytes=size, rounded=rounded)
 
     def check(self, sums: Mapping[str, float], tokens: int) -> None:
         """Refuse a sum below zero of a divergence that cannot be.
@@ -117,6 +116,7 @@ class TokenLoss:
         place: Tensor | None = None,
         *,
         metrics: bool = False,
+        compile: bool = False,
     ) -> TokenRows:
         """The loss of a chunk of student logits against the same rows of the signal.
 
@@ -127,6 +127,7 @@ class TokenLoss:
             weights: [N] of each token's loss.
             place: [N] of each token in its answer; needed with `weigh`.
             metrics: also sum cross-entropy, entropies, agreement and acceptance.
+            compile: run loss and gradient of whole distributions as one compiled function, see `Compiled`.
 
         Raises:
             SignalError: the divergence does not support this kind of signal, targets are none, or weights need a
@@ -153,144 +154,4 @@ class TokenLoss:
         counts += [t.shape[0] for t in (targets, hard, weights, place) if t is not None]
         if not (metrics or self.ce_weight):
             targets = None
-        return TokenRows(self, chunks, targets, hard, weights, place, metrics, tuple(counts))
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """The token objective of one batch, made by `TokenLoss.rowwise` and called with chunks of its logits."""
-
-    loss: TokenLoss
-    chunks: Chunks | None  # of the teacher's signal
-    targets: Tensor | None  # [N] ids, None where nothing reads them
-    hard: Tensor | None  # [N] bool
-    weights: Tensor | None  # [N]
-    place: Tensor | None  # [N]
-    metrics: bool
-    counts: tuple[int, ...]  # the rows of each input
-
-    def require_rows(self, n: int) -> None:
-        """Refuse inputs that do not have N rows.
-
-        Raises:
-            SignalError: names both numbers.
-        """
-        if other := [count for count in self.counts if count != n]:
-            raise SignalError(
-                f"the targets have {other[0]} rows, {n} positions are scored.",
-                fix="Give one row for each scored position, in row-major order.",
-            )
-
-    def __call__(self, logits: Tensor, rows: slice, gradient: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted losses [c] of logits [c, V], and metric sums; the gradient replaces the logits."""
-        n, width = logits.shape
-        if self.targets is not None and not logits.is_cuda:
-            require_within(self.targets[rows], width)
-        losses = logits.new_empty(n)
-        sums: dict[str, Tensor] = {}
-        chunk = None if self.chunks is None else self.chunks(rows, logits)
-        step = n if logits.device.type != "cpu" else max(1, BLOCK_BYTES // (width * logits.element_size()))
-        for start in range(0, n, step):
-            part = slice(start, min(start + step, n))
-            support = None
-            if chunk is not None:
-                support = chunk.beside(logits[part], part, self.loss.temperature, self.loss.tail)
-            absolute = slice(rows.start + part.start, rows.start + part.stop)
-            losses[part] = self._block(logits[part], absolute, support, gradient, sums)
-        return losses, sums
-
-    def _block(
-        self, logits: Tensor, rows: slice, support: Support | None, gradient: bool, sums: dict[str, Tensor]
-    ) -> Tensor:
-        value = logits.new_zeros(logits.shape[0])
-        weights = None if self.weights is None else self.weights[rows].to(logits.dtype)
-        plain_lp = None
-        if self.targets is not None:  # before the divergence's gradient replaces the logits
-            at_one = support is not None and self.loss.temperature == 1.0
-            plain_lp = support.full_lp if at_one else tempered(logits, 1.0)  # type: ignore[union-attr]
-        if support is not None:
-            weights = self._weighed(weights, rows, support, sums)
-            value = self._divergence(logits, support, gradient, sums)
-        if plain_lp is not None:
-            value = value + self._cross_entropy(logits, plain_lp, rows, gradient, sums)
-        require_finite(self.loss.name, value, rows.start, support)
-        if weights is not None:
-            value = value * weights
-            if gradient:
-                logits.mul_(weights.unsqueeze(-1))
-        return value
-
-    def _divergence(
-        self, logits: Tensor, support: Support, gradient: bool, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """The divergence times its share [b]; its gradient replaces the logits."""
-        loss = self.loss
-        share = loss.scale * (1 - loss.ce_weight)
-        out = logits if gradient else None
-        value = self._sum(support, out) if support.parts else self._compared(support, out)
-        if gradient and share != 1.0:
-            logits.mul_(share)
-        add_sum(sums, "divergence", value)
-        if self.metrics:
-            add_free_metrics(sums, support)
-        return value * share
-
-    def _compared(self, support: Support, out: Tensor | None, weight: Tensor | None = None) -> Tensor:
-        """The divergence [b] on one support; its gradient, times `weight` [b], is written into `out`."""
-        divergence, sides = self.loss.divergence, (support.student_lp, support.teacher_lp)
-        if out is None:
-            value = divergence.value(*sides, tail=support.tail)
-        else:
-            value, partial = divergence.value_and_partial(*sides, tail=support.tail)
-            if weight is not None:
-                partial = partial * weight.unsqueeze(-1)
-            support.pull_back(partial, self.loss.temperature, out=out, tangent=divergence.tangent)
-        if support.offset is not None and divergence.vanishes:
-            value = value + support.offset
-        return value
-
-    def _sum(self, support: Support, out: Tensor | None) -> Tensor:
-        """The weighted sum [b] of several teachers' divergences; its gradient is written into `out`."""
-        value = support.student_lp.new_zeros(support.student_lp.shape[0])
-        gradient = None if out is None else torch.empty_like(out)
-        if out is not None:
-            out.zero_()
-        for weight, one in support.parts:
-            value = value + weight * self._compared(one, gradient, weight)
-            if out is not None and gradient is not None:
-                out.add_(gradient)
-        return value
-
-    def _cross_entropy(
-        self, logits: Tensor, plain_lp: Tensor, rows: slice, gradient: bool, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """The hard-label term times its share [b]; its gradient is added to the divergence's."""
-        assert self.targets is not None
-        w, column = self.loss.ce_weight, self.targets[rows].unsqueeze(-1)
-        ce = -plain_lp.gather(1, column).squeeze(-1)
-        add_sum(sums, "cross_entropy", ce)
-        if w == 0:
-            return torch.zeros_like(ce)
-        hard = None if self.hard is None else self.hard[rows]
-        if gradient:
-            share = w if hard is None else w * hard.to(logits.dtype).unsqueeze(-1)
-            by_logits = plain_lp.exp().scatter_add_(1, column, -torch.ones_like(ce).unsqueeze(-1))
-            by_logits.mul_(share)
-            if self.chunks is None:
-                logits.copy_(by_logits)
-            else:
-                logits.add_(by_logits)
-        return w * (ce if hard is None else torch.where(hard, ce, 0.0))
-
-    def _weighed(
-        self, weights: Tensor | None, rows: slice, support: Support, sums: dict[str, Tensor]
-    ) -> Tensor | None:
-        """The caller's weights, times the named ones; the sum of the latter is the divisor of a step."""
-        if self.loss.weigh is None:
-            return weights
-        assert self.place is not None
-        student_lp = support.student_lp.detach()
-        named = self.loss.weigh(student_lp, support.teacher_lp, self.place[rows]).to(student_lp)
-        weights = named if weights is None else named * weights
-        add_sum(sums, "weight", weights)
-        return weights
+        return TokenRows(self, chunks, targets, hard, weights, place, metrics, tuple(counts), compile)

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
+
+# Memory for the logits of a chunk, both sides. A CPU's caches want few rows. A GPU's units want many, and it reads and
+# writes the whole gradient of a trained head once a chunk.
+CHUNK_BYTES = {"cpu": 96 * 2**20, "mps": 96 * 2**20, "cuda": 512 * 2**20}
+# A compiled loss keeps no temporaries of a chunk's size, so that twice the rows take less memory than without it.
+COMPILED_CHUNK_BYTES = CHUNK_BYTES | {"cuda": 2**30}
+# Compiling takes seconds; in a step of 32 thousand scored tokens the passes it removes take a tenth or two of one.
+COMPILED_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class Facts:
     context: int = 2048  # tokens
     engine: str = "local"  # what runs the teacher when it writes
     teacher_format: str | None = None  # the number format of its stored weights
+    whole: bool = True  # one teacher gives its whole distribution
+    no_compiler: str | None = None  # why the loss cannot be compiled here
 
     @property
     def accelerated(self) -> bool:
@@ -52,3 +62,13 @@ class Default:
 
 Automatic: TypeAlias = tuple[object, str]
 """A value for `auto`, and the reason for it."""
+
+
+Value = TypeVar("Value")
+
+
+def settled(value: Value | str | None) -> Value:
+    """The value of an option that is no longer `auto` or left out."""
+    assert value is not None
+    assert value != "auto"
+    return value  # type: ignore[return-value]

@@ -134,3 +134,18 @@ def _alternatives(annotation: ast.expr | None) -> Iterator[Kind]:
 def _one_of(choices: tuple[object, ...]) -> Kind:
     words = " or ".join(str(choice) for choice in choices)
     return Kind(words, {"enum": list(choices)}, lambda value: value in choices)
+
+
+def meanings_in(docstring: str) -> Iterator[tuple[str, str]]:
+    """What the section Args of a docstring says of each argument, on one line."""
+    lines = docstring.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
+    entries: list[str] = []
+    for line in lines:
+        if line.startswith("     "):  # a line goes on
+            entries[-1] += f" {line.strip()}"
+        else:
+            entries.append(line.strip())
+    for entry in entries:
+        names, _, text = entry.partition(": ")
+        for name in names.split(", "):
+            yield name, f"{text[:1].upper()}{text[1:]}"

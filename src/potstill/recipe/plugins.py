@@ -10,55 +10,19 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from potstill.errors import PluginError, RecipeError, RecipeErrors
-from potstill.recipe.options import Option, literal, one_key, read_options
-from potstill.store.disk import file_hash
+from potstill.recipe.options import one_key
+from potstill.recipe.signatures import FAMILIES, Signature, functions_of, signature_of
+from potstill.recipe.sources import source_hash
 
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of plug-in: one in words, and the public functions of which a file defines one to be a plug-in."""
-
-    singular: str
-    functions: tuple[str, ...]
-    moving: bool = False  # its numbers may move over a stage, as a temperature does
-
-
-FAMILIES: Mapping[str, Family] = {
-    "divergences": Family("divergence", ("value", "value_and_partial"), moving=True),
-    "evaluate": Family("metric", ("measure",)),
-    "filters": Family("filter", ("problems",)),
-    "generate": Family("text engine", ("write",)),
-    "rewards": Family("reward", ("reward",)),  # all of them from outside
-    "strategies": Family("strategy", ("build",)),
-    "students": Family("student", ("build",)),
-    "teachers": Family("teacher", ("build",)),
-    "trackers": Family("tracker", ("start",)),
-    "token_weights": Family("token weight", ("weights",)),
-    "verifiers": Family("verifier", ("score",)),
-}
 PACKAGE = Path(__file__).parent.parent
 _OUTSIDE_FILES: dict[str, str] = {}  # source file -> the plug-in's name, of all that were loaded
 _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a plug-in's source states: its purpose, its options in order with what they mean, and its file's UPPERCASE
-    literals."""
-
-    name: str
-    purpose: str
-    options: tuple[Option, ...]
-    constants: Mapping[str, Any]
-    file: Path
-    meanings: Mapping[str, str]
 
 
 def plugins(family: str) -> dict[str, Signature]:
@@ -71,10 +35,10 @@ def plugins(family: str) -> dict[str, Signature]:
 @cache
 def _read(family: str, file: Path, _changed: int) -> Signature | None:
     tree = ast.parse(file.read_bytes(), filename=str(file))
-    functions = _functions(tree)
+    functions = functions_of(tree)
     for name in FAMILIES[family].functions:
         if name in functions:
-            return _signature(family, file.stem, functions[name], tree, file)
+            return signature_of(family, file.stem, functions[name], tree, file)
     return None
 
 
@@ -172,9 +136,11 @@ def fault(error: BaseException) -> PluginError | None:
 
 
 def identity(family: str, name: str, options: Mapping[str, Any]) -> list[Any]:
-    """What identifies a plug-in in an artifact's key; of one from outside also the hash of its source file."""
-    source = [file_hash(find(family, name).file)] if is_outside(name) else []
-    return [name, options, *source]
+    """What identifies a plug-in in an artifact's key. Of one from outside, and of all that judge what is stored, also
+    the hash of its source with the helpers that it imports; what others here do is versioned by their stages."""
+    module = name.partition(":")[0] if is_outside(name) else f"potstill.{family}.{name}"
+    hashed = is_outside(name) or FAMILIES[family].judges
+    return [name, options, *([source_hash(module, find(family, name).file)] if hashed else [])]
 
 
 def schema(family: str, beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -200,7 +166,7 @@ def _find_outside(family: str, name: str, path: str) -> Signature:
         tree = ast.parse(file.read_bytes(), filename=str(file))
     except (ImportError, OSError, SyntaxError, ValueError) as error:
         raise _cannot_import(name, error, path) from error
-    functions = _functions(tree)
+    functions = functions_of(tree)
     if function not in functions:
         raise RecipeError(
             f"{module_name} has no function {function}{did_you_mean(function, functions)}",
@@ -208,7 +174,7 @@ def _find_outside(family: str, name: str, path: str) -> Signature:
             path=path,
             value=name,
         )
-    return _signature(family, name, functions[function], tree, file)
+    return signature_of(family, name, functions[function], tree, file)
 
 
 def _source_file(module: str) -> Path:
@@ -233,42 +199,6 @@ def _cannot_import(name: str, error: Exception, path: str) -> RecipeError:
         path=path,
         value=name,
     )
-
-
-def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def _signature(family: str, name: str, function: ast.FunctionDef, tree: ast.Module, file: Path) -> Signature:
-    purpose = ast.get_docstring(tree) or ast.get_docstring(function) or ""
-    options = read_options(function.args, moving=FAMILIES[family].moving)
-    meanings = dict(_meanings(ast.get_docstring(function) or ""))
-    return Signature(name, purpose.partition("\n")[0], options, dict(_constants(tree)), file, meanings)
-
-
-def _meanings(docstring: str) -> Iterator[tuple[str, str]]:
-    """What the section Args of a docstring says of each argument, on one line."""
-    lines = docstring.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
-    entries: list[str] = []
-    for line in lines:
-        if line.startswith("     "):  # a line goes on
-            entries[-1] += f" {line.strip()}"
-        else:
-            entries.append(line.strip())
-    for entry in entries:
-        names, _, text = entry.partition(": ")
-        for name in names.split(", "):
-            yield name, f"{text[:1].upper()}{text[1:]}"
-
-
-def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
-    for node in tree.body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        value = literal(node.value)
-        if isinstance(target, ast.Name) and target.id.isupper() and value is not None:
-            yield target.id, value
 
 
 def _wrong_options(signature: Signature, options: Mapping[str, Any], path: str) -> Iterator[RecipeError]:

@@ -93,6 +93,12 @@ class Recipe(Spec):
         if self.method and self.stages:
             message = "stages are given too, and both say what to do."
             yield Conflict("method", message, "Remove one of the two.")
+        if "://" in self.runs:
+            yield Conflict(
+                "runs",
+                "must be a folder: a run appends to files, locks and syncs them, which stores behind URLs do not.",
+                "Name a folder, and copy what a capture left to the URL: teacher: {cache: URL} reads it there.",
+            )
         counts = Counter(stage.name for stage in self.stages)
         for name in sorted(name for name in counts if counts[name] > 1):
             fix = f"Give each a name of its own, as in `- {name}: {{name: polish}}`."

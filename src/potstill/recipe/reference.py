@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import RecipeError
-from potstill.recipe import plugins, yaml
+from potstill.recipe import plugins, signatures, yaml
 from potstill.recipe.methods import METHODS
 from potstill.recipe.options import SCHEDULE, Option
 from potstill.recipe.problems import our_name
@@ -211,7 +211,7 @@ def _family(name: str) -> Iterator[Entry]:
         path = f"{name}.{plugin}"
         example = _naming(place, plugin, {option.name: option.default for option in signature.options})
         options = tuple(f"{path}.{option.name}" for option in signature.options)
-        singular = plugins.FAMILIES[folder].singular
+        singular = signatures.FAMILIES[folder].singular
         kind = f"a {singular}" + ("" if options else " without options")
         yield Entry(path, kind, signature.purpose, example=example, keys=options)
         for option in signature.options:

@@ -17,6 +17,8 @@ from potstill.recipe.stages import StageSpec
 _PLACE_AND_PACE = {
     "micro_batch_tokens", "checkpoint_every", "activation_checkpointing", "epochs", "steps", "validation_rows",
 }  # fmt: skip
+# Options that came later, at the value that stands for how it was: what older runs have trained is found again.
+_AS_BEFORE = {"freeze_head": False}
 # Cost is counted in tokens through both models. A token that is trained on costs three passes of the student
 # and one of the teacher, a validated one a pass of each: as much at most, and a third of it without a teacher.
 COST_SHARE = 0.05
@@ -76,6 +78,8 @@ class Training(StageSpec):
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the student's file; auto is its teacher's. Weights are rounded once, behind the training:
     evaluations, and a later stage that goes on from this student, read the rounded ones."""
+    freeze_head: bool = False
+    """Leave the output layer as it is, and the input embeddings where both are one matrix."""
     normalize: Literal["tokens", "sequence_mean"] = "tokens"
     """Every token counts the same, or every row does (GKD's paper)."""
 
@@ -97,18 +101,14 @@ class Training(StageSpec):
     def identity(self) -> dict[str, Any]:
         """What changes a step, for an artifact's key; micro-batches and the pace of checkpoints do not."""
         shared = set(Training.model_fields) - set(StageSpec.model_fields)
-        return self.model_dump(mode="json", include=shared - _PLACE_AND_PACE)
+        as_before = {name for name, value in _AS_BEFORE.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", include=shared - _PLACE_AND_PACE - as_before)
 
     def automatic(self, facts: Facts) -> dict[str, Automatic]:
-        epochs, chosen = self.epochs, dict[str, Automatic]()
+        chosen = dict[str, Automatic]()
         if self.epochs is None and self.steps is None:
-            epochs, why = _epochs(facts.train_tokens)
-            chosen["epochs"] = epochs, why
-        total = None if epochs is None or facts.train_tokens is None else int(facts.train_tokens * epochs)
-        per_step = _tokens_per_step(total, facts)
-        width = per_step[0] if self.tokens_per_step == "auto" else self.tokens_per_step
-        assert isinstance(width, int)
-        steps = self.steps or (None if total is None else max(1, self.passes * math.ceil(total / width)))
+            chosen["epochs"] = _epochs(facts.train_tokens)
+        per_step, width, steps = self.length(facts)
         why = f"chosen for {facts.machine}; does not change the result"
         values = {
             "learning_rate": self.default_learning_rate(facts),
@@ -120,6 +120,18 @@ class Training(StageSpec):
             **self._validations(steps, width, facts),
         }
         return chosen | {key: value for key, value in values.items() if getattr(self, key) == "auto"}
+
+    def length(self, facts: Facts) -> tuple[Automatic, int, int | None]:
+        """What `tokens_per_step: auto` becomes, the tokens of a step as it is, and the steps; None is not known."""
+        epochs = self.epochs
+        if epochs is None and self.steps is None:
+            epochs, _ = _epochs(facts.train_tokens)
+        total = None if epochs is None or facts.train_tokens is None else int(facts.train_tokens * epochs)
+        per_step = _tokens_per_step(total, facts)
+        width = per_step[0] if self.tokens_per_step == "auto" else self.tokens_per_step
+        assert isinstance(width, int)
+        steps = self.steps or (None if total is None else max(1, self.passes * math.ceil(total / width)))
+        return per_step, width, steps
 
     def _validations(self, steps: int | None, width: int, facts: Facts) -> dict[str, Automatic]:
         """How often and on how many rows to validate, so that it costs a small share of the training."""

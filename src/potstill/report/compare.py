@@ -12,7 +12,7 @@ from potstill.errors import RecipeError
 from potstill.evaluate import by_prompt, stats
 from potstill.recipe import yaml
 from potstill.report import gather, verdict
-from potstill.report.summary import RESULTS, Summary, described
+from potstill.report.figures import RESULTS, Summary, described
 from potstill.store.folder import RECIPE, RunDir
 from potstill.types import Figure
 

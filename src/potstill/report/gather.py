@@ -16,8 +16,9 @@ from potstill.recipe.recipe import Recipe, dump_yaml
 from potstill.report import on_policy, page, provenance, record
 from potstill.report.content import Content
 from potstill.report.curves import Curve
+from potstill.report.figures import Summary
 from potstill.report.record import Record
-from potstill.report.summary import Outcome, Summary, summarise
+from potstill.report.summary import Outcome, summarise
 from potstill.report.verdict import verdict
 from potstill.store import disk
 from potstill.store.artifacts import Artifact

@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill.console import visible
-from potstill.report import numbers, quality, tables, tasks, text, verdict
+from potstill.report import numbers, quality, row_tables, tables, tasks, text, training_tables, verdict
 from potstill.report.content import ROLES, Content
 from potstill.store.disk import write_text
 
@@ -21,9 +21,10 @@ MOST_SAMPLES = 8
 _LIMITS = (6_000, 2_000, 600, 200)  # characters of an answer, lowered until the page fits MOST_BYTES
 _VIEWS = (
     tables.results, tables.not_compared, tables.highlights, tables.distances, tables.by_stage, tables.against_control,
-    tables.retention, tasks.confusions, tasks.invalid, tasks.money, tables.curves,
-    tables.training, tables.on_policy, tables.rollouts, tables.overlap, tables.funnel, tables.lengths, tables.behaviour, tables.costs,
-    quality.filters, tables.speed, tables.defaults, tables.data, tables.precision, tables.versions,
+    tables.retention, tasks.confusions, tasks.invalid, tasks.money, training_tables.curves, training_tables.training,
+    training_tables.on_policy, training_tables.rollouts, row_tables.overlap, row_tables.funnel, row_tables.lengths,
+    tables.behaviour, training_tables.costs, quality.replies, quality.filters, tables.speed, tables.defaults, row_tables.data,
+    tables.precision, tables.versions,
 )  # fmt: skip
 
 

@@ -66,6 +66,8 @@ def judged(state: Any) -> dict[str, Any]:
             "used": facts["answers"],
             "rejected": facts.get("rejected", {}),
             "filters": facts.get("filters", {}),
+            "replies": facts.get("rejected_samples", {}),
+            **({"alternatives": facts["alternatives"]} if "alternatives" in facts else {}),
             **({"verified": facts["verified"]} if "verified" in facts else {}),
         }
         for name, facts, _ in _written(state)
@@ -108,6 +110,12 @@ def sentences(outcome: Any) -> Iterator[str]:
         if rejected := facts.get("rejected"):
             reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
             yield f"{name}: answers that are not used: {reasons}."
+        if beside := facts.get("alternatives"):
+            why = ", ".join(f"{count} {reason}" for reason, count in beside["refused"].items())
+            yield (
+                f"{name}: alternatives beside its tokens are kept of {whole(beside['kept'])} of {whole(beside['answers'])} "
+                f"answers{f'; the text alone of the others: {why}' if why else ''}."
+            )
         if verified := facts.get("verified"):
             yield (
                 f"{name}: {whole(verified['right'])} of {whole(verified['answers'])} answers are right by {verified['by']}; "
@@ -117,10 +125,14 @@ def sentences(outcome: Any) -> Iterator[str]:
             )
     if lost := _not_measured(outcome):
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items())
-        yield (
-            f"{whole(lost.total())} of {whole(len(outcome.data.heldout))} held-out rows are not measured, since the teacher "
-            f"has no answer to them: {reasons}. Its figures are of the others."
-        )
+        count = f"{whole(lost.total())} of {whole(len(outcome.data.heldout))} held-out rows"
+        if outcome.recipe.task is None:
+            yield f"{count} are not measured, since the teacher has no answer to them: {reasons}. Its figures are of the others."
+        else:
+            yield (
+                f"The teacher has no answer to {count}: {reasons}. In the figures of the task they count as its invalid "
+                "answers; figures token by token are of the others."
+            )
     for one in sources(outcome):
         if one["kind"] == "rows" and one["terms"]:
             yield f"{one['source']}: {whole(one['rows'])} rows. Terms: {one['terms']}."

@@ -14,7 +14,7 @@ from potstill.errors import ArtifactError
 from potstill.recipe.defaults import Default
 from potstill.report.content import Content
 from potstill.report.curves import Curve
-from potstill.report.summary import Summary
+from potstill.report.figures import Summary
 from potstill.store.disk import read_sealed, write_sealed
 from potstill.store.folder import RunDir
 

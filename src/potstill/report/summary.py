@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from potstill.data.dataset import Dataset
@@ -18,20 +14,15 @@ from potstill.data.row import Row
 from potstill.evaluate.speed import SPEED
 from potstill.recipe.recipe import Recipe
 from potstill.report import on_policy, provenance
+from potstill.report.figures import MEASURED, NOT_MEASURED, RESULTS, about
+from potstill.report.machine import machine, versions
 from potstill.report.money import money
-from potstill.report.numbers import size
 from potstill.store.artifacts import Artifact
 from potstill.types import Figure
 
-PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
-MEASURED = ("value", "low", "high", "n")
-ABOUT = ("label", "unit", "better", "meaning", "place")
-RESULTS = ("headline", "result")  # places of the figures that say what a student is worth
 OTHERS = ("behaviour", "cost")
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 TRAIN = ("steps", "tokens", "tokens_per_second", "seconds", "peak_rss_bytes")
-NOT_MEASURED = "not measured"
-Summary = Mapping[str, Any]
 Table = Mapping[str, Figure]
 
 
@@ -109,72 +100,6 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "seed": outcome.recipe.seed,
         "versions": versions(),
     }
-
-
-def read(summary: Summary, block: Mapping[str, Any] | None, key: str, about: str = "") -> Figure:
-    """`block[key]` as a Figure: `{value, low, high, n}`, a bare number, or null with `<key>_reason`.
-
-    `about` is the key of its description where that is another.
-    """
-    block, about = block or {}, about or key
-    entry = block.get(key)
-    if not isinstance(entry, Mapping):
-        entry = {"value": entry}
-    reason = entry.get("reason") or block.get(f"{key}_reason") or ""
-    if entry.get("value") is None:
-        reason = reason or NOT_MEASURED
-    measured: dict[str, Any] = {name: entry.get(name) for name in MEASURED}
-    return Figure(about, **described(summary).get(about, {"label": about}), **measured, reason=reason)
-
-
-def described(summary: Summary, *places: str) -> Mapping[str, Any]:
-    """The descriptions of a summary's figures by key; of these places only, where any is named."""
-    figures = summary.get("figures") or {}
-    return {key: about for key, about in figures.items() if not places or about["place"] in places}
-
-
-def about(figure: Figure) -> dict[str, Any]:
-    """A figure's description."""
-    return {name: getattr(figure, name) for name in ABOUT} | {"label": figure.label or figure.key}
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that figures depend on."""
-    result = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            result[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return result
-
-
-def machine() -> str:
-    """The machine that runs this, in words."""
-    import psutil
-    import torch
-
-    features = ", ".join(_features()) or "no vector units that PyTorch uses"
-    parts = [platform.system(), platform.machine(), f"{os.cpu_count()} processors ({features})"]
-    threads = torch.get_num_threads()
-    parts.append(f"{threads} thread{'s' * (threads > 1)}")
-    parts.append(size(psutil.virtual_memory().total) + " of memory")
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join(parts)
-
-
-def _features() -> list[str]:
-    """What of the processor decides speed and rounding: its vector units, and those for half precision."""
-    import torch
-
-    level = torch.backends.cpu.get_cpu_capability()
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
-        flags = set()
-    half = [name for name in ("avx512_bf16", "avx512_fp16", "amx_bf16", "bf16") if name in flags]
-    return [*([] if level == "DEFAULT" else [level]), *half]
 
 
 def _precision(outcome: Outcome) -> dict[str, str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from potstill.evaluate.likelihood import FORWARD_KL, PPL
 from potstill.report import on_policy
+from potstill.report.figures import RESULTS, Summary, described, read
 from potstill.report.numbers import distinct, number, pair, percent
-from potstill.report.summary import RESULTS, Summary, described, read
 from potstill.types import Figure
 
 EQUAL = 1e-6  # nats, below which two models say the same

@@ -15,7 +15,7 @@ from potstill.cache.reader import Cache
 from potstill.data.batch import collate
 from potstill.data.reader import reader_of
 from potstill.data.template import Templater
-from potstill.errors import ArtifactError
+from potstill.errors import REPAIR, ArtifactError
 from potstill.models.loading import best_device
 from potstill.objectives.token import Divergence
 from potstill.recipe import plugins
@@ -95,6 +95,8 @@ class Verified:
     def text(self) -> str:
         """The findings in lines."""
         lines = [*self.damage, f"{self.place}: {self.examples} examples, {len(self.damage)} damaged places"]
+        if self.damage:
+            lines.append(REPAIR)
         if self.distance is not None:
             word = "the same" if abs(self.distance) <= self.limit else "another teacher"
             named = "" if self.same else " (its fingerprint is not the cache's)"

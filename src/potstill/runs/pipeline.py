@@ -8,7 +8,7 @@ from potstill.errors import RecipeError
 from potstill.recipe.plugins import did_you_mean
 from potstill.recipe.stages import StageSpec, run_of
 from potstill.recipe.verbs import verbs
-from potstill.stages import _rows
+from potstill.stages import _questions, _rows
 from potstill.stages._context import Context, State
 from potstill.store.folder import RunDir
 
@@ -23,7 +23,7 @@ def go(context: Context, folder: RunDir, until: str | None = None) -> State:
         folder.update({"stage": stage.name})
         if stage.trains and any(later.measures for later in stages):
             # What cannot be measured later is refused before hours of training.
-            _rows.questions(state, context, 10**9)
+            _questions.questions(state, context, 10**9)
         state = run_of(stage)(stage, state, context)
         folder.link(f"stages/{stage.name}", state.artifacts[stage.name].path)
     if state.student is not None:

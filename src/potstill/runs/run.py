@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,14 +18,14 @@ from potstill.recipe.recipe import dump_yaml
 from potstill.report import gather
 from potstill.report.summary import Outcome
 from potstill.runs import pipeline, setup, status, tracking
+from potstill.runs.stopping import stop_signals
 from potstill.stages import _rows
 from potstill.stages._context import Context, Setup, State
 from potstill.stages._metrics import figures_of_ours
+from potstill.stages._training_rows import Examples
 from potstill.store.artifacts import Store
 from potstill.store.disk import real, write_text
 from potstill.store.folder import RECIPE, Onlooker, RunDir
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def _together(
         pipeline.require_stage(opened.recipe.stages, until)
     folder.create()
     store = Store(folder.store_root(), run=folder.path)
-    with folder.owned(), _signals() as received:
+    with folder.owned(), stop_signals() as received:
         if real(store.root).parent != real(folder.path).parent:
             console.say(f"note: {folder.path} is {real(folder.path)}; its artifacts are in {store.root}.")
         before = folder.state()
@@ -158,7 +157,7 @@ def _licences(parts: Setup) -> dict[str, str]:
     return {"teacher": teacher, "student": own(student.context, **student.options) if own else ""}
 
 
-def _examples(state: State, context: Context) -> dict[str, _rows.Examples]:
+def _examples(state: State, context: Context) -> dict[str, Examples]:
     """The examples of every split that the run used."""
     splits: list[_rows.Split] = [] if state.student is None else ["train", "validation"]
     if state.evaluation is not None:
@@ -205,34 +204,3 @@ def _last_word(folder: RunDir) -> Iterator[None]:
     except Exception as error:
         folder.update_at_end({"status": "failed", "error": status.reason(error).as_dict()})
         raise
-
-
-@dataclass
-class _Received:
-    number: int = 0
-
-
-@contextmanager
-def _signals() -> Iterator[_Received]:
-    """The first SIGINT, SIGTERM or SIGHUP asks stages to save and stop; a second one ends the process at once.
-
-    A signal that the process was started to ignore, as SIGHUP is under nohup, stays ignored.
-    """
-    received = _Received()
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, _frame: object) -> None:
-        received.number = number
-        signal.signal(number, before[number])
-
-    handlers = {int(number): signal.getsignal(number) for number in STOPPING}
-    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,6 +9,7 @@ from potstill.data.reader import Readers
 from potstill.models import vocabulary
 from potstill.recipe.inputs import DataSpec
 from potstill.recipe.recipe import Recipe
+from potstill.signals.teacher import Teacher
 
 
 def of_reading(readers: Readers, spec: DataSpec, context_length: int) -> list[str]:
@@ -75,6 +76,23 @@ def of_gold(recipe: Recipe, data: Dataset) -> Iterator[str]:
         yield (
             f"{measured} of {len(data.heldout)} held-out rows hold an answer: texts are compared with it (vs "
             "gold) and with the teacher's (vs teacher); token by token, models are scored on the teacher's."
+        )
+
+
+def of_kept(recipe: Recipe, teacher: Teacher) -> Iterator[str]:
+    """What is kept of answers that a teacher in this process writes, where no capture reads it."""
+    keeper = ""
+    for stage in recipe.stages if hasattr(teacher, "loaded") else ():
+        if "text" in stage.needs and keeper:
+            break
+        if "text" in stage.needs:
+            keeper = stage.name if getattr(stage, "keep", None) else ""
+        elif stage.verb == "capture":
+            keeper = ""
+    if keeper:
+        yield (
+            f"stages.{keeper}.keep: nothing reads what is kept, because no capture stands behind {keeper}; later stages "
+            "ask the teacher. Put `- capture` behind it."
         )
 
 

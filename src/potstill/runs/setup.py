@@ -24,9 +24,9 @@ from potstill.recipe import plugins
 from potstill.recipe.inputs import DataSpec
 from potstill.recipe.recipe import Recipe, expand, read_recipe
 from potstill.recipe.specs import Choice
-from potstill.recipe.stages import StageSpec
 from potstill.recipe.training import Training
-from potstill.runs import said, tracking
+from potstill.runs import engines, said, tracking
+from potstill.runs.demands import require_provided
 from potstill.runs.rows import mix_of, require_mixable
 from potstill.runs.task import notes as task_notes
 from potstill.runs.task import read_rows, read_task, read_text
@@ -39,19 +39,11 @@ from potstill.stages._objective import objective_of
 from potstill.stages._strategy import try_strategy
 from potstill.stages._verifying import require_rows
 from potstill.stages.capture import Capture
-from potstill.stages.distill import Distill
 from potstill.store.folder import RECIPE, RunDir
 from potstill.students._built import StudentContext
 from potstill.teachers._context import TeacherContext
 
 LONGEST = 4096
-DISTRIBUTIONS = frozenset({"dense", "topk", "sampled"})
-# What a stage asks of a teacher, and what is wrong with one that does not offer it.
-_WANTED = {
-    "distribution": ("the teacher's distribution", "gives no distribution over tokens"),
-    "live": ("a teacher that can be asked about any text", "is a cache, which knows the captured rows alone"),
-    "text": ("the teacher's text", "writes no text"),
-}
 
 
 @dataclass(frozen=True)
@@ -112,8 +104,8 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
         average=average_for(recipe.stages),
     )
     teacher = build_teacher(recipe.teacher.plugin, context)
-    _require_provided(recipe, teacher)
-    _require_engines(recipe, teacher)
+    require_provided(recipe, teacher)
+    engines.require(recipe, teacher)
     student, student_reader, own_length = _student(recipe, base, device, teacher, template, reader)
     readers = Readers(teacher.reads, student_reader)
     compares = any("distribution" in stage.needs for stage in recipe.stages)
@@ -122,6 +114,7 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
             needs_of(recipe.stages, stage.name, partial=readers.partial)
     if teacher.reads is not None and compares:
         vocabulary.require_shared(teacher.reads.vocabulary, student_reader.vocabulary)
+    engines.require_same_ids(recipe, teacher, student_reader)
     lengths = (getattr(teacher, "context_length", None), own_length)
     context_length = min((length for length in lengths if length is not None), default=LONGEST)
     limit = recipe.data.max_length
@@ -138,6 +131,7 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
     require_mixable(recipe)
     data = read_rows(recipe, base, task, notes, () if route is None else (route,))
     readers = replace(readers, same_prompts=not differ(data))
+    engines.require_single_turns(recipe, teacher, student_reader, data)
     if recipe.data.weight is not None:
         weights_of(data.trained_on, recipe.data.weight)
     if route is not None:
@@ -153,6 +147,7 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
         *said.of_overlap(data),
         *task_notes(task, data),
         *said.of_gold(recipe, data),
+        *said.of_kept(recipe, teacher),
     ]
     return Setup(
         device=device,
@@ -195,103 +190,6 @@ def _require_plugins(recipe: Recipe) -> None:
 
 def _loaded(choice: Choice) -> Any:
     return plugins.load(choice.family, choice.name, choice.options)
-
-
-def _require_provided(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse stages that need more than the teacher says that it provides."""
-    offers = {
-        "distribution": bool(teacher.provides & DISTRIBUTIONS),
-        "live": getattr(teacher, "live", True),
-        "text": "text" in teacher.provides,
-    }
-    captured = False
-    for stage in recipe.stages:
-        _require_batchwise(stage, teacher, captured)
-        if isinstance(stage, Capture):
-            _require_capturable(stage, teacher)
-        _require_beside(stage, teacher)
-        captured |= isinstance(stage, Capture)
-        for need in sorted(stage.asks):
-            if offers[need] and (need != "text" or teacher.reads is not None or hasattr(teacher, "engine")):
-                continue
-            wanted, what = _WANTED[need]
-            raise RecipeError(
-                f"needs {wanted}, and this teacher {what}.",
-                path=f"stages.{stage.name}",
-                fix=getattr(teacher, f"way_to_{need}", "Leave the stage out, or name another teacher."),
-            )
-
-
-def _require_batchwise(stage: StageSpec, teacher: Teacher, captured: bool) -> None:
-    """Refuse a stage that asks about one batch after the other where the teacher can be captured alone."""
-    asks = "live" in stage.asks or (not captured and ("distribution" in stage.asks or stage.measures))
-    if asks and not isinstance(stage, Capture) and not getattr(teacher, "batchwise", True):
-        raise RecipeError(
-            f"asks the teacher batch by batch, and {teacher.name} is read block by block.",
-            path=f"stages.{stage.name}",
-            fix="Capture its signals before this stage, or load it whole: teacher: {model: …}.",
-        )
-
-
-def _require_capturable(stage: Capture, teacher: Teacher) -> None:
-    """Refuse a capture that would keep something else than what a later stage asks of the teacher."""
-    if stage.deadline is not None and not getattr(teacher, "batchwise", True):
-        raise RecipeError(
-            f"has no effect: {teacher.name} is read block by block, and no row is ready before all of them are.",
-            path=f"stages.{stage.name}.deadline",
-            fix="Leave it out; after an interruption the same command goes on.",
-        )
-    if not hasattr(teacher, "members"):
-        return
-    each = "Capture each teacher in a recipe of its own, and list the caches: {ensemble: [{cache: A}, {cache: B}]}."
-    if getattr(teacher, "combine", "") == "losses":
-        raise RecipeError(
-            "would keep the average of the teachers, and combine: losses compares with each of them.",
-            path=f"stages.{stage.name}",
-            fix=each,
-        )
-    if "dense" not in teacher.provides:
-        raise RecipeError(
-            "cannot keep what is put together from stored ids.", path=f"stages.{stage.name}", fix=each
-        )
-
-
-def _require_beside(stage: StageSpec, teacher: Teacher) -> None:
-    """Refuse text that the teacher writes together with the student where it is no one model in this process."""
-    if not isinstance(stage, Distill) or stage.self_teacher is not None or hasattr(teacher, "loaded"):
-        return
-    for name, value in (
-        ("teacher_share", stage.strategy.teacher_share),
-        ("proposals", stage.strategy.proposes),
-    ):
-        if value:
-            raise RecipeError(
-                f"lets {teacher.name} write beside the student, and it is no one model in this process.",
-                path=f"stages.{stage.name}.strategy.{stage.strategy.name}.{name}",
-                fix="Leave it out, so that the student writes alone, or take one teacher whose weights are here.",
-            )
-
-
-def _require_engines(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse a text engine that takes something else than the teacher reads (ids, or messages), or that lacks
-    what it needs here."""
-    served = teacher.reads is None
-    for stage in recipe.stages:
-        engine = getattr(stage, "engine", "auto")
-        if "text" in stage.needs and isinstance(engine, Choice):
-            plugin = plugins.load(engine.family, engine.name, engine.options)
-            takes = getattr(plugin, "TAKES", "ids")
-            if (takes == "messages") != served:
-                needs = "is asked over the network" if served else "has its weights here"
-                raise RecipeError(
-                    f"{engine.name} takes {takes}, and this teacher {needs}.",
-                    path=f"stages.{stage.name}.engine",
-                    fix="Leave engine out: each teacher brings its own.",
-                )
-            if hasattr(plugin, "require"):
-                plugin.require(teacher)
-            if hasattr(plugin, "require_options"):
-                plugin.require_options(teacher, getattr(stage, "max_new_tokens", 0), **engine.options)
 
 
 def _student(

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from potstill.devices import jobs
 from potstill.errors import MachineError, PotstillError, RecipeError
 from potstill.recipe import plugins
 from potstill.store.folder import RECIPE, RunDir
-from potstill.store.lines import read_tail
+from potstill.store.lines import read_journals, read_tail
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Status:
 
     `error` is why a failed run failed: code, message, path, value, fix, retryable and exit_code, as the run
     itself prints them with --json; None in every other state. `verdict` and `outputs` are a finished run's.
+    `writing` is how many answers a stage that generates has written, in all its journals, of how many.
     `asking` is what a served teacher was asked for, as `potstill.generate.served.Spending` has it; None for others.
     """
 
@@ -40,6 +42,7 @@ class Status:
     verdict: str = ""
     outputs: dict[str, str] = field(default_factory=dict)
     asking: dict[str, Any] | None = None
+    writing: dict[str, int] | None = None
 
     def text(self) -> str:
         """One line for people, and what came of the run or what to do next."""
@@ -52,6 +55,8 @@ class Status:
             parts.append(f"loss {self.loss:.3f}")
         if self.seconds_left is not None and self.state == "running":
             parts.append(f"{clock(self.seconds_left)} left in this stage")
+        if self.writing is not None:
+            parts.append(f"{self.writing['done']} of {self.writing['total']} answers")
         if self.asking is not None:
             parts += self._asked()
         results = [self.verdict, *(f"{label:8} {path}" for label, path in self.outputs.items())]
@@ -105,6 +110,7 @@ def read_status(run_folder: Path) -> Status:
         hint=_hint(status, run_folder, last) if error is None else _reason(error),
         error=error,
         asking=_asking(state.get("asking")),
+        writing=_writing(state),
         **(_results(run_folder, state) if status == "finished" else {}),
     )
 
@@ -113,6 +119,18 @@ def _asking(noted: Any) -> dict[str, Any] | None:
     """What a run noted of its served teacher, where that is whole."""
     wanted = {"done", "total", "requests", "cost"}
     return dict(noted) if isinstance(noted, dict) and noted.keys() >= wanted else None
+
+
+def _writing(state: Mapping[str, Any]) -> dict[str, int] | None:
+    """How many answers the stage that a run is in has written, workers' included; None for another stage."""
+    noted = state.get("writing")
+    if not isinstance(noted, dict) or noted.get("stage") != state.get("stage") or "journal" not in noted:
+        return None
+    journal = Path(str(noted["journal"]))
+    if not journal.is_file():  # the stage is finished
+        return None
+    written = {(line.get("prompt"), line.get("sample")) for line in read_journals(journal)}
+    return {"done": len(written), "total": int(noted.get("total", 0))}
 
 
 def _results(run_folder: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Ensemble:
 
     def at(self, rows: Tensor) -> Ensemble:
         index = rows.nonzero().squeeze(-1) if rows.dtype == torch.bool else rows
+        index = index.to(self.weights.device)
         asked = None if self.asked is None else self.asked[index]
         signals = []
         for number, signal in enumerate(self.signals):

@@ -14,7 +14,7 @@ class Teacher(Protocol):
     Attributes:
         name: what people call it.
         fingerprint: identifies the teacher in artifacts' keys.
-        provides: the kinds of signal that it gives ("dense", "topk", "sampled"), and "text" if it writes.
+        provides: the kinds of signal that it gives ("dense", "topk", "sampled", "vector"), and "text" if it writes.
         reads: how it reads text (`potstill.data.reader.Reader`), None for one that takes text as it is.
 
     A teacher with weights in this process has `loaded()`, its model and tokenizer; one that knows more has

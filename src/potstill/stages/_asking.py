@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -18,25 +17,26 @@ from urllib.parse import urlsplit
 from potstill.console import Bar, typed
 from potstill.data.prompts import Prompt
 from potstill.errors import Interrupted, RecipeError
+from potstill.filters._patterns import masked
 from potstill.generate.sampling import Sampling
 from potstill.generate.served import Asked, Given, Spending, TextRequest
 from potstill.recipe.specs import EngineChoice
+from potstill.stages._alternatives import Alternatives, identity_of
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
-from potstill.stages._rows import ANSWERS
-from potstill.store.artifacts import Artifact, key_of
+from potstill.stages._conversations import Draw, conversations, digest_of, repeated
+from potstill.stages._rows import ANSWERS, REJECTED
+from potstill.store.artifacts import Artifact
 from potstill.store.disk import real
 from potstill.store.lines import write_lines
 
 STAGE = "generate"
-VERSION = 4  # raised when the answers change their meaning, or the facts what they hold
+VERSION = 5  # raised when the answers change their meaning, or the facts what they hold
 JOURNAL = Path(".journal", "answers.sqlite")  # in the store, of which it is never freed
-REJECTED = "rejected.jsonl"
 SO_FAR = "answers-so-far.jsonl"  # in the folder of an interrupted run
 SECONDS_BETWEEN_NOTES = 2.0
-_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
+SAMPLES, SHOWN = 3, 200  # of the replies rejected for a reason, and characters of one
 Judge: TypeAlias = Callable[[str, str, str], str]  # prompt, text, finish -> why it would not be trained on
-Draw = tuple[int, int]  # the place of a conversation, and the number of the answer to it
 
 
 def ask(
@@ -47,25 +47,32 @@ def ask(
     workers: int,
     context: Context,
     judge: Judge = lambda prompt, text, finish: "",
+    *,
+    keep: bool = False,
 ) -> Artifact:
-    """Ask for all answers. `judge` has a say on the first few, before the rest is paid for. What is paid for stands in the store's journal, whatever becomes of the stage."""
+    """Ask for all answers, and with `keep` for the likeliest tokens beside each of theirs. `judge` has a say on the
+    first few, before the rest is paid for. What is paid for stands in the store's journal, whatever becomes of the
+    stage."""
+    teacher: Any = context.setup.teacher
     pace: frozenset[str] = getattr(context.plugin(engine), "PACE", frozenset())
     settings = {key: value for key, value in engine.options.items() if key not in pace}
     asked, rows = conversations(prompts, sampling, context)
-    asking = Asking(name, engine, asked, rows, sampling, workers, context, judge)
+    asking = Asking(name, engine, asked, rows, sampling, workers, context, judge, keep)
     inputs = {
         "version": VERSION,
-        "teacher": context.setup.teacher.fingerprint,
+        "teacher": teacher.fingerprint,
         "engine": context.identity(engine.model_copy(update={"options": settings})),
         "sampling": asdict(sampling),
         "seed": context.setup.data_seed,
         "conversations": [[one.messages, one.tools] for one in asked],
         "rows": rows,
         # They stand in the manifest; made anew, the artifact costs nothing.
-        "terms": getattr(context.setup.teacher, "terms", ""),
+        "terms": getattr(teacher, "terms", ""),
     }
     if (sent := _response_format(context)) is not None:
         inputs["response_format"] = sent
+    if keep:
+        inputs["alternatives"] = [asking.alternatives, identity_of(teacher.words)]
     return produce(context, STAGE, name, inputs, asking.build)
 
 
@@ -76,55 +83,6 @@ def _response_format(context: Context) -> dict[str, Any] | None:
 
 def _nothing(text: str) -> str:
     return ""
-
-
-def conversations(
-    prompts: Sequence[Prompt], sampling: Sampling, context: Context
-) -> tuple[list[Asked], list[tuple[str, int, Draw]]]:
-    """Every conversation once, and the row, sample and draw of every answer.
-
-    Rows with one conversation have draws of their own, unless all are the likeliest text.
-    """
-    by_id = {row.id: row for row in context.setup.data.everything}
-    templater = context.setup.readers.student.templater
-    places: dict[str, int] = {}
-    parts: list[tuple[Any, Any, int]] = []
-    used: Counter[int] = Counter()
-    rows: list[tuple[str, int, Draw]] = []
-    for prompt in prompts:
-        row = by_id[prompt.row_id]
-        turns = tuple(_turn(message) for message in templater.conversation(row.for_teacher.prompt))
-        place = places.setdefault(key_of("conversation", {"turns": turns, "tools": row.tools}), len(places))
-        if place == len(parts):
-            tokens = len(prompt.ids)
-            if row.teacher_turns:  # about: the student's template need not take them
-                tokens = len(templater.text_ids("\n".join(turn["content"] for turn in row.teacher_turns)))
-            parts.append((turns, row.tools, tokens))
-        for sample in range(prompt.samples):
-            rows.append((prompt.row_id, sample, (place, used[place])))
-            used[place] += sampling.temperature > 0
-    numbers: dict[int, list[int]] = {}
-    for _, _, (place, draw) in rows:
-        numbers.setdefault(place, []).append(draw)
-    asked = [
-        Asked(turns, tokens, tuple(dict.fromkeys(numbers[place])), tools)
-        for place, (turns, tools, tokens) in enumerate(parts)
-    ]
-    return asked, rows
-
-
-def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn as the protocol writes it: arguments of a tool call are JSON text."""
-    turn = {key: message[key] for key in _KEYS if message.get(key) is not None}
-    if calls := turn.get("tool_calls"):
-        turn["tool_calls"] = [_call(call) for call in calls]
-    return turn
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    arguments = json.dumps(function["arguments"], sort_keys=True)
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 @dataclass
@@ -139,15 +97,25 @@ class Asking:
     workers: int
     context: Context
     judge: Judge
+    keep: bool = False
     spending: Spending = field(default=Spending(0, 0), init=False)
     noted: float = field(default=0.0, init=False)
+
+    @property
+    def alternatives(self) -> int:
+        """How many of the likeliest tokens are asked for beside each token of an answer."""
+        teacher: Any = self.context.setup.teacher
+        return int(teacher.top_logprobs) if self.keep else 0
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Ask for what the journal does not hold, and put all answers in order."""
         context, total = self.context, sum(len(one.samples) for one in self.asked)
         task = context.setup.task
         bars: list[Bar] = []
+        beside = Alternatives(folder, context.setup.teacher, [digest_of(one) for one in self.asked])
         with ExitStack() as stack:
+            stack.enter_context(beside)
+            stack.callback(lambda: self._note(self.spending, last=True))  # where it fails too
 
             def progress(now: Spending) -> None:
                 if not bars:  # only now it is known what was there before
@@ -176,15 +144,19 @@ class Asking:
                 warn=lambda text: context.console.warn(f"{self.name}: {text}"),
                 confirm=self._confirm,
                 judge=self.judge,
+                alternatives=self.alternatives,
+                keep=beside.keep if self.keep else None,
                 on_progress=progress,
                 should_stop=lambda: bool(context.stop_signal()),
             )
             engine = context.plugin(self.engine)
             given = {(one.index, one.sample): one for one in engine.write(request, **self.engine.options)}
-        self._note(self.spending, last=True)
         if number := context.stop_signal():
             raise Interrupted(self._so_far(given), signal_number=number)
-        return self._finish(folder, given)
+        return {
+            **self._finish(folder, given, beside.ids),
+            **(beside.finish(self.name, context) if self.keep else {}),
+        }
 
     def _note(self, now: Spending, *, last: bool = False) -> None:
         """Tell the run's folder where it stands, for `potstill status`."""
@@ -211,7 +183,7 @@ class Asking:
 
     def _so_far(self, given: Mapping[Draw, Given]) -> str:
         """Leave what is answered in the run's folder, and say so."""
-        lines = [line for line in self._lines(given) if "text" in line]
+        lines = [line for line in self._lines(given, {}) if "reason" not in line]
         words = (
             f"stopped by a signal; {self.spending.done} of {self.spending.total} answers are in the journal"
         )
@@ -221,31 +193,37 @@ class Asking:
         write_lines(place, lines)
         return f"{words}, those that can be used in {place}."
 
-    def _lines(self, given: Mapping[Draw, Given]) -> list[dict[str, Any]]:
-        """What became of every sample of every row: its text, or why there is none."""
+    def _lines(self, given: Mapping[Draw, Given], ids: Mapping[Draw, Sequence[int]]) -> list[dict[str, Any]]:
+        """What became of every sample of every row: its text, with its `ids` where they are certain, or why it is not
+        used, with what was received."""
         lines = []
         for row_id, sample, draw in self.rows:
             one = given.get(draw, Given(*draw, reason="not asked"))
             line = {"row_id": row_id, "sample": sample, "draw": draw[1]}
             if one.reason:
-                lines.append({**line, "stage": self.name, "reason": one.reason, "attempts": one.attempts})
+                why = {"stage": self.name, "reason": one.reason, "attempts": one.attempts}
+                lines.append({**line, **why, "text": one.text, "finish": one.finish})
             else:
-                prompt = key_of("conversation", {"turns": self.asked[draw[0]].messages})[:32]
-                lines.append({**line, "prompt": prompt, "ids": [], "text": one.text, "finish": one.finish})
+                said = {"ids": list(ids.get(draw, ())), "text": one.text, "finish": one.finish}
+                lines.append({**line, "prompt": digest_of(self.asked[draw[0]]), **said})
         return lines
 
-    def _finish(self, folder: Path, given: Mapping[Draw, Given]) -> Mapping[str, Any]:
-        lines = self._lines(given)
-        used = [line for line in lines if "text" in line]
-        rejected = [line for line in lines if "text" not in line]
+    def _finish(
+        self, folder: Path, given: Mapping[Draw, Given], ids: Mapping[Draw, Sequence[int]]
+    ) -> Mapping[str, Any]:
+        lines = self._lines(given, ids)
+        used = [line for line in lines if "reason" not in line]
+        rejected = [line for line in lines if "reason" in line]
         write_lines(folder / ANSWERS, used)
         write_lines(folder / REJECTED, rejected)
         reasons = Counter(_kind(line) for line in rejected)
         models = Counter(one.echoed for one in given.values() if one.echoed)
         self._say(reasons, len(lines), models)
+        self._say_repeated(given)
         if self.context.store.run is not None:
             (self.context.store.run / SO_FAR).unlink(missing_ok=True)
-        trained = {row.id for row in self.context.setup.data.train}
+        data = self.context.setup.data
+        splits = {row.id: "measured " for row in data.heldout} | {row.id: "" for row in data.train}
         teacher: Any = self.context.setup.teacher
         now = self.spending
         return {
@@ -254,10 +232,12 @@ class Asking:
             "stopped": sum(line["finish"] == "stop" for line in used),
             "cut_off": sum(line["finish"] == "length" for line in used),
             "rejected": dict(reasons),
+            "rejected_samples": _samples(rejected),
             "left_out": dict(
                 Counter(
-                    f"{'' if line['row_id'] in trained else 'measured '}answer: {_kind(line)}"
+                    f"{splits[line['row_id']]}answer: {_kind(line)}"
                     for line in rejected
+                    if line["row_id"] in splits  # else it chooses the best weights
                 )
             ),
             "per_request": _per_request(list(given.values())),
@@ -290,6 +270,16 @@ class Asking:
         if self.spending.requests:
             say(f"{self.name}: {self.spending.requests} requests; {self.spending.cost}")
 
+    def _say_repeated(self, given: Mapping[Draw, Given]) -> None:
+        """Warn where samples are not what they are paid for."""
+        several, same = repeated(given)
+        if several and 2 * same >= several:
+            self.context.console.warn(
+                f"{self.name}: {same} of {several} prompts have one answer over and over, though several samples of each "
+                "are paid for: the endpoint may ignore temperature and seed, or there is one right answer. Repeats are "
+                "one answer to the filter duplicates; samples: 1 costs less."
+            )
+
 
 def _per_request(given: Sequence[Given]) -> dict[str, Any]:
     """The tokens of a mean request, of how many it is the mean (those whose reply states its usage), and for how many
@@ -300,6 +290,18 @@ def _per_request(given: Sequence[Given]) -> dict[str, Any]:
     costs = [one.cost for one in stated if one.cost is not None]
     paid = {"priced": len(costs), "paid": math.fsum(costs)}
     return {"n": n, **paid, **({name: total / n for name, total in sums.items()} if n else {})}
+
+
+def _samples(rejected: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The first few replies that are rejected for each reason, with what was received."""
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for line in rejected:
+        some = samples.setdefault(_kind(line), [])
+        if len(some) < SAMPLES:
+            # A page cannot hold half a character.
+            text = masked(line["text"]).encode("utf-8", "replace").decode()[:SHOWN]
+            some.append({"row_id": line["row_id"], "reason": line["reason"], "text": text})
+    return samples
 
 
 def _kind(line: Mapping[str, Any]) -> str:

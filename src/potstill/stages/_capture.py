@@ -6,46 +6,44 @@ The folder holds the cache of the rows that are trained and validated on (`signa
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from potstill.cache.header import Header
-from potstill.cache.keys import key_of as cache_key
 from potstill.cache.reader import Cache
-from potstill.data.batch import collate
 from potstill.devices import ranks
-from potstill.errors import RecipeError
 from potstill.objectives.token import Divergence
 from potstill.recipe.specs import seconds_of
-from potstill.stages import _kept, _leaving, _measure, _rows
+from potstill.stages import _kept, _leaving, _measure, _rows, _signals
 from potstill.stages._artifact import produce
 from potstill.stages._captured import vocabulary_hash
 from potstill.stages._context import Context, State
+from potstill.stages._entries import Entries
 from potstill.stages._kept import Kept
 from potstill.stages._later import Needs, asked_later, divergences_of, needs_of
+from potstill.stages._mending import ALIKE, KEPT, LATE, MENDS, PLACES, STAGE, damage_of, take_over
+from potstill.stages._passes import pass_through
 from potstill.stages._plan import Plan, drawn_order, each_once, plan_of
 from potstill.stages._states import dtype_of, kept_by
+from potstill.stages._vectors import FrozenHead, frozen_head
+from potstill.stages._workers import workers_of
 from potstill.stages._writing import Writing, in_bytes
 from potstill.stages.capture import Capture
 from potstill.store.artifacts import Artifact, key_of
-from potstill.store.disk import read_sealed, write_sealed
-from potstill.teachers._shared import shares_prompts
+from potstill.store.disk import discard, read_sealed, set_aside, write_sealed, write_text
 from potstill.teachers.cached import HELDOUT, SIGNALS
 from potstill.types import Example
 
 VERSION = 1  # raised when a capture changes its meaning
-STAGE = "capture"
-ALIKE = "alike"  # all that a capture depends on, but for its deadline
-KEPT = ".kept.json"
-THOUSAND = 1000  # parts of a progress whose whole is not known beforehand
+_STORED = "topk", "sampled", "topk_sampled", "kl_vector"  # kinds that are no whole distribution
+WHOLE = 0, 1  # the share of a process alone
 SAMPLE_TOKENS = 512  # scored tokens of the rows on which settings are measured
 
 
@@ -60,17 +58,44 @@ def capture(spec: Capture, state: State, context: Context) -> Artifact:
 
 def made(job: Job) -> Artifact:
     """The artifact of a capture."""
-    places = SIGNALS, HELDOUT
-    return produce(job.context, STAGE, job.spec.name, job.inputs, job.build, together=True, goes_on=places)
+    return produce(job.context, STAGE, job.spec.name, job.inputs, job.build, together=True, goes_on=PLACES)
+
+
+def repaired(spec: Capture, state: State, context: Context) -> tuple[Artifact, list[str]]:
+    """A finished capture whose every byte is right, and what was damaged: the rows of damaged blocks alone are asked
+    about again, and the files are those of an undisturbed one. One that is not finished is finished.
+
+    Raises:
+        MachineError: the disk is too small.
+    """
+    job = job_of(spec, state, context)
+    place = context.store.place(STAGE, job.key)
+    damage = damage_of(place) if place.is_dir() else []
+    if damage:
+        aside = set_aside(place)
+        context.console.say(f"{spec.name}: {len(damage)} damaged places; it is moved to {aside} and mended")
+    artifact = made(job)
+    if damage:
+        discard(aside)
+    return artifact, damage
 
 
 def capture_share(spec: Capture, state: State, context: Context, share: tuple[int, int]) -> bool:
     """Write the share (i, n) of the parts, beside other processes that write theirs; whether all of it is written.
 
-    The stage itself, run when all are done, finds them and finishes the cache.
+    The stage itself, run when all are done, finds them and finishes the cache; where a share came to its deadline, it
+    asks about no further row.
     """
     job = job_of(spec, state, context)
-    return job.write(context.store.work(STAGE, job.key), share).whole
+    folder = context.store.work(STAGE, job.key)
+    take_over(job, folder)
+    late = folder / f"{LATE}{share[0]}"
+    whole = job.write(folder, share).whole
+    if whole:
+        late.unlink(missing_ok=True)
+    else:
+        write_text(late, "")
+    return whole
 
 
 def job_of(spec: Capture, state: State, context: Context) -> Job:
@@ -124,12 +149,13 @@ class Job:
         inputs = {
             "version": VERSION,
             "teacher": self.teacher.fingerprint,
-            "settings": self.spec.model_dump(mode="json", exclude={"verb", "name", "deadline"}),
+            "settings": self.spec.model_dump(mode="json", exclude={"verb", "name", "deadline", "engine"}),
             "needs": asdict(self.needs),
             "rows": [_row(row) for row in self.rows],
             "heldout": [_row(row) for row in self.heldout],
             "asked": asked and [[question.teacher_prompt_ids for question in asked[0]], asked[1]],
             "answers": None if answers is None else answers.key,
+            **({} if self.student is None else {"student_head": self.student.name}),
         }
         return {**inputs, ALIKE: key_of(STAGE, inputs), "deadline": self.spec.deadline}
 
@@ -140,50 +166,47 @@ class Job:
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Write what `folder` does not hold yet."""
-        ranks.by_first(lambda: self._take_over(folder))
+        ranks.by_first(lambda: take_over(self, folder))
         written = self.write(folder)
         greedy = self._greedy()
         facts = ranks.by_first(lambda: _leaving.finish(self, folder, written, greedy))
         self.teacher.close()
         return facts
 
-    def write(self, folder: Path, share: tuple[int, int] = (0, 1)) -> Written:
+    def write(self, folder: Path, share: tuple[int, int] = WHOLE) -> Written:
         """Ask about the rows of this process's parts that are not there yet; all processes call it."""
         if hasattr(self.teacher, "prepare"):
-            self._require_alone(share)
-            self._prepare()
+            pass_through(self, share)
         ends = None if self.spec.deadline is None else time.monotonic() + seconds_of(self.spec.deadline)
+        if share == WHOLE and ranks.by_first(lambda: any(folder.glob(f"{LATE}*"))):
+            ends = -math.inf
         kept = self._kept(folder)
         caches = {HELDOUT: (self.heldout, kept.whole(self.dtype)), SIGNALS: (self.rows, kept)}
         plans = {place: self._plan(rows, how) for place, (rows, how) in caches.items()}
         self._say(kept, sum(how.size(plans[place].count) for place, (_, how) in caches.items()))
-        whole = True
-        for place, (_, how) in caches.items():
-            writing = Writing(self, folder / place, self.header(how), plans[place], how.bytes_per_token)
-            # Without all of its rows an evaluation says nothing, and they are few.
-            whole = writing.go(share, None if place == HELDOUT else ends) and whole
+        whole, mending = True, ranks.by_first((folder / MENDS).is_file)
+        with workers_of(self) as workers:
+            for place, (_, how) in caches.items():
+                writing = Writing(self, folder / place, self.header(how), plans[place], how.bytes_per_token)
+                # Without all of its rows an evaluation says nothing, and they are few.
+                end = None if place == HELDOUT else ends
+                whole = writing.go(share, end, mending=mending, workers=workers) and whole
         self.context.stop_together()
         return Written(kept, plans, not ranks.anyone(not whole))
 
-    def _take_over(self, folder: Path) -> None:
-        """Begin with what a capture with another deadline has written: nobody is asked about a row twice."""
-        if (folder / KEPT).is_file():
-            return
-        earlier = [*self.context.store.alike(STAGE, ALIKE, self.inputs[ALIKE])]
-        if not earlier:
-            return
-        most = max(earlier, key=lambda artifact: artifact.facts["rows"])
-        for place in (SIGNALS, HELDOUT):
-            shutil.copytree(most.path / place, folder / place, dirs_exist_ok=True)
-        # Last: a kill before it copies all of it again.
-        write_sealed(folder / KEPT, most.facts["kept"])
-        rows = f"{most.facts['rows']} of {most.facts['planned_rows']} rows"
-        self.context.console.say(f"{self.spec.name}: goes on with {rows}, captured with another deadline")
+    @cached_property
+    def student(self) -> FrozenHead | None:
+        """The student's head, where later stages leave it as it is and vectors of it may be kept."""
+        wanted = self.spec.signal == "kl_vector"
+        chosen = self.spec.signal in ("auto", "smallest") and bool(self.divergences)
+        if "kl_vector" not in self.needs.kinds or not (wanted or chosen):
+            return None
+        return frozen_head(self.state, self.context, wanted=wanted)
 
     @property
     def divergences(self) -> Sequence[Divergence]:
         """What later stages compare, where they can read anything but whole distributions."""
-        whole = not any(kind in self.needs.kinds for kind in ("topk", "sampled", "topk_sampled"))
+        whole = not any(kind in self.needs.kinds for kind in _STORED)
         return () if whole else divergences_of(self.context.stages, self.spec.name)
 
     @property
@@ -193,29 +216,14 @@ class Job:
 
     @cached_property
     def kept_states(self) -> Cache | None:
-        """What the teacher's states were as it wrote the rows' answers, where they were kept."""
+        """What the teacher drew the rows' answers from, where it was kept."""
         return kept_by(self.state.written, self.teacher)
 
-    def ask(self, rows: Sequence[Example]) -> Iterator[tuple[bytes, Any]]:
-        """The key of each row and the teacher's signal; of one whose states were kept as it was written nobody asks."""
-        setup, states = self.context.setup, self.kept_states
-        keys = [cache_key(row.input_ids, row.scored) for row in rows]
-        new = [row for row, key in zip(rows, keys, strict=True) if states is None or key not in states]
-        said = iter(self._said(new, setup.readers.padding))
-        for key in keys:
-            yield key, states.batch([key]) if states is not None and key in states else next(said)
-
-    def _said(self, rows: Sequence[Example], pad_id: int) -> list[Any]:
-        """The signal of each row, in one pass; a prompt that rows share is read once."""
-        teacher = self.teacher
-        whole = hasattr(teacher, "signals") and not getattr(teacher, "sharded", False)
-        if whole and shares_prompts(rows):
-            return teacher.signals(rows, pad_id)
-        if not rows:
-            return []
-        signal = teacher.signal(collate(rows, pad_id=pad_id).to(self.device))
-        ends = [*accumulate((row.count for row in rows), initial=0)]
-        return [signal.at(torch.arange(begin, end, device=self.device)) for begin, end in pairwise(ends)]
+    @cached_property
+    def entries(self) -> Entries:
+        """Who is asked about rows in this process."""
+        padding = self.context.setup.readers.padding
+        return Entries(self.teacher, self.device, padding, self.student, self.kept_states)
 
     def _plan(self, rows: Sequence[Example], kept: Kept) -> Plan:
         assert self.spec.batch_tokens != "auto"
@@ -241,13 +249,8 @@ class Job:
         """What is kept of a position: measured on the first rows, once for all processes and interruptions."""
         file = folder / KEPT
         if not ranks.by_first(file.is_file):
-            few, count = list[Example](), 0
-            for row in self.rows or self.heldout:
-                if count >= SAMPLE_TOKENS:
-                    break
-                few.append(row)
-                count += row.count
-            signals = [signal for row in few for _, signal in self.ask([row])]
+            few = _signals.sample_of(self, SAMPLE_TOKENS)
+            signals = [signal for row in few for _, signal in self.entries.ask([row])]
             ranks.by_first(lambda: write_sealed(file, asdict(_kept.choose(self, signals))))
         return ranks.by_first(lambda: Kept(**read_sealed(file)))
 
@@ -257,33 +260,12 @@ class Job:
             len(self.rows) + len(self.heldout),
             sum(row.count for row in (*self.rows, *self.heldout)),
         )
+        if self.kept_states is not None:
+            self.context.console.say(f"{self.spec.name}: {_signals.words_of(self, kept.kind)}")
         self.context.console.say(
             f"{self.spec.name}: {rows} rows with {count} scored tokens, {in_bytes(size)} in all; of a token "
             f"{kept.words} ({kept.why})"
         )
-
-    def _prepare(self) -> None:
-        """Let a teacher that is read block by block pass all rows through it."""
-        label = f"{self.spec.name}: rows pass {self.teacher.name}, block by block"
-        with self.context.console.bar(label, THOUSAND) as bar:
-            self.teacher.prepare(
-                [*self.heldout, *self.rows],
-                before_batch=self.context.stop_if_signalled,
-                on_progress=lambda done, total: bar.update(done * THOUSAND // total),
-            )
-
-    def _require_alone(self, share: tuple[int, int]) -> None:
-        """Refuse several processes for a teacher that passes all rows through one block before it reads the next.
-
-        Raises:
-            RecipeError: there are several.
-        """
-        if share[1] > 1 or ranks.world() > 1:
-            raise RecipeError(
-                f"cannot be shared: {self.teacher.name} is read block by block, once for all rows.",
-                path=f"stages.{self.spec.name}",
-                fix="Capture it in one process, without --shard.",
-            )
 
     def _greedy(self) -> Artifact | None:
         """The teacher's answers to held-out prompts, which a later evaluation finds in the store as well."""

@@ -11,7 +11,7 @@ from potstill.errors import DataError, RecipeError
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._context import Context, State
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
 from potstill.store.artifacts import key_of
 from potstill.teachers._remembering import Remembering
 from potstill.teachers.cached import CachedTeacher, reading_of
@@ -19,17 +19,17 @@ from potstill.types import Example
 
 
 def teaching(spec: Training, state: State, context: Context) -> Teacher:
-    """The teacher of a training stage: the cache, where one was captured and no student writes text.
+    """The teacher of a training stage: the cache, where one was captured and no student writes text; one that remembers
+    also beside a student that writes, for the rows and rollouts that return.
 
     Raises:
         RecipeError: a teacher in parts is to remember, and each of its passes needs all processes.
     """
     live: Any = context.setup.teacher
-    if "live" in spec.asks:
-        return live
-    if state.captured is not None:
+    writes = "live" in spec.asks
+    if state.captured is not None and not writes:
         return _cached(state, context)
-    if not getattr(live, "remembers", False):
+    if not getattr(live, "remembers", False) or (writes and live.sharded):
         return live
     if live.sharded:
         raise RecipeError(
@@ -47,12 +47,18 @@ def teaching(spec: Training, state: State, context: Context) -> Teacher:
 def measuring(state: State, context: Context) -> Teacher:
     """The teacher that students are compared with: the cache of held-out rows, where there is one."""
     live: Any = context.setup.teacher
-    if state.captured is None:
+    # What is kept of a served teacher is of its training rows.
+    if state.captured is None or live.reads is None:
         return _heldout(live)
     kept = _heldout(_cached(state, context))
     # Several teachers have no hidden state in common: what is kept of them is less than they say here.
     whole = "dense" in live.provides and getattr(live, "batchwise", True)
     return _heldout(live) if whole and "dense" not in kept.provides else kept
+
+
+def is_whole(teacher: Any) -> bool:
+    """Whether one teacher gives its whole distribution, which is what can be compiled."""
+    return "dense" in teacher.provides and not hasattr(teacher, "members")
 
 
 def _heldout(teacher: Any) -> Teacher:
@@ -64,7 +70,7 @@ def _cached(state: State, context: Context) -> CachedTeacher:
     assert state.captured is not None
     key = "captured", state.captured.key
     if key not in context.memo:
-        reader = context.setup.readers.teacher_reader
+        reader = context.setup.readers.of_prompts
         context.memo[key] = CachedTeacher(state.captured.path, reader, context.setup.device)
     return context.memo[key]
 
@@ -108,7 +114,7 @@ def _reached(rows: Sequence[Example], teacher: Any, context: Context) -> list[Ex
 def prepared(context: Context) -> dict[str, Any]:
     """What decides on the ids of a row, for the capture to keep and a miss to compare."""
     readers, setup = context.setup.readers, context.setup
-    reader = readers.teacher_reader
+    reader = readers.of_prompts
     return {
         "template": reader.templater.fingerprint,
         "tokenizer": vocabulary_hash(reader),

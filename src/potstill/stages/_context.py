@@ -18,6 +18,7 @@ from potstill.data.task import Task
 from potstill.devices import ranks
 from potstill.errors import Interrupted
 from potstill.models.loading import fast_bf16
+from potstill.objectives import compiled
 from potstill.recipe import plugins
 from potstill.recipe.defaults import Default, Facts
 from potstill.recipe.devices import DevicesSpec
@@ -77,9 +78,10 @@ class Setup:
         parameters: int | None = None,
         answer_tokens: int | None = None,
         sizes: Mapping[str, int] | None = None,
+        whole: bool = True,
     ) -> Facts:
-        """What `auto` values may depend on; `untrained` says that no stage has trained the student yet, and
-        `sizes` what is known of its rows."""
+        """What `auto` values may depend on; `untrained` says that no stage has trained the student yet, `sizes` what is
+        known of its rows, and `whole` that it is compared with the whole distribution of one teacher."""
         kind = self.device.type
         return Facts(
             device=kind if kind in ("cuda", "mps") else "cpu",  # type: ignore[arg-type]
@@ -90,6 +92,8 @@ class Setup:
             answer_tokens=answer_tokens,
             context=self.context_length,
             engine=getattr(self.teacher, "engine", "local"),
+            whole=whole,
+            no_compiler=compiled.why_not(self.device),
             teacher_format=getattr(self.teacher, "number_format", None),
             **(sizes or {}),
         )
@@ -170,7 +174,7 @@ class Context:
             )
 
     def settle(
-        self, spec: Spec, state: State, sizes: Mapping[str, int] | None = None
+        self, spec: Spec, state: State, sizes: Mapping[str, int] | None = None, *, whole: bool = True
     ) -> tuple[Spec, tuple[Default, ...]]:
         """Give every option that the recipe leaves open its value, with a line on each."""
         spec, shared = spec.completed(self.stages, state.resolved)
@@ -179,6 +183,7 @@ class Context:
             parameters=None if state.untrained is None else state.untrained.facts["params"],
             answer_tokens=state.answer_tokens,
             sizes=sizes,
+            whole=whole,
         )
         spec, chosen = replaced(spec, spec.automatic(facts))
         return spec, shared + chosen

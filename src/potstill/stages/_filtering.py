@@ -23,13 +23,12 @@ from potstill.recipe.specs import FilterChoice
 from potstill.stages import _verifying
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
-from potstill.stages._rows import ANSWERS
+from potstill.stages._rows import ANSWERS, REJECTED
 from potstill.store.artifacts import Artifact, key_of
 from potstill.store.lines import read_lines, write_lines
 
 STAGE = "filter"
 VERSION = 2  # raised when filters judge differently
-REJECTED = "rejected.jsonl"
 SAMPLES, SHOWN = 3, 200  # samples of a filter, characters of one
 TASK, TASK_ORDER = "task", 25  # behind what was cut off, which a larger limit repairs
 Line = dict[str, Any]

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from potstill.cache.header import Header
-from potstill.cache.writer import Writer
 from potstill.data.prompts import Prompt
 from potstill.devices import ranks
-from potstill.generate.request import Completion, GenerationProgress, Request, digest_of
+from potstill.generate.request import GenerationProgress, Request, digest_of
 from potstill.generate.sampling import Sampling
 from potstill.recipe.specs import EngineChoice
+from potstill.stages._answer_lines import Draw, Line, answer_of, draw_of, line_of
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
 from potstill.stages._rows import ANSWERS
-from potstill.stages._states import KEPT, States, dtype_of, finish_states
+from potstill.stages._states import KEPT, SHOWN, States, finish_states, header_of, opened
 from potstill.store.artifacts import Artifact, key_of
 from potstill.store.disk import write_text
-from potstill.store.lines import append_line, read_journal, read_lines, write_journal, write_lines
+from potstill.store.lines import append_line, join_journals, read_journals, read_lines, write_lines
 
 STAGE = "generate"
 VERSION = 3  # raised when the answers change their meaning, so that old ones are not taken for new ones
@@ -41,8 +41,6 @@ OF_TEXT = (
     "seed",
 )  # inputs that decide on the words, whoever writes them down
 PORTION = 8  # batches in a portion of answers
-Draw = tuple[str, int]  # what identifies a prompt's ids, and which of its answers
-Line = dict[str, Any]
 
 
 def write_answers(
@@ -53,9 +51,9 @@ def write_answers(
     batch_rows: int,
     context: Context,
     *,
-    keep: bool = False,
+    keep: str | None = None,
 ) -> Artifact:
-    """Write all answers, and with `keep` the hidden states that they were drawn from. Draws depend on seed, prompt and sample, never on the batch or on other prompts."""
+    """Write all answers, and what `keep` says of them. Draws depend on seed, prompt and sample, not on other prompts."""
     reader = context.setup.readers.teacher_reader
     request = Request(
         teacher=context.setup.teacher,
@@ -68,7 +66,8 @@ def write_answers(
         vocabulary=reader.vocabulary.size,
         unused=reader.unused_ids,
         should_stop=lambda: bool(context.stop_signal()),
-        keep=keep,
+        keep=keep is not None and engine.name == "local",
+        likeliest=SHOWN if keep == "topk" and engine.name != "local" else 0,
     )
     pace: frozenset[str] = getattr(context.plugin(engine), "PACE", frozenset())
     options = {key: value for key, value in engine.options.items() if key not in pace}
@@ -89,11 +88,13 @@ def write_answers(
         **settings,
         "settings": key_of("settings", settings),
         "prompts": [[prompt.row_id, prompt.ids, prompt.samples] for prompt in prompts],
-        **({"keep": "hidden"} if keep else {}),
     }
+    kept = None if keep is None else header_of(keep, name, engine.name, context)
+    if kept is not None:
+        inputs["keep"] = keep if keep == "hidden" else [keep, kept.setting]
     if terms := getattr(context.setup.teacher, "terms", ""):
         inputs["terms"] = terms  # they stand in the manifest; the answers are taken from the store
-    writing = Writing(name, engine, request, prompts, inputs["settings"], context)
+    writing = Writing(name, engine, request, prompts, inputs["settings"], context, kept)
     return produce(context, STAGE, name, inputs, writing.build, together=True, goes_on=(KEPT,))
 
 
@@ -107,6 +108,7 @@ class Writing:
     prompts: Sequence[Prompt]
     settings: str
     context: Context
+    kept: Header | None = None  # of the cache of what answers were drawn from
 
     @property
     def batch_invariant(self) -> bool:
@@ -135,6 +137,8 @@ class Writing:
         """Write what the journal in `folder` does not hold yet, and put all answers in order."""
         wanted = {draw for _, _, draw in self.rows}
         kept, done = ranks.by_first(lambda: self._begin(folder, wanted))
+        noted = {"stage": self.name, "journal": str((folder / JOURNAL).resolve()), "total": len(wanted)}
+        self.context.announce({"writing": noted})  # for `potstill status`
         if kept:
             beside = (
                 "" if self.batch_invariant else ", in half precision rounded beside the rows of those runs"
@@ -154,11 +158,11 @@ class Writing:
         """The answers kept from earlier runs, and all that are there; the journal holds them."""
         write_text(folder / SETTINGS, self.settings)
         if any(folder.glob(f"{JOURNAL}*")):
-            lines = [line for line in self._joined(folder) if _draw(line) in wanted]
+            lines = [line for line in self._joined(folder) if draw_of(line) in wanted]
         else:
             lines = [{**line, "kept": True} for draw, line in self._earlier(folder).items() if draw in wanted]
-        write_journal(folder / JOURNAL, lines)  # without half a last line
-        return {_draw(line) for line in lines if line.get("kept")}, {_draw(line) for line in lines}
+        join_journals(folder / JOURNAL, lines)  # without half a last line
+        return {draw_of(line) for line in lines if line.get("kept")}, {draw_of(line) for line in lines}
 
     def _earlier(self, folder: Path) -> dict[Draw, Line]:
         """The answers with these settings that the store holds: of finished stages, else of unfinished ones."""
@@ -166,11 +170,11 @@ class Writing:
         for other in store.underway(STAGE):
             with suppress(OSError):
                 if other != folder and (other / SETTINGS).read_text() == self.settings:
-                    earlier |= {_draw(line): _answer(line) for line in self._lines(other)}
+                    earlier |= {draw_of(line): answer_of(line) for line in self._lines(other)}
         for artifact in store.alike(STAGE, "settings", self.settings):
             for line in read_lines(artifact.path / ANSWERS):
-                line = _answer({**line, "sample": line["draw"]})
-                earlier[_draw(line)] = line
+                line = answer_of({**line, "sample": line["draw"]})
+                earlier[draw_of(line)] = line
         return earlier
 
     def _write(self, folder: Path, missing: set[Draw], done: set[Draw]) -> None:
@@ -202,9 +206,9 @@ class Writing:
             for portion in portions:
                 digests = self._prompts_of(portion)
                 for completion in engine.write(self._part(digests, portion, progress), **self.engine.options):
-                    line = _line(digests[completion.index], completion, reader.decode(completion.ids))
-                    if _draw(line) not in done:
-                        done.add(_draw(line))
+                    line = line_of(digests[completion.index], completion, reader.decode(completion.ids))
+                    if draw_of(line) not in done:
+                        done.add(draw_of(line))
                         append_line(journal, line)
                         states.add(self.ids[line["prompt"]], completion)
                 states.flush()
@@ -213,12 +217,9 @@ class Writing:
 
     def _states(self, folder: Path) -> States:
         """Where the states go that answers are drawn from; nowhere if they are not kept."""
-        teacher, size = self.request.teacher, self.request.vocabulary
-        if not self.request.keep:
+        if self.kept is None:
             return States(None)
-        assert size is not None
-        header = Header("hidden", {"format": "fp16", "dtype": dtype_of(teacher)}, teacher.fingerprint, size)
-        return States(Writer(folder / KEPT, header, part=ranks.rank()), teacher.loaded().model, size)
+        return opened(folder / KEPT, self.kept, self.request)
 
     def _prompts_of(self, portion: set[Draw]) -> list[str]:
         """The prompts of a portion, in their order."""
@@ -249,26 +250,23 @@ class Writing:
     def _lines(self, folder: Path) -> list[Line]:
         """The lines of every process's and worker's journal; workers leave the text out."""
         decode = self.context.setup.readers.teacher_reader.decode
-        lines = [line for journal in sorted(folder.glob(f"{JOURNAL}*")) for line in read_journal(journal)]
+        lines = read_journals(folder / JOURNAL)
         return [line if "text" in line else {**line, "text": decode(line["ids"])} for line in lines]
 
     def _joined(self, folder: Path) -> list[Line]:
         """The lines of every journal, which are in the first process's from now on."""
         lines = self._lines(folder)
-        write_journal(folder / JOURNAL, lines)
-        for journal in folder.glob(f"{JOURNAL}.*"):
-            journal.unlink()
+        join_journals(folder / JOURNAL, lines)
         return lines
 
     def _finish(self, folder: Path) -> Mapping[str, Any]:
-        by_draw = {_draw(line): _answer(line) for line in self._joined(folder)}
+        by_draw = {draw_of(line): answer_of(line) for line in self._joined(folder)}
         rows = [
             {"row_id": row_id, **by_draw[draw], "sample": sample, "draw": draw[1]}
             for row_id, sample, draw in self.rows
         ]
         write_lines(folder / ANSWERS, rows)
-        if (folder / KEPT).is_dir():
-            finish_states(folder / KEPT)
+        kept = {"kept": finish_states(folder / KEPT)} if (folder / KEPT).is_dir() else {}
         stopped = sum(row["finish"] == "stop" for row in rows)
         teacher = self.context.setup.teacher
         return {
@@ -277,6 +275,7 @@ class Writing:
             "stopped": stopped,
             "cut_off": len(rows) - stopped,
             "empty": sum(not row["text"].strip() for row in rows),
+            **kept,
             "source": {
                 "provider": "weights on this machine",
                 "model": getattr(teacher, "name", ""),
@@ -286,22 +285,3 @@ class Writing:
                 "sampling": asdict(self.request.sampling),
             },
         }
-
-
-def _draw(line: Mapping[str, Any]) -> Draw:
-    return line["prompt"], line["sample"]
-
-
-def _answer(line: Mapping[str, Any]) -> Line:
-    """What a line says of an answer, and nothing of the row or the run."""
-    return {key: line[key] for key in ("prompt", "sample", "ids", "text", "finish")}
-
-
-def _line(digest: str, completion: Completion, text: str) -> Line:
-    return {
-        "prompt": digest,
-        "sample": completion.sample,
-        "ids": list(completion.ids),
-        "text": text,
-        "finish": completion.finish,
-    }

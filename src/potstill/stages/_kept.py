@@ -15,6 +15,7 @@ from potstill.errors import RecipeError, SignalError
 from potstill.signals.dense import Dense
 from potstill.signals.hidden import Hidden
 from potstill.signals.topk import TopK
+from potstill.stages import _signals
 
 if TYPE_CHECKING:
     from potstill.stages._capture import Job
@@ -70,10 +71,14 @@ def choose(job: Job, signals: Sequence[Any]) -> Kept:
     Raises:
         RecipeError: none keeps to the limit; names the closest.
     """
-    spec, first = job.spec, signals[0]
+    spec, first = job.spec, signals[0] if signals else None
     vocabulary = job.context.setup.readers.teacher_reader.vocabulary.size
     width = first.hidden.shape[1] if isinstance(first, Hidden) else 0
     head_bytes = vocabulary * width * first.hidden.element_size() if isinstance(first, Hidden) else 0
+    if job.state.written is not None and not _signals.measurable(job.kept_states):
+        facts, why = job.state.written.facts["kept"], "as the teacher's answers were drawn"
+        size, measured = facts["bytes_per_token"], facts["measured"]
+        return Kept(facts["kind"], facts["setting"], why, size, width, measured, head_bytes)
     if spec.signal == "token":
         why = "the given token was asked for"
         return Kept("token", {"format": "fp32"}, why, 4.0, width, head_bytes=head_bytes)
@@ -88,6 +93,8 @@ def choose(job: Job, signals: Sequence[Any]) -> Kept:
             divergences=job.divergences,
             temperatures=job.needs.temperatures,
             vocabulary=vocabulary,
+            student=None if job.student is None else job.student.head,
+            student_name="" if job.student is None else job.student.name,
             examples=[signal.rows for signal in signals],
         )
     except SignalError as error:

@@ -10,6 +10,7 @@ from potstill.errors import RecipeError
 from potstill.objectives.token import Divergence
 from potstill.recipe.specs import Schedule, ends
 from potstill.recipe.stages import StageSpec
+from potstill.recipe.training import Training
 from potstill.stages import _evaluation
 from potstill.stages._context import Context, State
 from potstill.stages._metrics import metrics_of
@@ -17,12 +18,14 @@ from potstill.stages._objective import objective_of
 from potstill.stages.capture import Capture
 from potstill.stages.distill import Distill
 from potstill.stages.evaluate import Evaluate
+from potstill.stages.generate import Generate
 
 # A kind of cache, and the word by which divergences and terms know what it gives.
 GIVES: Mapping[str, str] = {
-    "hidden": "dense", "topk": "topk", "topk_sampled": "sampled", "sampled": "sampled", "token": "token",
+    "hidden": "dense", "topk": "topk", "topk_sampled": "sampled", "sampled": "sampled", "kl_vector": "vector",
+    "token": "token",
 }  # fmt: skip
-AT_ONE = frozenset({"sampled", "topk_sampled"})  # kinds that serve the temperature 1 alone
+AT_ONE = frozenset({"sampled", "topk_sampled", "kl_vector"})  # kinds that serve the temperature 1 alone
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,14 @@ def needs_of(stages: Sequence[StageSpec], name: str, *, partial: bool = False) -
     temperatures = {1.0}
     foreign = "one model has ids that the other lacks, and what is kept is cut to shared ones as it is read"
     why = {kind: foreign for kind in GIVES if partial and kind != "hidden"}
+    if trainer := _trainer_of_the_head(stages[at + 1 :]):
+        why.setdefault(
+            "kl_vector", f"{trainer} trains the student's output layer (freeze_head: true keeps it)"
+        )
     for stage in readers:
         temperatures |= set(ends(stage.temperature))
         for kind, word in GIVES.items():
-            if problem := _problem(stage, kind, word):
+            if problem := problem_of(stage, kind, word):
                 why.setdefault(kind, problem)
     if spec.signal in why:
         usable = ", ".join(kind for kind in GIVES if kind not in why and kind != "token")
@@ -57,7 +64,42 @@ def needs_of(stages: Sequence[StageSpec], name: str, *, partial: bool = False) -
             path=f"stages.{name}.signal",
             fix=f"Use {usable}, or auto.",
         )
+    if keeper := _keeper_of_ids(stages[:at]):
+        _require_ids_serve(keeper, spec, why.get("topk"))
     return Needs(tuple(kind for kind in GIVES if kind not in why), tuple(sorted(temperatures)))
+
+
+def _keeper_of_ids(before: Sequence[StageSpec]) -> Generate | None:
+    """The stage whose answers' likeliest ids were kept; None where states were, or nothing."""
+    written = next((stage for stage in reversed(before) if "text" in stage.needs), None)
+    return written if isinstance(written, Generate) and written.keep == "topk" else None
+
+
+def _require_ids_serve(keeper: Generate, spec: Capture, problem: str | None) -> None:
+    """Refuse likeliest ids that the stages behind a capture cannot read, and a capture that wants something else.
+
+    Raises:
+        RecipeError: says what stands in the way.
+    """
+    if problem is None and spec.signal not in ("auto", "smallest", "topk"):
+        problem = f"{spec.name} is to keep {spec.signal}"
+    if problem is None and (spec.changed("max_kl_nats") or spec.changed("bytes_per_token")):
+        problem = f"{spec.name} has a limit, and likeliest ids are kept before anything is measured"
+    if problem is not None:
+        raise RecipeError(
+            f"topk cannot serve: {problem}.", path=f"stages.{keeper.name}.keep", fix="Write keep: hidden."
+        )
+
+
+def temperatures_behind(stages: Sequence[StageSpec], name: str) -> list[float]:
+    """The temperatures at which what the teacher's answers of the stage `name` were drawn from is compared."""
+    names = [stage.name for stage in stages]
+    for stage in stages[names.index(name) + 1 :] if name in names else ():
+        if "text" in stage.needs:
+            break
+        if isinstance(stage, Capture):
+            return [*needs_of(stages, stage.name).temperatures]
+    return [1.0]
 
 
 def divergences_of(stages: Sequence[StageSpec], name: str) -> list[Divergence]:
@@ -91,7 +133,17 @@ def _readers(stages: Sequence[StageSpec]) -> Iterator[Distill]:
             yield stage
 
 
-def _problem(stage: Distill, kind: str, gives: str) -> str:
+def _trainer_of_the_head(stages: Sequence[StageSpec]) -> str:
+    """The stage that changes the student's head before the last reader has read a capture; "" where none does."""
+    readers = [*_readers(stages)]
+    until = max((stages.index(reader) for reader in readers), default=-1)
+    trained = (
+        stage for stage in stages[: until + 1] if isinstance(stage, Training) and not stage.freeze_head
+    )
+    return next((stage.name for stage in trained if not stage.from_untrained), "")
+
+
+def problem_of(stage: Distill, kind: str, gives: str) -> str:
     """Why a stage cannot read a kind of cache; "" where it can."""
     if gives == "dense":
         return ""
@@ -106,7 +158,7 @@ def _problem(stage: Distill, kind: str, gives: str) -> str:
     if isinstance(stage.temperature, Schedule):
         return f"the temperature of {stage.name} moves"
     if kind in AT_ONE and stage.temperature != 1.0:
-        return f"{stage.name} reads it at temperature {stage.temperature:g}, and it is drawn at 1"
+        return f"{stage.name} reads it at temperature {stage.temperature:g}, and it is made at 1"
     if stage.token_weights is not None:
         return f"token_weights of {stage.name} read the whole distribution"
     return ""

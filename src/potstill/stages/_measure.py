@@ -31,7 +31,7 @@ from potstill.recipe import plugins
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
 from potstill.stages._context import Context
-from potstill.stages._rows import scored_rows
+from potstill.stages._training_rows import scored_rows
 from potstill.store.artifacts import Artifact
 from potstill.store.disk import write_json
 from potstill.store.lines import read_lines, write_lines

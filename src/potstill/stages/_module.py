@@ -11,13 +11,13 @@ from torch import nn
 from potstill.devices import ranks
 from potstill.errors import RecipeError
 from potstill.models import anatomy, loading, saving, shards
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
+from potstill.stages._captured import is_whole
 from potstill.stages._context import Context
 from potstill.stages._objective import Objective
-from potstill.stages._rows import TrainingRows
 from potstill.stages._terms import Beside
+from potstill.stages._training_rows import TrainingRows
 from potstill.store.artifacts import Artifact
 from potstill.teachers._following import FollowingTeacher
 from potstill.teachers.local import LocalTeacher
@@ -100,7 +100,7 @@ def module_of(run: Run) -> nn.Module:
     """The module that is trained, with every process's part in place; with `packing` once that is proven right."""
     if run.sharding == "fsdp":
         return _in_parts(run)
-    student = load_student(run, run.device).model
+    student = _frozen(run, load_student(run, run.device).model)
     if run.spec.packing:
         packing.prove(student, run.rows.train, run.pad_id)
     return parallel.wrap(_with_objective(run, student), run.sharding, student)
@@ -160,7 +160,7 @@ def _in_parts(run: Run) -> nn.Module:
     if run.spec.packing:
         ranks.by_first(lambda: packing.prove(whole, run.rows.train, run.pad_id))
     form = ranks.by_first(lambda: anatomy.head_form(whole))
-    student = shards.empty_like(whole)
+    student = _frozen(run, shards.empty_like(whole))
     module = parallel.wrap(_with_objective(run, student, form), "fsdp", student)
     weights = (
         {} if whole is None else {f"student.{name}": value for name, value in whole.state_dict().items()}
@@ -169,13 +169,31 @@ def _in_parts(run: Run) -> nn.Module:
     return module
 
 
+def _frozen(run: Run, student: Any) -> Any:
+    """The student with what this stage does not train taken out."""
+    if run.spec.freeze_head:
+        anatomy.output_layer(student).requires_grad_(False)
+    return student
+
+
 def _with_objective(run: Run, student: Any, form: anatomy.HeadForm | None = None) -> StudentModule:
     if run.spec.activation_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    compiles = getattr(run.spec, "compile", False) is True
+    if compiles and not is_whole(run.teacher):
+        compiles = False
+        run.context.console.warn(
+            f"{run.spec.name}.compile: the loss runs as it is: only a whole distribution of one teacher is compiled."
+        )
+    if compiles:
+        run.context.console.say(
+            f"{run.spec.name}: compiling the loss, once, in the first step (some seconds)"
+        )
     return StudentModule(
         student,
         run.vocabulary,
         form=form,
         autocast=DTYPES[run.spec.precision],
-        chunk_bytes=getattr(run.spec, "chunk_bytes", DEFAULT_CHUNK_BYTES),
+        chunk_bytes=getattr(run.spec, "chunk_bytes", None),
+        compile=compiles,
     )

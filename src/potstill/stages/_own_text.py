@@ -21,6 +21,7 @@ from potstill.objectives import closeness
 from potstill.objectives.terms import Terms, weighted
 from potstill.objectives.token import Divergence, TokenLoss
 from potstill.recipe import plugins
+from potstill.recipe.defaults import settled
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._module import Run
@@ -28,7 +29,6 @@ from potstill.stages._objective import yardstick
 from potstill.stages.distill import Distill
 from potstill.strategies._rollouts import rollout, seed_of, waits
 from potstill.train.guards import Guards
-from potstill.train.loop import settled
 from potstill.train.validation import Validation
 from potstill.train.writer import Writer
 from potstill.types import Example

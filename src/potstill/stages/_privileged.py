@@ -12,7 +12,7 @@ from potstill.data.row import Message, Row
 from potstill.errors import DataError
 from potstill.recipe.self_teaching import PROMPT, SHOWN, PrivilegedSpec
 from potstill.stages._context import Setup
-from potstill.stages._rows import TrainingRows
+from potstill.stages._training_rows import TrainingRows
 from potstill.stages.distill import Distill
 from potstill.types import Example, Reading
 

@@ -3,87 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 from potstill.data import answers
 from potstill.data import mix as data_mix
 from potstill.data import prompts as data_prompts
-from potstill.data import questions as data_questions
 from potstill.data.answers import Written
 from potstill.data.dataset import Dataset, Parts
 from potstill.data.examples import Encoded, encode, lost, waits
 from potstill.data.lost import Lost
 from potstill.data.mix import Taken
 from potstill.data.prompts import Prompt
-from potstill.data.questions import Question
 from potstill.data.rows import Row
 from potstill.errors import DataError
 from potstill.recipe.stages import StageSpec, room_of
 from potstill.stages._context import Context, State
-from potstill.store.artifacts import Artifact, key_of
+from potstill.stages._training_rows import Examples, TrainingRows
+from potstill.store.artifacts import Artifact
 from potstill.store.lines import read_lines
 from potstill.types import Example
 
-ANSWERS = "answers.jsonl"
+ANSWERS, REJECTED = "answers.jsonl", "rejected.jsonl"
 Split = Literal["train", "validation", "heldout"]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Examples of one split, and how many rows or answers were left out, by reason."""
-
-    examples: tuple[Example, ...] = ()
-    funnel: Mapping[str, int] = field(default_factory=dict)
-
-
-def sizes(train: Sequence[Example], validation: Sequence[Example]) -> dict[str, int]:
-    """The sizes of an epoch and of the rows that validate, as `Facts` names them."""
-    return {
-        "train_tokens": sum(example.planned[1] for example in train),
-        "row_tokens": sum(example.planned[0] for example in train),
-        "validation_rows": len(validation),
-        "validation_tokens": sum(len(example.input_ids) for example in validation),
-    }
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """What a training stage learns from, and the rows that choose its best weights."""
-
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """What `auto` may depend on: see `Facts`."""
-        return sizes(self.train, self.validation)
-
-    def validated_on(self, most: int) -> TrainingRows:
-        """With so many validation rows at most, short and long ones as they come."""
-        ordered = sorted(self.validation, key=lambda example: len(example.input_ids))
-        count = min(most, len(ordered))
-        few = (ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count))
-        return replace(self, validation=tuple(few))
-
-    @property
-    def key(self) -> str:
-        """What identifies the rows that are trained on."""
-        rows = [
-            [e.id, e.input_ids, e.scored, e.weight, e.share, *filter(None, [e.room, _read(e)])]
-            for e in self.train
-        ]
-        return key_of("examples", {"rows": rows})
-
-
-def _read(example: Example) -> tuple[int, ...]:
-    """The ids that the teacher reads in place of the student's, () where it reads these."""
-    return () if example.reading is None else example.reading.input_ids
-
-
-def scored_rows(examples: Sequence[Example]) -> list[list[Any]]:
-    """What identifies rows that are scored token by token."""
-    return [[e.row_id, e.input_ids, e.scored, *filter(None, [_read(e)])] for e in examples]
 
 
 def require_rows(stages: Sequence[StageSpec], context: Context) -> None:
@@ -240,18 +182,6 @@ def heldout(state: State, context: Context) -> tuple[Example, ...]:
             fix="Give them answers, or shorter prompts; data.max_length is the limit.",
         )
     return measured
-
-
-def questions(state: State, context: Context, most: int) -> list[Question]:
-    """The first `most` held-out rows as prompts with their reference answers."""
-    rows, task = context.setup.data.heldout, context.setup.task
-    asked = data_questions.questions(
-        context.setup.readers, heldout(state, context), rows, most, generated=state.answers is not None
-    )
-    if task is None or task.gold is None:
-        return asked
-    gold = {row.id: task.gold_of(row) for row in rows}
-    return [replace(question, gold=gold[question.row_id]) for question in asked]
 
 
 def _answered(state: State, context: Context, split: Split) -> Examples:

@@ -14,13 +14,13 @@ from potstill.devices import ranks
 from potstill.errors import RecipeError
 from potstill.generate import pushed, vllm_settings
 from potstill.recipe import plugins
+from potstill.recipe.defaults import settled
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._module import DTYPES, Run
 from potstill.stages._objective import Objective
 from potstill.train import scoring
 from potstill.train.kept import KeptSignals
-from potstill.train.loop import settled
 from potstill.train.pushed import Pushed
 from potstill.train.writer import Writer
 from potstill.types import Strategy

@@ -15,6 +15,7 @@ from torch import nn
 from potstill.devices import ranks
 from potstill.errors import Interrupted
 from potstill.models import generation, loading, saving
+from potstill.recipe.defaults import settled
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._artifact import produce
@@ -30,15 +31,17 @@ from potstill.stages._module import (
 )
 from potstill.stages._objective import Objective, objective_of, require_signal, yardstick
 from potstill.stages._own_text import guards_of, look_at_student, own_kl, with_closeness
-from potstill.stages._rows import TrainingRows
 from potstill.stages._said import look_at_teacher, say_where, say_worse
 from potstill.stages._strategy import identity_of, strategy_of, teacher_of, writer_of
+from potstill.stages._training_rows import TrainingRows
+from potstill.stages._vectors import require_head
 from potstill.store.artifacts import Artifact
 from potstill.store.lines import read_lines
 from potstill.train import packing, parallel
 from potstill.train.checkpoint import student_tensors
 from potstill.train.folder import METRICS, TrainingFolder
-from potstill.train.loop import Hooks, Progress, make_optimizer, plan_epoch, settled, train
+from potstill.train.loop import Hooks, Progress, plan_epoch, train
+from potstill.train.optimizer import make_optimizer
 from potstill.train.step import StudentModule
 from potstill.train.validation import Validation
 
@@ -108,6 +111,7 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
     if (own := self_teacher(run)) is not None:
         run.context.setup.teacher.close()
         run, folder = replace(run, teacher=own), replace(folder, beside=own.tensors)
+    require_head(run)
     look_at_teacher(run)
     teachers: Sequence[Any] = getattr(run.teacher, "teachers", (run.teacher,))
     for one in teachers if spec.packing and own is None else ():

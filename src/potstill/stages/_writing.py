@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from potstill.cache.header import Header
 from potstill.cache.keys import key_of
-from potstill.cache.probabilities import pieces
 from potstill.cache.writer import Writer
 from potstill.devices import ranks
 from potstill.errors import MachineError
-from potstill.signals.given import Given
-from potstill.stages._plan import Block, Plan
+from potstill.stages._mending import mend
+from potstill.stages._plan import Plan
 from potstill.types import Example
 
 if TYPE_CHECKING:
     from potstill.stages._capture import Job
+    from potstill.stages._workers import Workers
 
 ROOM = 2**20  # bytes that stay free beside a block
 OVERHEAD = 1.05  # of directories and indices beside signals
@@ -40,12 +36,21 @@ class Writing:
     plan: Plan
     bytes_per_token: float
 
-    def go(self, share: tuple[int, int], ends: float | None) -> bool:
+    def go(
+        self,
+        share: tuple[int, int],
+        ends: float | None,
+        *,
+        mending: bool = False,
+        workers: Workers | None = None,
+    ) -> bool:
         """Write the blocks of this process's parts that are not there; false where a deadline or signal came first.
 
         Args:
             share: (i, n), of n runs that write parts side by side.
             ends: the time of `time.monotonic` after which no block is begun.
+            mending: what is there comes from a damaged cache, and is read before it is taken.
+            workers: who write in place of this process.
         """
         context, name = self.job.context, self.job.spec.name
         parts = [part for part in range(len(self.plan.parts)) if part % share[1] == share[0]]
@@ -53,8 +58,15 @@ class Writing:
         total = sum(block.count for part in mine for block in self.plan.parts[part])
         done = 0
         with context.console.bar(f"{name}: the teacher reads {self.folder.name}", total) as bar:
+            if mending and not self._together and not all(mend(self, part) for part in mine):
+                return False
+            if workers is not None:
+                blocks = [(part, self.plan.parts[part]) for part in mine]
+                return workers.write(self.folder, self.header, blocks, ends, bar)
             for part in mine:
                 with self._writer(part) as writer:
+                    if writer is not None and writer.headless:
+                        writer.keep_head(next(self.job.entries.of(self.plan.parts[part][0], self.header))[1])
                     written = self._written(writer)
                     for block in self.plan.parts[part]:
                         if not all(_key(row) in written for row in block.rows):
@@ -62,7 +74,7 @@ class Writing:
                             if self._agreed(late or bool(context.stop_signal())):
                                 return False
                             self._require_room(total - done, block.count)
-                            entries = list(self._asked(block))
+                            entries = list(self.job.entries.of(block, self.header))
                             if writer is not None:
                                 writer.add_block(entries)
                         done += block.count
@@ -86,18 +98,6 @@ class Writing:
 
     def _agreed(self, stop: bool) -> bool:
         return ranks.anyone(stop) if self._together else stop
-
-    def _asked(self, block: Block) -> Iterator[tuple[bytes, Any]]:
-        """Every row of a block with its signal."""
-        for rows in block.batches:
-            for row, (key, signal) in zip(rows, self.job.ask(rows), strict=True):
-                yield key, self._given(signal, row) if self.header.kind == "token" else signal
-
-    def _given(self, signal: Any, row: Example) -> Given:
-        """What the teacher says of the row's own tokens."""
-        targets = torch.tensor([*compress(row.input_ids, row.scored)], device=self.job.device)
-        parts = pieces(signal, self.header.vocabulary)
-        return Given(torch.cat([Given.of(lp_at(1.0), targets[place]).lp for place, lp_at in parts]))
 
     def _require_room(self, left: int, block: int) -> None:
         """Refuse to ask for a block that the disk has no room for.

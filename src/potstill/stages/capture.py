@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from potstill.recipe.defaults import Automatic, Facts
-from potstill.recipe.specs import LARGEST, Auto, Conflict, Count, Duration, Positive, whole
+from potstill.recipe.specs import LARGEST, Auto, Conflict, Count, Duration, EngineChoice, Positive, whole
 from potstill.recipe.stages import StageName, StageSpec
 
 if TYPE_CHECKING:
@@ -24,13 +24,18 @@ class Capture(StageSpec):
 
     verb: Literal["capture"] = "capture"
     name: StageName = "capture"
-    signal: Literal["auto", "smallest", "hidden", "topk", "sampled", "topk_sampled", "token"] = "auto"
-    """What is kept of a position: the final hidden state (exact to rounding), the likeliest ids, draws, both, or the
-    given token alone; smallest is the one of fewest bytes that the later stages can read."""
+    signal: Literal["auto", "smallest", "hidden", "topk", "sampled", "topk_sampled", "kl_vector", "token"] = (
+        "auto"
+    )
+    """What is kept of a position: the final hidden state (exact to rounding), the likeliest ids, draws, both, the
+    mean of the student's head where that is frozen (forward KL), or the given token alone; smallest is the one of
+    fewest bytes that the later stages can read."""
     max_kl_nats: Positive | None = None
     """Most mean KL(teacher ‖ what is kept) in nats a token, measured on a sample; without bytes_per_token it is 0.001."""
     bytes_per_token: Count | None = None
     """Most bytes of a scored token, measured on a sample; in place of max_kl_nats."""
+    engine: EngineChoice = EngineChoice(name="local")
+    """Who asks the teacher: this process (local), or workers of Ray that load its weights; the bytes are the same."""
     deadline: Duration | None = None
     """When to end: rows come in a drawn order, and later stages train on those that were reached."""
     shard_bytes: Annotated[int, Field(ge=2**10, le=LARGEST), BeforeValidator(whole)] = 2**27
@@ -39,6 +44,12 @@ class Capture(StageSpec):
     """Most tokens, padding included, in one forward pass of the teacher."""
 
     def conflicts(self) -> Iterator[Conflict]:
+        if self.engine.name not in ("local", "ray"):
+            yield Conflict(
+                "engine",
+                f"cannot be {self.engine.name}: an engine that serves a teacher is named by the teacher.",
+                "Write local or ray, and for vLLM or SGLang teacher: {scores: URL, model: NAME}.",
+            )
         if self.max_kl_nats is not None and self.bytes_per_token is not None:
             message = "is given too, and both say how much is kept."
             yield Conflict("bytes_per_token", message, "Remove one of the two.")

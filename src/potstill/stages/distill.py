@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from potstill.recipe.defaults import Automatic, Facts
+from potstill.recipe.defaults import CHUNK_BYTES, COMPILED_CHUNK_BYTES, COMPILED_STEPS, Automatic, Facts
 from potstill.recipe.guards import Guards
 from potstill.recipe.on_policy import (
     PolicyGradientSpec,
@@ -63,6 +63,9 @@ class Distill(Training):
     say is no part of a result, so a training that one stopped goes on behind other limits."""
     chunk_bytes: Count | Auto = "auto"
     """Memory for the logits that exist at one time, teacher's and student's together."""
+    compile: bool | Auto = "auto"
+    """Compile the loss on whole distributions, once, in the first step; where that fails it runs as it is, after a
+    warning. auto compiles on a GPU, in trainings that are long enough for it."""
     divergence_weight: Weight | Schedule = 1.0
     """Of the divergence and the hard-label term; 0 leaves both out beside another term."""
     support: TopSpec | None = None
@@ -110,6 +113,8 @@ class Distill(Training):
                 "on its own mistakes.",
                 "Set ce_weight: 0, or strategy: offline.",
             )
+        if self.compile is True and (reason := self._why_not_compiled()):
+            yield Conflict("compile", f"can do nothing here: {reason}.", "Set compile: false or auto.")
         yield from moving_weight("divergence_weight", self.divergence_weight)
         yield from self._conflicts_of_terms()
 
@@ -217,13 +222,41 @@ class Distill(Training):
         chosen = super().automatic(facts)
         if self.best_by == "auto":
             chosen["best_by"] = self._best_by()
+        compiles = self.compile
+        if compiles == "auto":
+            compiles, _ = chosen["compile"] = self._compile(facts)
         if self.chunk_bytes == "auto":
-            chosen["chunk_bytes"] = 96 * 2**20, "chosen; logits of a whole batch never exist"
+            sizes = COMPILED_CHUNK_BYTES if compiles and facts.whole else CHUNK_BYTES
+            chosen["chunk_bytes"] = sizes[facts.device], "chosen; logits of a whole batch never exist"
         return chosen
 
     @property
     def copies(self) -> int:
         return sum(option is not None for option in (self.self_teacher, self.reference))
+
+    def _why_not_compiled(self) -> str:
+        """What of this stage keeps its loss from being compiled, in words; "" where nothing does."""
+        compared = [self.divergence, *(term.divergence for term in (self.supervised, self.reference) if term)]
+        values = [value for divergence in compared for value in divergence.options.values()]
+        if any(isinstance(value, Schedule | dict) for value in (self.temperature, self.ce_weight, *values)):
+            return "a value that moves would be compiled anew in every step"
+        if self.support is not None and self.supervised is None:
+            return "only whole distributions are compiled"
+        return "hard labels alone are not compiled" if self.ce_weight == 1 else ""
+
+    def _compile(self, facts: Facts) -> tuple[bool, str]:
+        *_, steps = self.length(facts)
+        own = self._why_not_compiled()
+        reasons = {
+            "the gain is a GPU's": facts.device != "cuda",
+            facts.no_compiler or "": facts.no_compiler is not None,
+            own: own != "",
+            "only a whole distribution of one teacher is compiled": not facts.whole,
+            "the number of steps is not known": steps is None,
+            f"{steps} steps; compiling pays from about {COMPILED_STEPS}": (steps or 0) < COMPILED_STEPS,
+        }
+        against = next((reason for reason, holds in reasons.items() if holds), None)
+        return against is None, against or f"{steps} steps, each with fewer passes over the logits"
 
     def _best_by(self) -> Automatic:
         if not self.strategy.student_writes:
@@ -261,6 +294,7 @@ def run(spec: Distill, state: State, context: Context) -> State:
     teacher = _captured.teaching(spec, state, context)
     if spec.self_teacher is None:
         rows = _captured.reached(spec.name, rows, teacher, context)
-    spec, defaults = context.settle(spec, state, rows.sizes)
+    whole = spec.self_teacher is not None or _captured.is_whole(teacher)
+    spec, defaults = context.settle(spec, state, rows.sizes, whole=whole)
     trained = _train.train_student(spec, state, rows, context, teacher=teacher)
     return state.after(spec, trained, defaults, student=trained, trained=(*state.trained, spec.name))

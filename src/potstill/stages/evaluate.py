@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -55,7 +56,7 @@ class Evaluate(StageSpec):
 
 def run(spec: Evaluate, state: State, context: Context) -> State:
     """Measure the untrained student, what lies between stages, the trained student and its control."""
-    from potstill.stages import _captured, _evaluation, _rows, _student
+    from potstill.stages import _captured, _evaluation, _questions, _rows, _student
 
     state = _student.with_student(state, context)
     as_written, (spec, defaults) = spec, context.settle(spec, state)
@@ -71,8 +72,25 @@ def run(spec: Evaluate, state: State, context: Context) -> State:
         context=context,
         against=_captured.measuring(state, context),
     )
+    if lacking := _questions.without_answer(state, context):
+        context.console.warn(f"{spec.name}: {_without_answer(lacking, context)}")
     evaluation = _evaluation.evaluate(job)
     return state.after(spec, evaluation, defaults, evaluation=evaluation)
+
+
+def _without_answer(lacking: Mapping[str, str], context: Context) -> str:
+    """What becomes of held-out rows to which the teacher has no answer."""
+    counts = Counter(reason.partition(" (")[0] for reason in lacking.values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    what = (
+        "they are not measured"
+        if context.setup.task is None
+        else "they count as invalid answers of the teacher"
+    )
+    return (
+        f"the teacher has no answer to {len(lacking)} of {len(context.setup.data.heldout)} held-out rows "
+        f"({reasons}); {what}"
+    )
 
 
 def _students(state: State) -> dict[str, Artifact]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from potstill.errors import RecipeError
 from potstill.recipe import filters
 from potstill.recipe.defaults import Automatic, Facts
 from potstill.recipe.specs import (
@@ -46,9 +46,11 @@ class Generate(StageSpec):
     """Answers written side by side; of a served teacher, most requests in flight at once."""
     samples: Count = 1
     """Answers per prompt."""
-    keep: Literal["hidden"] | None = None
-    """Keep the final hidden states that tokens were drawn from, so that a capture behind this stage asks the teacher
-    nothing about its own answers; their sums are in another order than those of a pass over the whole row."""
+    keep: Literal["hidden", "topk"] | None = None
+    """Keep what tokens were drawn from. hidden: the final hidden states; topk: the likeliest ids at temperature 1 with the
+    mass of the others. A capture behind this stage then asks the teacher nothing about its own answers; sums are in
+    another order than those of a pass over the whole row. A served teacher states topk alone, and distill trains by it
+    without asking."""
 
     filters: Annotated[tuple[FilterChoice, ...], Field(strict=False)] | None = ()
     """Changes to what an answer must not be, to be trained on: those that work by themselves work unless they are named
@@ -61,8 +63,13 @@ class Generate(StageSpec):
     """The verifier's score from which on an answer is right."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        if self.keep and self.engine not in ("auto", EngineChoice(name="local")):
-            yield Conflict("keep", "works with the local engine alone.", "Leave one of the two out.")
+        engine = "local" if self.engine == "auto" else self.engine.name
+        if (self.keep == "hidden" and engine != "local") or (self.keep and engine == "ray"):
+            able = "the local engine" + (", vllm and endpoints" if self.keep == "topk" else "")
+            yield Conflict("keep", f"works with {able}.", "Leave one of the two out.")
+        if self.keep and self.engine != "auto" and self.engine.options.get("quantization"):
+            what = "has no effect on what is kept as the teacher's: quantised weights are another teacher"
+            yield Conflict("keep", f"{what}.", "Leave quantization or keep out.")
         yield from filters.conflicts(self.filters)
         if self.verifier is None:
             for key in ("keep_answers", "right_from"):
@@ -107,29 +114,27 @@ class Generate(StageSpec):
 def run(spec: Generate, state: State, context: Context) -> State:
     """Write an answer, or several, to every prompt."""
     from potstill.generate.sampling import Sampling
-    from potstill.stages import _asking, _filtering, _generation, _rows
+    from potstill.stages import _alternatives, _asking, _filtering, _generation, _rows
 
     spec, defaults = context.settle(spec, state)
     prompts, left_out = _rows.prompts(context, spec.max_new_tokens, spec.samples)
     assert spec.batch_rows != "auto"
     assert spec.engine != "auto"
     sampling = Sampling(spec.max_new_tokens, spec.sampling_temperature, spec.top_p, spec.top_k)
-    if spec.keep and (spec.engine.name != "local" or getattr(context.setup.teacher, "sharded", False)):
-        raise RecipeError(
-            "needs a teacher whose weights are whole in this process.",
-            path=f"stages.{spec.name}.keep",
-            fix="Leave it out: a capture asks the teacher.",
-        )
+    local = context.setup.readers.teacher is not None
+    # Beside answers that were captured stands what was kept of them.
+    keep = None if spec.engine.name == "cached" else spec.keep
     parts = (spec.name, spec.engine, prompts, sampling, spec.batch_rows, context)
-    if context.setup.readers.teacher is not None:
-        written = _generation.write_answers(*parts, keep=spec.keep is not None)
+    if local:
+        written = _generation.write_answers(*parts, keep=keep)
     else:
-        written = _asking.ask(*parts, judge=_filtering.judge_of(spec, context))
+        judge = _filtering.judge_of(spec, context)
+        written = _asking.ask(*parts, judge=judge, keep=spec.keep == "topk")
     answers = _filtering.filtered(spec, written, context)
     left_out = {**left_out, **answers.facts.get("left_out", {})}
     most = max(spec.max_new_tokens, spec.engine.options.get("retry_truncated") or 0)
     # What was captured before is of other text.
-    return state.after(
+    state = state.after(
         spec,
         answers,
         defaults,
@@ -139,3 +144,6 @@ def run(spec: Generate, state: State, context: Context) -> State:
         left_out=left_out,
         captured=None,
     )
+    if local or spec.keep != "topk":
+        return state
+    return replace(state, captured=_alternatives.signals_of(spec.name, state, context))

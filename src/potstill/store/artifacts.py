@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,11 @@ class Store:
                 continue
             yield artifact
 
+    def aside(self, stage: str, key: str) -> list[Path]:
+        """Where damaged artifacts of this key were moved, the last one first."""
+        found = self.root.glob(f".{_name(stage, key)}.aside-*")
+        return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+
     def underway(self, stage: str) -> list[Path]:
         """The folders in which artifacts of a stage are being built, or were until an interruption."""
         return sorted(self.root.glob(f".building-{stage}-*"))
@@ -197,7 +202,7 @@ class Store:
             if path.is_file() and path.name != MANIFEST and not _hidden(path.relative_to(work))
         }
         manifest = {
-            "made_by": f"potstill {version('potstill')}",
+            "made_by": f"potstill {_version()}",
             "stage": stage,
             "key": key,
             "inputs": {name: _short(value) for name, value in inputs.items()},
@@ -265,3 +270,10 @@ def read(path: Path) -> Artifact:
         if _hash(file) != content:
             raise ArtifactError(f"{file} is not as it was written: its hash differs.", fix=MADE_AGAIN)
     return Artifact(path, manifest)
+
+
+def _version() -> str:
+    try:
+        return version("potstill")
+    except PackageNotFoundError:
+        return "from a folder of its source"

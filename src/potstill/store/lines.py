@@ -59,6 +59,19 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return values + _whole(lines[-1:], checked=True)
 
 
+def read_journals(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal and of those beside it whose names go on with more: of other processes and workers."""
+    journals = sorted(path.parent.glob(f"{path.name}*"))
+    return [line for journal in journals for line in read_journal(journal)]
+
+
+def join_journals(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Write the lines of all journals into the first one, and remove the others."""
+    write_journal(path, values)
+    for journal in path.parent.glob(f"{path.name}.*"):
+        journal.unlink()
+
+
 def read_tail(path: Path, size: int = 65_536) -> list[dict[str, Any]]:
     """The objects within the last `size` bytes of a JSON-lines file that another process may be writing."""
     with naming(path), path.open("rb") as handle:

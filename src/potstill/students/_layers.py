@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from potstill.models import anatomy
 
 FIX = "Keep the first layers without a gap, or name a student of its own: student: {model: ...}."
 POSITIONS = 24
-TOLERANCE = {torch.float32: 1e-3}  # of the largest logit
-HALF_TOLERANCE = 3e-2
+TOLERANCE = 1e-3  # of the largest logit, in fp32
+HALF_TOLERANCE = 3e-2  # where weights are quantised
+WIDENED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 NUMBERS_OF_LAYERS = re.compile(r"\w*(_only_layers|_indices|_indexes|_idxs)")
 FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
 NOT_OF_LAYERS = re.compile(r"_.*|architectures|\w*_token_ids?")
@@ -77,18 +78,17 @@ def require_equal(model: Any, student: Any, kept: Sequence[int]) -> None:
     if settings := sorted(set(_changed(model, student, kept))):
         reason = f"a layer's {', '.join(settings)} would change with its place"
         raise ModelError(f"{refusal(model, kept)}: {reason}.", fix=FIX)
-    dtype = next(model.parameters()).dtype
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or POSITIONS
     rows = (2, min(POSITIONS, longest))
     ids = torch.randint(
         model.config.get_text_config().vocab_size, rows, generator=torch.Generator().manual_seed(0)
     )
-    with bypassed(model, kept):
+    with bypassed(model, kept), _unrounded_constants(model, student, kept):
         expected = _logits(model, ids)
-    with _as_dtype(student, dtype):
-        logits = _logits(student, ids)
+    logits = _logits(student, ids)
     worst, largest = float((logits - expected).abs().max()), float(expected.abs().max())
-    if not worst <= TOLERANCE.get(dtype, HALF_TOLERANCE) * largest:
+    limit = TOLERANCE if all(p.dtype in WIDENED for p in model.parameters()) else HALF_TOLERANCE
+    if not worst <= limit * largest:
         reason = f"its logits differ by {worst:.3g} from the teacher's with the other layers bypassed"
         raise ModelError(f"{refusal(model, kept)}: {reason}.", fix=FIX)
 
@@ -98,7 +98,8 @@ def _logits(model: Any, ids: Tensor) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        return model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
+        with _widened(model):
+            return model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
     finally:
         model.train(was_training)
 
@@ -138,15 +139,79 @@ def bypassed(model: Any, kept: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def _as_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Round the parameters as another model's are, and put them back."""
-    kept = [parameter.data for parameter in model.parameters()]
+def _unrounded_constants(model: nn.Module, student: nn.Module, kept: Sequence[int]) -> Iterator[None]:
+    """Give a teacher in half precision the student's constants where its own are the same ones rounded: Gemma
+    multiplies embeddings by a square root that it holds in the format of the weights, and a student's is fp32."""
+    rounded = []
+    for before, after in _pairs(model, student, kept):
+        for name, own in before.named_buffers(recurse=False):
+            exact = after.get_buffer(name).to(own.device)
+            if own.dtype in (torch.bfloat16, torch.float16) and torch.equal(exact.to(own.dtype), own):
+                rounded.append((before, name, own))
+                before._buffers[name] = exact
     try:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
         yield
     finally:
-        for parameter, data in zip(model.parameters(), kept, strict=True):
+        for module, name, own in rounded:
+            module._buffers[name] = own
+
+
+def _pairs(
+    model: nn.Module, student: nn.Module, kept: Sequence[int]
+) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Every module of a cut behind the teacher's that it was."""
+    olds, news = anatomy.layers(model), anatomy.layers(student)
+    within = {id(module) for module in news.modules()}
+    around = [(name, module) for name, module in student.named_modules() if id(module) not in within]
+    parts = [
+        (model, around),
+        *((olds[old], [*new.named_modules()]) for old, new in zip(kept, news, strict=True)),
+    ]
+    for part, modules in parts:
+        before = dict(part.named_modules())
+        yield from ((before[name], module) for name, module in modules)
+
+
+@contextmanager
+def _widened(model: nn.Module) -> Iterator[None]:
+    """Compute in fp32 with the values that a model holds: half-precision sums of two devices, or of two shapes, lie
+    far apart where layers are bypassed. A block's weights are widened while it runs, so that no second model exists."""
+    if not all(parameter.dtype in WIDENED for parameter in model.parameters()):
+        yield  # quantised weights cannot be
+        return
+    blocks = anatomy.layers(model)
+    within = {id(parameter) for block in blocks for parameter in block.parameters()}
+    running: dict[nn.Module, ExitStack] = {}
+
+    def begin(block: nn.Module, _args: Any) -> None:
+        running[block] = ExitStack()
+        running[block].enter_context(_in_fp32(block.parameters()))
+
+    def end(block: nn.Module, _args: Any, _output: Any) -> None:
+        running.pop(block).close()
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(begin).remove)
+            stack.callback(block.register_forward_hook(end).remove)
+        stack.enter_context(_in_fp32(p for p in model.parameters() if id(p) not in within))
+        try:
+            yield
+        finally:
+            for left in running.values():
+                left.close()
+
+
+@contextmanager
+def _in_fp32(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Widen half-precision parameters, and put their own tensors back."""
+    halves = [(p, p.data) for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
+    try:
+        for parameter, data in halves:
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in halves:
             parameter.data = data
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from potstill.errors import ProviderError
 
 Likeliest: TypeAlias = list[tuple[int, float]]  # ids with their log-probabilities
+MOST_MASS = 1.001  # of the ids at a position
 NOTHING = -9999.0  # what vLLM writes for log 0, which JSON cannot hold
 _MOST = re.compile(r"greater than max allowed: (\d+)")
 
@@ -23,8 +24,8 @@ class Engine(Protocol):
 
     path: str  # below the server's root
 
-    def body(self, model: str, ids: Sequence[int], top_k: int) -> dict[str, Any]:
-        """The request that scores these ids."""
+    def body(self, model: str, ids: Sequence[int], top_k: int, temperature: float = 0.0) -> dict[str, Any]:
+        """The request that scores these ids. What is said of them must not depend on the temperature of sampling."""
 
     def said(self, reply: Mapping[str, Any], ids: Sequence[int]) -> list[Likeliest]:
         """The likeliest ids at the positions 1, 2, … of the ids.
@@ -39,10 +40,10 @@ class Vllm:
 
     path = "/v1/completions"
 
-    def body(self, model: str, ids: Sequence[int], top_k: int) -> dict[str, Any]:
+    def body(self, model: str, ids: Sequence[int], top_k: int, temperature: float = 0.0) -> dict[str, Any]:
         # One token is written, the fewest that every version takes, and its name shows that ids are ids.
         return {
-            "model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "logprobs": 1,
+            "model": model, "prompt": list(ids), "max_tokens": 1, "temperature": temperature, "logprobs": 1,
             "prompt_logprobs": top_k, "return_tokens_as_token_ids": True, "add_special_tokens": False,
         }  # fmt: skip
 
@@ -67,7 +68,7 @@ class Vllm:
             if str(token) not in position:
                 raise _other_ids(place, token)
             # The given token stands there too, however unlikely it is; only the likeliest are a top k.
-            entries = sorted(((float(e["logprob"]), int(i)) for i, e in position.items()), reverse=True)
+            entries = sorted(((_number(e["logprob"]), int(i)) for i, e in position.items()), reverse=True)
             rank = position[str(token)].get("rank")
             beyond = entries[-1][1] == token and (rank is None or rank > len(entries) > 1)
             result.append(_likeliest(entries, place, beyond))
@@ -79,10 +80,10 @@ class Sglang:
 
     path = "/generate"
 
-    def body(self, model: str, ids: Sequence[int], top_k: int) -> dict[str, Any]:
+    def body(self, model: str, ids: Sequence[int], top_k: int, temperature: float = 0.0) -> dict[str, Any]:
         # From the first token on: what stands in the prefix cache is then computed again.
         return {
-            "input_ids": list(ids), "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+            "input_ids": list(ids), "sampling_params": {"max_new_tokens": 0, "temperature": temperature},
             "return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": top_k,
             "return_text_in_logprobs": False,
         }  # fmt: skip
@@ -105,7 +106,7 @@ class Sglang:
                     f"the server left out position {place} of {len(ids)}.",
                     fix="Start it with --disable-radix-cache.",
                 )
-            entries = sorted(((float(e[0]), int(e[1])) for e in positions[place]), reverse=True)
+            entries = sorted(((_number(e[0]), int(e[1])) for e in positions[place]), reverse=True)
             result.append(_likeliest(entries, place, False))
         return result
 
@@ -129,8 +130,22 @@ def _likeliest(entries: Sequence[tuple[float, int]], place: int, last_is_given: 
             f"the server gives {entries[0][0]} as a log-probability at position {place}, which is at most 0.",
             fix="Look at the server's log: its weights may hold NaN.",
         )
+    if entries[0][0] == -math.inf:
+        raise ProviderError(
+            f"the server gives no log-probability at position {place}.", fix="Look at the server's log."
+        )
     kept = entries[:-1] if last_is_given else entries
+    if (mass := sum(math.exp(lp) for lp, _ in kept)) > MOST_MASS:
+        raise ProviderError(
+            f"the server's probabilities at position {place} sum to {mass:.3f}: they are not the model's own.",
+            fix="Start it so that log-probabilities are raw (vLLM: --logprobs-mode raw_logprobs).",
+        )
     return [(index, min(lp, 0.0)) for lp, index in kept if lp > NOTHING] or [(entries[0][1], entries[0][0])]
+
+
+def _number(value: Any) -> float:
+    """A log-probability of a reply; null is that of an id without one."""
+    return -math.inf if value is None else float(value)
 
 
 def _require_length(positions: Sequence[Any], ids: Sequence[int]) -> None:

@@ -125,6 +125,12 @@ def kind_of(members: Sequence[Member], combine: str) -> str:
     """
     for number, member in enumerate(members):
         if not member.teacher.provides & WHOLE:
+            if "vector" in member.teacher.provides:
+                raise RecipeError(
+                    "gives the mean of a student's head (kl_vector), which no other teacher can join.",
+                    path=f"teacher.ensemble.{number}",
+                    fix="Capture it with signal: hidden or topk.",
+                )
             if combine == "losses":
                 return "sampled"
             raise RecipeError(

@@ -28,7 +28,8 @@ class Remembering:
 
     A signal is always given as the cache holds it, also the first time: a training that goes on after an
     interruption, and one that finds the cache of another, see the same numbers. Processes and runs that share the
-    folder write parts of their own, and read each other's from the next epoch on.
+    folder write parts of their own, and read each other's from the next epoch on. A student's text is written down
+    where it is trained on again, which `remember` says.
 
     Args:
         live: whom to ask about a row that is not in the cache.
@@ -57,10 +58,18 @@ class Remembering:
         self._cache = None
         coming = (keys_of(map(reading_of, rows)) for rows in batches)
         held = self._opened()
-        self._ahead.expect(keys for keys in coming if all(key in held for key in keys))
+        self._ahead.expect(keys for keys in coming if keys and all(key in held for key in keys))
 
     def signal(self, batch: Batch) -> Signal:
-        """The signal for the N scored positions."""
+        """The signal for the N scored positions; that of text which a student wrote just now is not written down."""
+        rows = [row for row in rows_of(batch) if row.count]
+        return self._signal(batch, {key for row in rows if row.hard.any() for key in keys_of(readings(row))})
+
+    def remember(self, batch: Batch) -> Signal:
+        """The signal of rows that return, whoever wrote them."""
+        return self._signal(batch, {*keys_of(readings(batch))})
+
+    def _signal(self, batch: Batch, lasting: Collection[bytes]) -> Signal:
         keys = keys_of(readings(batch))
         if not keys:
             return self._live.signal(batch)
@@ -73,7 +82,7 @@ class Remembering:
         if not missing:
             signal: Any = self._ahead.take(keys)
             return self._on(device, signal.hidden, signal.head)
-        said = self._asked(batch, missing)
+        said = self._asked(batch, missing, lasting)
         parts: list[Any] = [said[key] if key in said else held.batch([key]) for key in keys]
         return self._on(device, torch.cat([part.hidden for part in parts]), parts[0].head)
 
@@ -85,8 +94,11 @@ class Remembering:
         self._writer = self._cache = None
         self._live.close()
 
-    def _asked(self, batch: Batch, missing: Collection[bytes]) -> dict[bytes, Hidden]:
-        """What the teacher says of rows that are not there, as the cache gives it back; it is written down."""
+    def _asked(
+        self, batch: Batch, missing: Collection[bytes], lasting: Collection[bytes]
+    ) -> dict[bytes, Hidden]:
+        """What the teacher says of rows that are not there, as the cache gives it back; of `lasting` ones it is written
+        down."""
         rows = [row for row in rows_of(batch) if row.count]
         keys = [key for row in rows for key in keys_of(readings(row))]
         if len(missing) == len(set(keys)):  # of a whole batch at once
@@ -98,7 +110,7 @@ class Remembering:
                 key: self._live.signal(row) for key, row in zip(keys, rows, strict=True) if key in missing
             }
         writer = self._writing()
-        writer.add_block(list(said.items()))
+        writer.add_block([(key, signal) for key, signal in said.items() if key in lasting])
         return {key: self._as_stored(key, signal, writer.header) for key, signal in said.items()}
 
     @staticmethod

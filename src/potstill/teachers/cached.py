@@ -24,6 +24,7 @@ from potstill.store.artifacts import read as read_artifact
 from potstill.store.disk import read_sealed
 from potstill.store.lines import read_lines
 from potstill.teachers._context import TeacherContext
+from potstill.teachers._fetching import fetched
 from potstill.types import Batch, Example, Reading
 
 ABOUT = "teacher.json"
@@ -32,18 +33,21 @@ WRITTEN, GREEDY, LEFT_OUT, PROBES = "written.jsonl", "greedy.jsonl", "not_captur
 
 
 def build(context: TeacherContext, *, cache: str) -> CachedTeacher:
-    """A teacher from the folder that a capture stage left, or a copy of it on another machine. Reads no weights.
+    """A teacher from the folder that a capture stage left, or a copy of it on another machine, or at a URL that fsspec
+    reads, whose signals are fetched in ranges. Reads no weights.
 
     Raises:
         ArtifactError: it is no such folder, or it is damaged.
     """
+    url = cache if "://" in cache else None
     place = Path(cache).expanduser()
-    folder = place if place.is_absolute() else context.base / place
+    folder = fetched(cache) if url else place if place.is_absolute() else context.base / place
     about = read_about(folder)
-    _require_whole(folder)
+    if url is None:
+        _require_whole(folder)
     tokenizer = loading.load_tokenizer(loading.find_source(str(folder / TOKENIZER)))
     reads = context.reader(tokenizer, about["end_ids"])
-    return CachedTeacher(folder, reads, context.read_on or context.device)
+    return CachedTeacher(folder, reads, context.read_on or context.device, url=url)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -86,14 +90,23 @@ class CachedTeacher:
         reads: how the teacher reads text.
         device: where signals are read.
         split: the cache that is read: `signals` of rows to train and validate on, `heldout` of rows to measure on.
+        url: where the caches are, when `folder` holds everything else alone.
     """
 
     engine = "cached"
     live = False
 
-    def __init__(self, folder: Path, reads: Reader, device: torch.device, split: str = SIGNALS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        reads: Reader,
+        device: torch.device,
+        split: str = SIGNALS,
+        url: str | None = None,
+    ) -> None:
         about = read_about(folder)
-        self.folder, self.reads, self.split = folder, reads, split
+        self.folder, self.reads, self.split, self.url = folder, reads, split, url
+        self.place = url or str(folder)
         self.facts: Mapping[str, Any] = about
         self.name: str = about["name"]
         self.fingerprint = f"{about['fingerprint']} from {about['key']}"
@@ -111,20 +124,20 @@ class CachedTeacher:
 
     @cached_property
     def cache(self) -> Cache:
-        return Cache.open(self.folder / self.split)
+        return Cache.open(self.folder / self.split if self.url is None else f"{self.url}/{self.split}")
 
     @property
     def about(self) -> str:
         """Whose word it is and where it lies, in one line."""
         text = f"; {self.facts['answered']} greedy answers" if self.facts["answered"] else ""
         kinds = ", ".join(self.facts["provides"][self.split])
-        return f"{self.name}, as captured in {self.folder} ({kinds} signals{text})"
+        return f"{self.name}, as captured in {self.place} ({kinds} signals{text})"
 
     def heldout(self) -> CachedTeacher:
         """The same teacher on the rows to measure on; itself where a cache has none."""
         if HELDOUT not in self.facts["provides"]:
             return self
-        return CachedTeacher(self.folder, self.reads, self._device, HELDOUT)
+        return CachedTeacher(self.folder, self.reads, self._device, HELDOUT, self.url)
 
     def expect(self, batches: Iterable[Sequence[Example]]) -> None:
         """Read the signals of these batches next, in a thread."""
@@ -164,7 +177,7 @@ class CachedTeacher:
     def miss(self, name: str, why: str = "") -> CacheMiss:
         """What to say of a row that was not captured."""
         return CacheMiss(
-            f"{self.folder} holds no signal of row {name}: its ids, or which of them are scored, are not among "
+            f"{self.place} holds no signal of row {name}: its ids, or which of them are scored, are not among "
             f"the {self.cache.header.facts.get('planned', 'captured')} rows of the capture. {why}".rstrip(),
             fix="Prepare the rows as the capture did (template, tokenizer, lengths, answers), or capture these.",
         )
@@ -178,13 +191,13 @@ class CachedTeacher:
         stored = self.facts["writes"]
         if stored is None:
             raise CacheMiss(
-                f"{self.folder} holds no text of its teacher: no generate stage stood before the capture.",
+                f"{self.place} holds no text of its teacher: no generate stage stood before the capture.",
                 fix="Leave the generate stage out: the rows' own answers were captured.",
             )
         for name, value in settings.items():
             if stored.get(name) != value:
                 raise CacheMiss(
-                    f"{self.folder} holds answers with {name} {stored.get(name)!r}, not {value!r}.",
+                    f"{self.place} holds answers with {name} {stored.get(name)!r}, not {value!r}.",
                     fix="Write the generate stage as it stood before the capture.",
                 )
         return {(line["prompt"], line["sample"]): line for line in read_lines(self.folder / WRITTEN)}
@@ -199,14 +212,14 @@ class CachedTeacher:
         result = [answers.get(tuple(ids)) for ids in prompts]
         if missing := sum(answer is None for answer in result):
             raise CacheMiss(
-                f"{self.folder} holds the teacher's answers to {len(answers)} held-out prompts, and not to "
+                f"{self.place} holds the teacher's answers to {len(answers)} held-out prompts, and not to "
                 f"{missing} of the {len(prompts)} that are asked.",
                 fix=f"Set evaluate.samples to {len(prompts) - missing} at most, and prepare the rows as the capture did.",
             )
         limits = {answer["max_new_tokens"] for answer in result if answer is not None}
         if limits - {max_new_tokens}:
             raise CacheMiss(
-                f"{self.folder} holds the teacher's answers of at most {max(limits)} tokens, not {max_new_tokens}.",
+                f"{self.place} holds the teacher's answers of at most {max(limits)} tokens, not {max_new_tokens}.",
                 fix=f"Set evaluate.max_new_tokens: {max(limits)}.",
             )
         return [answer for answer in result if answer is not None]

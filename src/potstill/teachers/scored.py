@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,11 @@ from potstill.teachers._engines import ENGINES, Likeliest, most_allowed
 from potstill.types import Batch, Example
 
 PROBE = 3  # ids that are scored before all others
+UNSTEADY, ROUNDED = (
+    0.05,
+    1e-3,
+)  # nats between two answers about one id: of another distribution, of half precision
+log = logging.getLogger("potstill")
 
 
 def build(
@@ -106,8 +112,7 @@ class ScoredTeacher:
         """
         self._probe()
         rows = [row for row in rows_of(batch) if row.count]
-        with ThreadPoolExecutor(self._at_once) as pool:
-            said = list(pool.map(self._said, [row.input_ids[0].tolist() for row in rows]))
+        said = self._said_together([row.input_ids[0].tolist() for row in rows])
         scored: list[Likeliest] = []
         for row, positions in zip(rows, said, strict=True):
             scored += [positions[place] for place in row.predicts[0].nonzero().flatten().tolist()]
@@ -131,10 +136,26 @@ class ScoredTeacher:
             lp[number, : len(one)] = torch.tensor([value for _, value in one])
         return TopK(ids.to(self._device), lp.to(self._device))
 
-    def _said(self, ids: Sequence[int]) -> list[Likeliest]:
+    def _said_together(self, rows: Sequence[Sequence[int]]) -> list[list[Likeliest]]:
+        """What the engine says of several rows, half as many at once each time that it fails over them.
+
+        Raises:
+            ProviderError: it fails over one row by itself.
+        """
+        while True:
+            try:
+                with ThreadPoolExecutor(self._at_once) as pool:
+                    return list(pool.map(self._said, rows))
+            except _Overloaded as error:
+                if self._at_once == 1:
+                    raise
+                self._at_once //= 2
+                log.warning("%s; %d rows at once from now on", error.message, self._at_once)
+
+    def _said(self, ids: Sequence[int], temperature: float = 0.0) -> list[Likeliest]:
         """What the engine says at each position: the likeliest ids to follow ids[: i + 1] stand at i."""
-        reply = self._post(self._engine.path, self._engine.body(self._model, ids, self._top_k))
-        return self._engine.said(reply, ids)
+        body = self._engine.body(self._model, ids, self._top_k, temperature)
+        return self._engine.said(self._post(self._engine.path, body), ids)
 
     def _probe(self) -> None:
         """Try the engine's limits once, with a few ids.
@@ -160,7 +181,37 @@ class ScoredTeacher:
                 f"{self._root} gives {fewest} log-probabilities at a position, and teacher.top_k is {self._top_k}.",
                 fix=f"Set teacher.top_k: {fewest}, or start the engine with a higher limit.",
             )
+        self._require_steady(positions)
         self._probed = True
+
+    def _require_steady(self, positions: Sequence[Likeliest]) -> None:
+        """Refuse an engine whose word for the same ids changes with sampling settings, or with what was asked before.
+
+        Raises:
+            ProviderError: it does, by more than half precision rounds.
+        """
+        ids = list(range(PROBE))
+        longer = self._said([*ids, PROBE])[: len(positions)]
+        changes = {
+            "behind a longer prompt": (
+                longer,
+                "Start it without a prefix cache (--no-enable-prefix-caching).",
+            ),
+            "asked again": (self._said(ids), "Start it without a prefix cache (--no-enable-prefix-caching)."),
+            "at another sampling temperature": (
+                self._said(ids, 2.0),
+                "Start it so that log-probabilities are raw (vLLM: --logprobs-mode raw_logprobs).",
+            ),
+        }
+        for what, (again, fix) in changes.items():
+            apart = _apart(positions, again)
+            if apart > UNSTEADY:
+                raise ProviderError(
+                    f"{self._root} gives log-probabilities that are {apart:.3g} nats apart for the same ids {what}.",
+                    fix=fix,
+                )
+            if apart > ROUNDED:
+                log.warning("%s rounds: %.2g nats apart for the same ids %s", self._root, apart, what)
 
     def _get(self, path: str) -> dict[str, Any]:
         return self._ask(urllib.request.Request(self._root + path, headers=self._headers()))
@@ -186,7 +237,8 @@ class ScoredTeacher:
                     f"{self._root} gives at most {most} log-probabilities, and teacher.top_k is {self._top_k}.",
                     fix=f"Set teacher.top_k: {most}, or start it with --max-logprobs {self._top_k}.",
                 ) from error
-            raise ProviderError(
+            kind = _Overloaded if error.code >= 500 else ProviderError
+            raise kind(
                 f"{request.full_url} refuses ({error.code}): {said[:300]}", fix="Look at the engine's log."
             ) from error
         except (OSError, ValueError) as error:  # a refused connection, a time-out, or no JSON
@@ -203,6 +255,16 @@ class ScoredTeacher:
     def close(self) -> None:
         """Try the engine anew before the next row."""
         self._probed = False
+
+
+class _Overloaded(ProviderError):
+    """The engine failed over a request, as one does that runs out of memory."""
+
+
+def _apart(some: Sequence[Likeliest], others: Sequence[Likeliest]) -> float:
+    """The largest difference between two log-probabilities of one id at one position."""
+    pairs = [(dict(a), dict(b)) for a, b in zip(some, others, strict=True)]
+    return max((abs(a[i] - b[i]) for a, b in pairs for i in a.keys() & b.keys()), default=0.0)
 
 
 class _Nowhere(urllib.request.HTTPRedirectHandler):

@@ -1,4 +1,4 @@
-"""A teacher behind an endpoint of the OpenAI protocol: it gives text alone."""
+"""A teacher behind an endpoint of the OpenAI protocol: it gives text, and some log-probabilities beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from potstill.data.reader import Reader
 from potstill.errors import RecipeError, SignalError
+from potstill.generate.asks import MOST_ALTERNATIVES
 from potstill.generate.price import Price
+from potstill.models import loading
 from potstill.teachers._context import TeacherContext
 from potstill.types import Batch
 
@@ -41,6 +44,8 @@ def build(
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
     omit: list | None = None,
     send_seed: bool = False,
+    tokenizer: str | None = None,
+    top_logprobs: int = 20,
 ) -> ServedTeacher:
     """A teacher at an address. Asks nobody, and reads no key before it is needed.
 
@@ -56,11 +61,18 @@ def build(
         limit_field: how the server calls the limit of tokens.
         omit: fields that the server does not take: temperature, top_p.
         send_seed: send a seed for each sample; that the server heeds it is tried before anything else is asked.
+        tokenizer: hub id or folder of the model's tokenizer, by which `generate.keep: topk` knows ids from strings.
+        top_logprobs: how many of the likeliest tokens are asked for beside each token of an answer, with `keep: topk`.
 
     Raises:
         RecipeError: an option cannot be as it is.
+        ModelError: the tokenizer cannot be read.
     """
     _require_address(endpoint)
+    if not 1 <= top_logprobs <= MOST_ALTERNATIVES:
+        raise RecipeError(
+            f"is {top_logprobs}, and a reply states 1 to {MOST_ALTERNATIVES}.", path="teacher.top_logprobs"
+        )
     extra = _mapping(extra_body, "extra_body")
     for name in extra:
         if name in _OURS:
@@ -100,7 +112,13 @@ def build(
         limit_field=limit_field,
         omit=left_out,
         send_seed=send_seed,
+        words=None if tokenizer is None else _words(tokenizer, context),
+        top_logprobs=top_logprobs,
     )
+
+
+def _words(tokenizer: str, context: TeacherContext) -> Reader:
+    return context.reader(loading.load_tokenizer(loading.find_source(tokenizer, base=context.base)))
 
 
 def _require_address(endpoint: str) -> None:
@@ -144,6 +162,8 @@ class ServedTeacher:
         limit_field: str = "max_tokens",
         omit: tuple[str, ...] = (),
         send_seed: bool = False,
+        words: Reader | None = None,
+        top_logprobs: int = MOST_ALTERNATIVES,
     ) -> None:
         self.name = model
         self.endpoint, self.model, self.api = endpoint, model, api
@@ -151,6 +171,7 @@ class ServedTeacher:
         self.price, self.terms = price, terms
         self.extra_body, self.limit_field = dict(extra_body or {}), limit_field
         self.omit, self.send_seed = omit, send_seed
+        self.words, self.top_logprobs = words, top_logprobs
 
     @property
     def fingerprint(self) -> str:

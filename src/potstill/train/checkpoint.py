@@ -180,7 +180,7 @@ def restore(
         values[name] = optimizer.state[parameter][kind] = empty(parameter.detach())
     tensors.read(checkpoint.path / OPTIMIZER, values)
     if ranks.first():
-        torch.set_rng_state(random)
+        _set_random_state(random, next(module.parameters()).device)
     else:  # dropout of their own; as many processes as before or not, these draws are no part of the plan
         torch.manual_seed(checkpoint.state["step"] * 1_000_003 + ranks.rank())
 
@@ -212,7 +212,21 @@ def _packed(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
         for name, parameter in parallel.named_trained(module)
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
-    return packed | {RANDOM: ranks.broadcast(torch.get_rng_state())}
+    return packed | {RANDOM: ranks.broadcast(_random_state(next(module.parameters()).device))}
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """The state of the CPU's generator, and behind it that of the GPU, which draws the dropout there."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    """Put it back, as far as it is of such a device."""
+    of_cpu, of_gpu = state.tensor_split([torch.get_rng_state().numel()])
+    torch.set_rng_state(of_cpu)
+    if device.type == "cuda" and of_gpu.numel():
+        torch.cuda.set_rng_state(of_gpu, device)
 
 
 def student_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ class KeptSignals:
 
     On a CPU such a row is given to the teacher alone, so that its signal does not depend on the rows beside it:
     a run that goes on from a checkpoint computes it again and gets the same bits. A GPU, which promises none,
-    reads all rows of a batch together. Signals wait in the CPU's memory.
+    reads all rows of a batch together. Signals wait in the CPU's memory; a teacher that remembers has them on disk too,
+    where a run that goes on finds them.
 
     A teacher in parts (`sharded`) is not for it: each of its passes needs all processes.
 
@@ -32,6 +33,7 @@ class KeptSignals:
         self.name, self.fingerprint = teacher.name, teacher.fingerprint
         self.provides, self.reads = teacher.provides, teacher.reads
         self._teacher = teacher
+        self._ask: Callable[[Batch], Any] = getattr(teacher, "remember", teacher.signal)
         self._returning = returning
         self._kept: dict[str, Any] = {}
 
@@ -50,9 +52,9 @@ class KeptSignals:
         cpu = torch.device("cpu")
         if batch.input_ids.device.type == "cpu":
             missing = [row for row in rows if row.row_ids[0] not in self._kept]
-            self._kept |= {row.row_ids[0]: joined([self._teacher.signal(row)], cpu) for row in missing}
+            self._kept |= {row.row_ids[0]: joined([self._ask(row)], cpu) for row in missing}
             return
-        signal = joined([self._teacher.signal(batch)], cpu)
+        signal = joined([self._ask(batch)], cpu)
         begin = 0
         for row in rows:
             part = signal.at(torch.arange(begin, begin := begin + row.count))

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +17,12 @@ from potstill.devices import ranks
 from potstill.errors import Interrupted, TrainingStopped
 from potstill.models.beside import as_when_drawn
 from potstill.objectives.terms import Terms
+from potstill.recipe.defaults import settled
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.train import parallel
 from potstill.train.guards import Guards
+from potstill.train.optimizer import learning_rate_at, make_optimizer
 from potstill.train.pace import Pace, due
 from potstill.train.step import StepResult, accumulate, each_row_once, one_row_each
 from potstill.types import Example, Sampler, Strategy
@@ -28,15 +30,6 @@ from potstill.types import Example, Sampler, Strategy
 log = logging.getLogger("potstill")
 
 LOWEST_SCALE = 2.0**-10  # a gradient that overflows fp16 below it is infinite at any scale
-
-Value = TypeVar("Value")
-
-
-def settled(value: Value | str | None) -> Value:
-    """The value of an option that is no longer `auto` or left out."""
-    assert value is not None
-    assert value != "auto"
-    return value  # type: ignore[return-value]
 
 
 @dataclass
@@ -90,28 +83,6 @@ def plan_epoch(spec: Training, examples: Sequence[Example], seed: int, epoch: in
         epoch=epoch,
         packing=spec.packing,
     )
-
-
-def learning_rate_at(spec: Training, step: int) -> float:
-    """The learning rate of optimizer step `step` (0-based)."""
-    highest, steps = settled(spec.learning_rate), settled(spec.steps)
-    warm = math.ceil(spec.warmup * steps)
-    if step < warm:
-        return highest * (step + 1) / warm
-    share = (step - warm) / max(1, steps - warm)
-    if spec.schedule == "cosine":
-        return highest * 0.5 * (1 + math.cos(math.pi * share))
-    return highest * (1 - share if spec.schedule == "linear" else 1.0)
-
-
-def make_optimizer(module: nn.Module, spec: Training) -> torch.optim.AdamW:
-    """AdamW over what is trained; vectors (norms, biases) do not decay."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settled(spec.learning_rate), betas=spec.betas, eps=1e-8, fused=True)
 
 
 def train(

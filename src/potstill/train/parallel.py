@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +18,10 @@ from potstill.models import anatomy
 
 REPLICA_SHARE = 0.4  # of a device's memory; the teacher and activations need the rest
 Sharding = Literal["none", "ddp", "fsdp"]
+# Of the first process's buffers before every forward pass: torch 2.13 has renamed the option.
+_SYNC = "forward_sync_buffers"
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_COPIES: dict[str, Any] = {_SYNC if _SYNC in _PARAMETERS else "broadcast_buffers": False}
 
 
 def wrap(module: nn.Module, sharding: Sharding, student: nn.Module) -> nn.Module:
@@ -24,7 +29,7 @@ def wrap(module: nn.Module, sharding: Sharding, student: nn.Module) -> nn.Module
     if sharding == "none":
         return module
     if sharding == "ddp":
-        return DistributedDataParallel(module, forward_sync_buffers=False)
+        return DistributedDataParallel(module, **_NO_COPIES)
     for block in anatomy.layers(student):
         fully_shard(block)
     fully_shard(module)

@@ -17,7 +17,6 @@ from potstill.devices import exact, ranks
 from potstill.errors import NotFinite, TrainingStopped
 from potstill.models import anatomy
 from potstill.objectives import closeness
-from potstill.objectives.fused import DEFAULT_CHUNK_BYTES
 from potstill.objectives.terms import SERVED, StudentView, Term, Terms, prepared, total, weighted
 from potstill.signals.ensemble import Ensemble
 from potstill.signals.signal import Signal
@@ -39,7 +38,8 @@ class StudentModule(nn.Module):
         form: how the student shapes its logits; found by a forward pass when not given.
         terms: those that own trained parameters.
         autocast: dtype of the student's forward pass.
-        chunk_bytes: memory for a chunk's logits.
+        chunk_bytes: memory for a chunk's logits; by default what suits the device.
+        compile: run the loss on whole distributions as one compiled function.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class StudentModule(nn.Module):
         form: anatomy.HeadForm | None = None,
         terms: Sequence[nn.Module] = (),
         autocast: torch.dtype | None = None,
-        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        chunk_bytes: int | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -59,6 +60,7 @@ class StudentModule(nn.Module):
         self._form = form or anatomy.head_form(student)
         self._autocast = autocast
         self._chunk_bytes = chunk_bytes
+        self._compile = compile
 
     def forward(
         self, batch: Batch, signal: Signal, terms: Terms, metrics: bool = False
@@ -70,7 +72,9 @@ class StudentModule(nn.Module):
             states = anatomy.states_of(self.student, batch)
         head = anatomy.head_of(self.student, self._vocabulary, self._form)
         rounded = self._autocast == torch.bfloat16
-        view = StudentView(states[batch.predicts], head, batch, self._chunk_bytes, metrics, rounded)
+        view = StudentView(
+            states[batch.predicts], head, batch, self._chunk_bytes, metrics, rounded, self._compile
+        )
         summed, sums = total(terms, view, signal)
         return summed, denominator(batch), sums
 

@@ -24,7 +24,7 @@ class Bigram:
         self.closed = 0
 
     def signal(self, batch: Batch) -> Dense | TopK:
-        logits = self.table[batch.input_ids[batch.predicts]]
+        logits = self.table.to(batch.input_ids.device)[batch.input_ids[batch.predicts]]
         if not self.keep:
             return Dense(logits)
         lp, ids = logits.log_softmax(-1).topk(self.keep)

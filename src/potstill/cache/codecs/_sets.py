@@ -149,7 +149,9 @@ def read_lp(entries: Sequence[Entry], width: int, counts: np.ndarray, tails: np.
     steps = column(entries, "step", np.dtype("<f4"))
     lp = codes.astype(np.float32) * np.repeat(-steps, numbers)
     mass = np.maximum(sums(np.exp(lp), counts), 1e-30)
-    shift = np.log1p(-tails) - np.log(mass)
+    # A tail that rounds to 1, of a nearly even distribution, says nothing of what is left.
+    known = tails < 1.0
+    shift = np.where(known, np.log1p(-np.where(known, tails, 0.0)) - np.log(mass), 0.0)
     lp += np.repeat(shift.astype(np.float32), counts)
     return np.minimum(lp, 0.0, out=lp)
 

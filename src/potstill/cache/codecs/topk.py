@@ -54,11 +54,16 @@ def require_bits(kind: str, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def encode(signal: Signal, setting: Mapping[str, Any], key: bytes, vocabulary: int) -> Fields:
-    """The fields of one example, from whole distributions or from ids that are stored already.
+    """The fields of one example, from whole distributions or from ids that are stored already; what another cache
+    holds with this setting is taken as it is.
 
     Raises:
         SignalError: the signal has no log-sum-exp at a temperature of the setting.
     """
+    if isinstance(signal, PackedTopK):
+        if len(signal.entries) == 1 and _setting_of(signal) == dict(setting):
+            return signal.entries[0].fields
+        signal = signal.whole()
     sets, tails = _of_whole(signal, setting, vocabulary) if is_whole(signal) else _of_stored(signal, setting)
     counts = sets.counts.astype(_sets.count_type(setting["most"]))
     unary, plain = bits.encode_sets(sets.ids, sets.counts, vocabulary)
@@ -74,6 +79,11 @@ def encode(signal: Signal, setting: Mapping[str, Any], key: bytes, vocabulary: i
 def decode(entries: Sequence[Entry], setting: Mapping[str, Any], context: Context) -> PackedTopK:
     """Several examples, read when they are compared."""
     return PackedTopK(tuple(entries), partial(_read, setting))
+
+
+def _setting_of(packed: PackedTopK) -> Mapping[str, Any] | None:
+    """The setting with which examples were stored."""
+    return dict(*packed.read.args) if isinstance(packed.read, partial) else None
 
 
 def kept(lp: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

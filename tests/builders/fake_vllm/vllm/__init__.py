@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 ENGINE_ARGS = {
     "tokenizer_revision", "revision", "trust_remote_code", "dtype", "generation_config", "max_num_seqs",
     "tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "quantization", "enforce_eager",
+    "max_logprobs", "logprobs_mode",
 }  # fmt: skip
 calls: list[Any] = []
 writes: dict[str, Any] = {}  # forced ids or finish reasons, for answers that a sound engine would not give
@@ -39,6 +40,7 @@ class SamplingParams:
     max_tokens: int | None = 16
     detokenize: bool = True
     logit_bias: dict[int, float] | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if 0 < self.temperature < 1e-2:
@@ -49,6 +51,13 @@ class SamplingParams:
             raise ValueError("top_k or top_p")
         if self.n > 1 and self.temperature < 1e-5:
             raise ValueError("n must be 1 when using greedy sampling")
+
+
+@dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
 
 
 @dataclass
@@ -85,6 +94,7 @@ class LLM:
             model, dtype=getattr(torch, settings["dtype"])
         ).eval()
         self._eos = self._model.config.eos_token_id
+        self._max_logprobs = settings.get("max_logprobs", 20)
 
     def generate(
         self, prompts: list[TokensPrompt], sampling_params: list[SamplingParams], *, use_tqdm: bool = True
@@ -101,13 +111,19 @@ class LLM:
     def _one(self, prompt: TokensPrompt, params: SamplingParams) -> CompletionOutput:
         if writes:
             return CompletionOutput(0, "", list(writes["ids"]), finish_reason=writes["finish"])
-        ids, generator = list(prompt["prompt_token_ids"]), torch.Generator()
+        start, generator = list(prompt["prompt_token_ids"]), torch.Generator()
         if params.seed is not None:
             generator.manual_seed(params.seed)
         stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else {self._eos})
+        if (params.logprobs or 0) > self._max_logprobs:
+            raise ValueError(
+                f"Requested sample logprobs of {params.logprobs}, which is greater than max allowed"
+            )
         new: list[int] = []
+        shown: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         while len(new) < (params.max_tokens or 16):
-            logits = self._model(torch.tensor([ids + new])).logits[0, -1].float()
+            logits = self._model(torch.tensor([start + new])).logits[0, -1].float()
+            raw = logits.log_softmax(-1)
             for token, bias in (params.logit_bias or {}).items():
                 logits[token] += bias
             if params.temperature < 1e-5:
@@ -117,6 +133,9 @@ class LLM:
                 if params.top_k > 0:
                     logits[logits < logits.topk(params.top_k).values[-1]] = -torch.inf
                 new.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
+            if shown is not None:  # the drawn id first, then the likeliest ones
+                ids = [new[-1], *raw.topk(params.logprobs or 0).indices.tolist()]
+                shown.append({token: Logprob(float(raw[token])) for token in ids})
             if new[-1] in stops:
-                return CompletionOutput(0, "", new, finish_reason="stop", stop_reason=new[-1])
-        return CompletionOutput(0, "", new, finish_reason="length")
+                return CompletionOutput(0, "", new, logprobs=shown, finish_reason="stop", stop_reason=new[-1])
+        return CompletionOutput(0, "", new, logprobs=shown, finish_reason="length")

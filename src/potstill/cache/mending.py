@@ -1,0 +1,84 @@
+"""Put a part of a cache in order block by block: what is whole stays where it is, what is damaged is written again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from potstill.cache import blocks
+from potstill.cache.files import Mapped
+from potstill.cache.header import Header
+from potstill.cache.writer import encoded, lock_part
+from potstill.errors import CacheDamaged
+
+
+class Mender:
+    """Walks the first shard of a part, whose blocks are told one after the other.
+
+    A capture's blocks depend on its plan alone, so a block that is made again has the bytes that it had.
+
+    Raises:
+        ArtifactError: another process writes this part.
+    """
+
+    def __init__(self, folder: Path, header: Header, part: int) -> None:
+        self._header, self._shard, self._place = header, part << 16, 0
+        self._path = folder / blocks.shard_name(self._shard)
+        self._lock = lock_part(folder, part)
+        self._offset = blocks.SHARD.size
+        self._file = self._path.open("r+b", buffering=0)
+        _put(self._file, 0, blocks.shard_header(self._shard, header.version))
+
+    def __enter__(self) -> Mender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._lock.close()
+
+    def holds(self, keys: Sequence[bytes]) -> bool | None:
+        """Whether the next block is whole and of these examples, and then go behind it; None at the file's end.
+
+        Half a block at the end is cut off, as by a writer.
+        """
+        data = Mapped(self._path)
+        if self._offset + blocks.BLOCK.size > len(data):
+            os.truncate(self._path, min(self._offset, len(data)))
+            return None
+        name = blocks.block_name(self._shard, self._place)
+        try:
+            header = blocks.read_header(data, self._offset, name)
+            directory = blocks.read_directory(data, self._offset, header, name)
+            blocks.require_payload(data, self._offset, header, name)
+        except CacheDamaged:
+            return False
+        if header.number != self._place or [key.tobytes() for key in directory["key"]] != list(keys):
+            return False
+        self._offset, self._place = self._offset + header.bytes, self._place + 1
+        return True
+
+    def put(self, entries: Sequence[tuple[bytes, Any]]) -> str:
+        """Write the next block again, and go behind it; its name."""
+        made = [encoded(self._header, key, signal) for key, signal in entries]
+        block = blocks.pack_block(self._place, made)
+        _put(self._file, self._offset, block)
+        name = blocks.block_name(self._shard, self._place)
+        self._offset, self._place = self._offset + len(block), self._place + 1
+        return name
+
+    def end(self) -> None:
+        """Cut off what stands behind the last block."""
+        os.truncate(self._path, self._offset)
+
+
+def _put(file: Any, offset: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
