@@ -50,6 +50,24 @@ def test_many_processes_give_what_one_gives(alone, tmp_path, way):
     assert_same(some, alone)
 
 
+@pytest.mark.prove
+@pytest.mark.parametrize("way", ["2 replicas", "2 parts of student and teacher"])
+def test_a_frozen_head_is_compared_by_vectors_in_many_processes_as_in_one(tmp_path, way):
+    """What a capture keeps of a frozen head's teacher serves replicas and parts; the head stays as it was."""
+    text = "{max_kl_nats: 0.01, signal: kl_vector}"
+    losses = []
+    for name, options in (("one", ()), ("some", tuple(o for o in WAYS[way] if "teacher" not in o))):
+        place = prepare(tmp_path / name)
+        recipe = place / "many.yaml"
+        recipe.write_text(
+            recipe.read_text().replace(
+                "  - distill: {", f"  - capture: {text}\n  - distill: {{freeze_head: true, "
+            )
+        )
+        losses.append([event["loss"] for event in finished(place, "many.yaml", *options).steps])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_one_process_of_several_talks_to_trackers(tmp_path):
     place = prepare(tmp_path)
     shutil.copy(tracker.__file__, place / "mine.py")

@@ -100,7 +100,7 @@ def module_of(run: Run) -> nn.Module:
     """The module that is trained, with every process's part in place; with `packing` once that is proven right."""
     if run.sharding == "fsdp":
         return _in_parts(run)
-    student = _frozen(run, load_student(run, run.device).model)
+    student = frozen(run, load_student(run, run.device).model)
     if run.spec.packing:
         packing.prove(student, run.rows.train, run.pad_id)
     return parallel.wrap(_with_objective(run, student), run.sharding, student)
@@ -160,7 +160,7 @@ def _in_parts(run: Run) -> nn.Module:
     if run.spec.packing:
         ranks.by_first(lambda: packing.prove(whole, run.rows.train, run.pad_id))
     form = ranks.by_first(lambda: anatomy.head_form(whole))
-    student = _frozen(run, shards.empty_like(whole))
+    student = frozen(run, shards.empty_like(whole))
     module = parallel.wrap(_with_objective(run, student, form), "fsdp", student)
     weights = (
         {} if whole is None else {f"student.{name}": value for name, value in whole.state_dict().items()}
@@ -169,7 +169,7 @@ def _in_parts(run: Run) -> nn.Module:
     return module
 
 
-def _frozen(run: Run, student: Any) -> Any:
+def frozen(run: Run, student: Any) -> Any:
     """The student with what this stage does not train taken out."""
     if run.spec.freeze_head:
         anatomy.output_layer(student).requires_grad_(False)

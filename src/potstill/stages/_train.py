@@ -23,6 +23,7 @@ from potstill.stages._context import Context, State
 from potstill.stages._module import (
     Run,
     beside_of,
+    frozen,
     load_student,
     module_of,
     self_teacher,
@@ -208,7 +209,11 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
 def _export(run: Run, folder: TrainingFolder, module: nn.Module, place: Path) -> dict[str, Any]:
     """Write the student with its best weights, rounded to its number format, and return its sizes and format."""
     loaded = load_student(run) if run.sharding == "fsdp" else None  # only a part of it is here
-    whole = parallel.unwrap(module) if loaded is None else StudentModule(loaded.model, run.vocabulary)
+    whole = (
+        parallel.unwrap(module)
+        if loaded is None
+        else StudentModule(frozen(run, loaded.model), run.vocabulary)
+    )
     folder.take_best(whole)
     student: Any = whole.student
     reader = run.context.setup.readers.student
