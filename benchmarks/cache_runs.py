@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from kept import Kept, asked
+from kept import Kept
 from pair import micro_batch_tokens, pair, product_dtype, rows
 from protocol import Figure, Report, alone, installed, spread
 
@@ -33,6 +33,7 @@ def figures(report: Report, shape: Any, *, quick: bool = False) -> None:
     """Both figures."""
     from potstill.console import Console
     from potstill.models import vocabulary
+    from potstill.stages._entries import Entries
     from potstill.stages._plan import each_once, plan_of
     from potstill.teachers.local import LocalTeacher
 
@@ -47,7 +48,7 @@ def figures(report: Report, shape: Any, *, quick: bool = False) -> None:
         spec=SimpleNamespace(name="benchmark"),
         teacher=teacher,
     )
-    job.ask = lambda batch, kind="hidden": asked(teacher, batch, loaded.tokenizer.pad_token_id)
+    job.entries = Entries(teacher, torch.device("cpu"), loaded.tokenizer.pad_token_id)
     with tempfile.TemporaryDirectory() as place:
         turns = [_captured(job, plan, size, width, Path(place) / str(turn)) for turn in range(TURNS)]
         ratio = min(capture for capture, _ in turns) / min(alone for _, alone in turns)
@@ -90,7 +91,7 @@ def _captured(job: Any, plan: Any, size: int, width: int, folder: Path) -> tuple
     header = Header("hidden", {"format": "fp16", "dtype": dtype}, "benchmark", size)
     with torch.no_grad():
         # The head is stored once, however many rows follow; it is no part of a row's time.
-        (_, one), *_ = job.ask(batches[0][:1])
+        (_, one), *_ = job.entries.ask(batches[0][:1])
         with Writer(folder, header, part=2**16 - 1) as writer:
             writer.add_block([(bytes(16), one)])
         anatomy.states_of(model, collate(batches[0], pad_id=0))
