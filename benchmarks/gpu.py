@@ -17,9 +17,11 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import gpu_cache
 import gpu_head
 import gpu_models
 import gpu_parts
+import gpu_text
 import torch
 from gpu_clock import Clock, OutOfTime, Result, attempt, release
 from protocol import machine, versions
@@ -104,8 +106,8 @@ def main() -> None:
         "parts": partial(gpu_parts.parts, compile_too=options.compile),
         "head": partial(gpu_head.head, compile_too=options.compile),
         "step": gpu_models.step,
-        "generate": gpu_models.generate,
-        "cache": gpu_models.cached,
+        "generate": gpu_text.generate,
+        "cache": gpu_cache.cached,
     }
     chosen = options.only.split(",") if options.only else list(workloads)
     if unknown := [name for name in chosen if name not in workloads]:

@@ -1,4 +1,4 @@
-"""A training step, text and a cache on a GPU, with models of random weights: no file is read, no figure is of quality."""
+"""A training step on a GPU, with models of random weights: no file is read, no figure is of quality."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_clock import Clock, Result, attempt, release
+from gpu_clock import Clock, Result, release
 from protocol import installed
 
 from potstill.types import Batch, Example
@@ -24,7 +23,6 @@ SHARED = {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 TINY_SHARED = {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
 BATCH, LENGTH, STEPS = 8, 1024, 4
-PROMPTS, NEW_TOKENS, ONE_BY_ONE = 64, 128, 3
 
 
 def model(device: torch.device, dtype: torch.dtype, size: dict[str, int], *, tiny: bool, seed: int) -> Any:
@@ -260,136 +258,3 @@ def step(clock: Clock, tiny: bool) -> Result:
         clock.add("trl_gkd", "trl is not installed")
     clock.each(contenders)
     return clock.found
-
-
-# ── text ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def generate(clock: Clock, tiny: bool) -> Result:
-    """Greedy text of the local engine beside transformers' `generate`: tokens a second."""
-    new, count = (12, 8) if tiny else (NEW_TOKENS, PROMPTS)
-    writer = model(clock.device, torch.bfloat16, STUDENT, tiny=tiny, seed=0).eval()
-    drawn, vocabulary = random.Random(1), writer.config.vocab_size
-    lengths = [drawn.randrange(8, 24) if tiny else drawn.randrange(32, 384) for _ in range(count)]
-    prompts = [[drawn.randrange(1, vocabulary) for _ in range(length)] for length in lengths]
-    clock.add("shape", {"prompts": count, "new_tokens": new})
-    asked = {
-        "ours": partial(_ours_write, writer, prompts),
-        "transformers": partial(_theirs_write, writer, prompts, clock.device),
-    }
-    clock.each({f"{who}, all at once": partial(_timed, clock, write, new) for who, write in asked.items()})
-    one = partial(_theirs_write, writer, prompts[:ONE_BY_ONE], clock.device, rows=1)
-    clock.each({"transformers, one by one": partial(_timed, clock, one, new)})
-    return clock.found
-
-
-def _timed(clock: Clock, write: Callable[[int], int], new: int) -> Result:
-    """Tokens a second of the second time: what is planned or loaded for a shape is there by then."""
-    first = clock.wall(lambda: write(new))
-    tokens: list[int] = []
-    seconds = clock.wall(lambda: tokens.append(write(new)))
-    rate = round(tokens[0] / seconds, 1)
-    return {
-        "tokens_per_second": rate,
-        "tokens": tokens[0],
-        "first_time_seconds": round(first, 2),
-        "seconds": round(seconds, 2),
-    }
-
-
-def _ours_write(writer: Any, prompts: Sequence[list[int]], new: int) -> int:
-    from potstill.devices import placement
-    from potstill.generate import local
-    from potstill.generate.sampling import Sampling
-
-    placement.take(())  # as a run does
-    sampling = Sampling(max_new_tokens=new, temperature=0.0)
-    asked: dict[str, Any] = {"stop_ids": (), "pad_id": 0, "seed": 0, "batch_rows": len(prompts)}
-    written = local.generate(writer, prompts, sampling, vocabulary=writer.config.vocab_size, **asked)
-    return sum(len(one.ids) for one in written)
-
-
-def _theirs_write(
-    writer: Any, prompts: Sequence[list[int]], device: torch.device, new: int, rows: int | None = None
-) -> int:
-    from potstill.data.batch import left_pad
-
-    torch.backends.cuda.enable_cudnn_sdp(True)  # as torch begins
-    tokens, at_once = 0, rows or len(prompts)
-    for start in range(0, len(prompts), at_once):
-        ids, mask, _ = left_pad(prompts[start : start + at_once], 0, device)
-        with torch.no_grad():
-            out = writer.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0
-            )
-        tokens += out[:, ids.shape[1] :].numel()
-    return tokens
-
-
-# ── a cache ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def cached(clock: Clock, tiny: bool) -> Result:
-    """What a capture of hidden states writes, how fast it is read to the device, and a step that reads it."""
-    from potstill.cache.header import Header
-    from potstill.cache.keys import key_of
-    from potstill.cache.reader import Cache
-    from potstill.cache.writer import Writer
-    from potstill.data.batch import readings
-    from potstill.signals.hidden import Hidden
-    from potstill.teachers.local import LocalTeacher
-
-    pair = Pair(clock, tiny)
-    live = LocalTeacher(pair.teacher, vocabulary=pair.vocabulary, fingerprint="random")
-    clock.each({"live": partial(ours, pair)})
-    (batch,) = pair.batches()
-    for stored in ("int8", "fp16"):
-        with tempfile.TemporaryDirectory() as folder:
-            signal, begin, entries = live.signal(batch), 0, []
-            for row in pair.rows:
-                end = begin + sum(row.scored[1:])
-                places = torch.arange(begin, end, device=clock.device)
-                scored = (False, *row.scored[1:])
-                entries.append((key_of(row.input_ids, scored), signal.at(places)))
-                begin = end
-            header = Header("hidden", {"format": stored, "dtype": "bfloat16"}, "benchmark", pair.vocabulary)
-
-            def write(place: Path = Path(folder), header: Header = header, entries: Any = entries) -> None:
-                with Writer(place, header) as writer:
-                    writer.add_block(entries)
-                    writer.finish()
-
-            seconds = clock.wall(write)
-            teacher = Stored(Cache.open(folder), clock.device, Hidden)
-            keys = [key_of(read.input_ids, read.scored) for read in readings(batch)]
-            teacher.read(keys)  # checksums once, and the head
-            reading = min(clock.wall(partial(teacher.read, keys)) for _ in range(5))
-            measured = {
-                "write_seconds_with_head": round(seconds, 3),
-                "positions_per_second_to_device": round(pair.scored / reading),
-                "step": attempt(partial(ours, pair, teacher)),
-            }
-            clock.add(stored, measured)
-        if clock.spent():
-            break
-    return clock.found
-
-
-class Stored:
-    """A teacher that reads a cache of hidden states, head on the device."""
-
-    def __init__(self, cache: Any, device: torch.device, kind: Callable[..., Any]) -> None:
-        self._cache, self._device, self._kind, self._head = cache, device, kind, None
-
-    def read(self, keys: Sequence[bytes]) -> Any:
-        """The signal of these rows on the device."""
-        read = self._cache.batch(keys)
-        self._head = self._head or read.head.to(self._device)
-        return self._kind(read.hidden.to(self._device), self._head)
-
-    def signal(self, batch: Batch) -> Any:
-        """The signal of a batch."""
-        from potstill.cache.keys import key_of
-        from potstill.data.batch import readings
-
-        return self.read([key_of(row.input_ids, row.scored) for row in readings(batch)])
