@@ -1,6 +1,6 @@
 """A student trained on what a real server answers: `transformers serve` with SmolLM2-135M-Instruct on loopback.
 
-40 prompts of `examples/data` and 24 held-out ones are answered by the server, two at a time; the teacher's cut of
+24 prompts of `examples/data` and 16 held-out ones are answered by the server, two at a time; the teacher's cut of
 22 layers is fine-tuned on the answers that pass the filters. The same recipe runs a second time: its answers are in
 the journal, so that nothing is sent.
 """
@@ -23,7 +23,7 @@ from typing import Any
 from pair import TEACHER, missing, product_dtype
 from protocol import Figure, Report, alone, answer, arguments, use_threads
 
-TRAINED, HELD_OUT, LAYERS, STEPS, NEW_TOKENS, THREADS = 40, 24, 22, 24, 64, 1
+TRAINED, HELD_OUT, LAYERS, STEPS, NEW_TOKENS, THREADS = 24, 16, 22, 24, 48, 1
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "data"
 SERVE = "from transformers.cli.transformers import main; main()"
 RECIPE = """\
@@ -61,17 +61,14 @@ def serving(model: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", SERVE, "serve", str(model), "--device", "cpu", "--host", "127.0.0.1"]
-    server = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    log = model.parent / "serve.log"  # not a pipe: it would fill, and the server wait for a reader
+    with log.open("wb") as file:
+        server = subprocess.Popen([*command, "--port", str(port)], stdout=file, stderr=file)
     try:
-        assert server.stderr is not None
-        said = b""
-        while b"Uvicorn running" not in said:
-            line = server.stderr.readline()
-            if not line:
-                raise RuntimeError(f"transformers serve ended: {said[-2000:].decode(errors='replace')}")
-            said += line
+        while "Uvicorn running" not in (said := log.read_text(encoding="utf-8", errors="replace")):
+            if server.poll() is not None:
+                raise RuntimeError(f"transformers serve ended: {said[-2000:]}")
+            time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.kill()

@@ -94,7 +94,7 @@ def test_whatever_a_hub_data_set_raises_is_a_sentence(monkeypatch: pytest.Monkey
 )
 def test_a_path_that_is_none_is_a_sentence(tmp_path: Path, name: str) -> None:
     spec = DataSpec.model_construct(**(DataSpec(train=("a",)).__dict__ | {"train": (name,)}))
-    for read in (lambda: read_rows([name]), lambda: read_data(spec, tmp_path)):
+    for read in (lambda: read_rows([name]), lambda: read_data(spec, tmp_path, [])):
         with pytest.raises(DataError, match=r"is no path|is neither a file|no such file"):
             read()
 

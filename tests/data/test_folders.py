@@ -117,7 +117,7 @@ def test_a_recipe_names_a_split_from_its_own_folder(tmp_path: Path) -> None:
         path = fill(tmp_path / "data", f"{split}-0.jsonl") / f"{split}-0.jsonl"
         write_lines(path, *({"id": i, "prompt": f"{split} {i}", "response": "a"} for i in range(count)))
     spec = DataSpec.model_validate({"train": ["data:train"], "heldout": ["data:test"]})
-    data = read_data(spec, tmp_path)
+    data = read_data(spec, tmp_path, [])
     assert {row.prompt_text.split()[0] for row in data.trained_on} == {"train"}
     assert [row.prompt_text for row in data.heldout] == ["test 0", "test 1", "test 2"]
     assert len({row.id for row in data.everything}) == 11

@@ -11,7 +11,7 @@ from builders.chats import chat
 from builders.cli import potstill
 from builders.reading import reader
 from builders.tiny import BOS, HEADER, TEMPLATE
-from potstill.data.prompts import Prompt, prompts
+from potstill.data.prompts import MEASURED, VALIDATION, Prompt, prompts, reasons
 from potstill.data.reader import Readers
 from potstill.data.rows import Row
 from potstill.errors import DataError
@@ -21,7 +21,13 @@ LONGER = Readers(reader(), reader(template="w5 w6 w7 " + TEMPLATE))
 
 
 def ask(readers: Readers, rows: list[Row], **changes: Any):
-    settings: dict[str, Any] = {"train_ids": {"a"}, "new_tokens": 4, "samples": 3, "max_length": 8}
+    settings: dict[str, Any] = {
+        "train_ids": {"a"},
+        "heldout_ids": {"b"},
+        "new_tokens": 4,
+        "samples": 3,
+        "max_length": 8,
+    }
     return prompts(readers, rows, **settings | changes)
 
 
@@ -38,6 +44,14 @@ def test_an_answer_must_fit_into_both_models() -> None:
     assert left_out == {"measured prompt too long": 1}
     with pytest.raises(DataError, match=r"none of the 3 prompts .*3 prompt too long.* leaves 4 tokens"):
         ask(LONGER, rows)
+
+
+def test_what_is_left_out_says_what_its_row_was_for() -> None:
+    """Rows to train on bear no mark, and those that choose the best weights are not counted as held-out ones."""
+    long = chat("w10 w10 w10")
+    _, left_out = ask(ALIKE, [Row("kept", chat("w10")), *(Row(name, long) for name in "abc")])
+    assert left_out == {f"{mark}prompt too long": 1 for mark in ("", MEASURED, VALIDATION)}
+    assert reasons(left_out) == {"prompt too long": 3}
 
 
 def test_a_teacher_without_a_reader_gets_the_students_ids() -> None:

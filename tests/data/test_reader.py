@@ -125,5 +125,5 @@ def test_each_model_is_asked_with_its_own_start_token() -> None:
     examples = readers.student.templater.encode_row(row)
     (question,) = questions(readers, examples, [row], 1, generated=False)
     assert (question.teacher_prompt_ids, question.prompt_ids) == ((EOS, 10, HEADER), (BOS, 10, HEADER))
-    kept, _ = prompts(readers, [row], train_ids=["r"], new_tokens=4, samples=1, max_length=20)
+    kept, _ = prompts(readers, [row], train_ids=["r"], heldout_ids=[], new_tokens=4, samples=1, max_length=20)
     assert kept[0].ids == (EOS, 10, HEADER)

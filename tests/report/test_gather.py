@@ -35,7 +35,9 @@ def test_only_rows_that_were_lost_are_named_as_dropped() -> None:
         recipe=None,  # type: ignore[arg-type]
         data=Dataset(rows(6), rows(2), rows(3), "", {"read": 13, "kept": 11, "blank": 2, "broken": 0}, ""),
         teacher=None,
-        state=State(left_out={"prompt too long": 1, "measured prompt too long": 4}),
+        state=State(
+            left_out={"prompt too long": 1, "measured prompt too long": 4, "validation prompt too long": 2}
+        ),
         examples={"train": train},
         metrics={},
     )

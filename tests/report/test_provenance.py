@@ -38,7 +38,7 @@ def outcome() -> Any:
     facts = {"source": SOURCE, "answers": 1, "rejected": {"refusal": 2}, "filters": {}, "verified": VERIFIED}
     state = SimpleNamespace(
         artifacts={"generate": SimpleNamespace(facts=facts)}, resolved={"generate": Generate()},
-        answers=object(), left_out={"measured answer: content filter": 2, "answer: refusal": 2},
+        answers=object(), left_out={"measured answer: content filter": 2, "answer: refusal": 2, "validation prompt too long": 7},
     )  # fmt: skip
     mix = [Taken("teacher_generated", 0.5, 1, 3, 1, 3), Taken("real.jsonl", 0.5, 1, 4, 2, 9)]
     examples = {"heldout": SimpleNamespace(funnel={"empty answer": 1, "answer too long for the student": 0})}

@@ -34,6 +34,28 @@ def test_held_out_prompts_that_are_trained_on_are_noted(tmp_path):
     assert "20 of 25 held-out prompts are training prompts too" in notes(tmp_path)
 
 
+BROKEN = {"prompt": 5, "response": "w9"}
+EMPTY = {"prompt": "w9", "response": " "}
+
+
+@pytest.mark.parametrize("source", ["train", "heldout", "stage", "mix"])
+def test_rows_that_are_left_out_while_reading_are_noted_whatever_they_are_for(tmp_path, source):
+    """A copy of a row is read once; a run says how many were, as `potstill check` does."""
+    rows = [{"prompt": f"w20 w{30 + i} w{40 + i}", "response": f"w{50 + i}"} for i in range(9)]
+    write_lines(tmp_path / "other.jsonl", *rows, *rows[:3], BROKEN, EMPTY)
+    data = {
+        "train": "{train: other.jsonl, on_bad_row: skip}",
+        "heldout": "{train: rows.jsonl, heldout: other.jsonl, on_bad_row: skip}",
+        "stage": "{train: rows.jsonl, on_bad_row: skip}",
+        "mix": "{train: rows.jsonl, on_bad_row: skip, mix: [{source: other.jsonl, share: 1}]}",
+    }[source]
+    stage = "{steps: 2, data: other.jsonl}" if source == "stage" else "{steps: 2}"
+    places.write(tmp_path, places.answered(), data=data, stages=f"[{{finetune: {stage}}}]")
+    expected = "other.jsonl: 5 of 14 rows are left out: 3 duplicate, 1 empty, 1 broken."
+    assert notes(tmp_path).count(expected) == 1
+    assert "rows.jsonl: " not in notes(tmp_path)
+
+
 def test_what_a_teacher_keeps_of_its_answers_for_no_capture_is_noted(tmp_path):
     keep, train = "{generate: {keep: hidden, filters: null, max_new_tokens: 4}}", "{distill: {steps: 2}}"
     for stages, noted in ((f"{keep}, {train}", True), (f"{keep}, capture, {train}", False)):

@@ -10,6 +10,7 @@ import pytest
 
 from builders import alternatives as made
 from builders import places, served
+from builders.batch_provider import Provider
 from builders.chats import write_lines
 from builders.endpoint import Act, Endpoint, Sent, answer, serving
 from builders.served import CANARY, KEY
@@ -52,10 +53,11 @@ def place_of(
     return Context(places.read(place), Store(place / "runs/.store"), Console(quiet=True), seed=0)
 
 
-def asked(context: Context, keep: bool = True, samples: int = 1) -> Artifact:
+def asked(context: Context, keep: bool = True, samples: int = 1, engine: str = "openai") -> Artifact:
     prompts, _ = _rows.prompts(context, 8, samples)
-    engine = EngineChoice(name="openai")
-    return _asking.ask("generate", engine, prompts, Sampling(8, 1.0), 4, context, keep=keep)
+    return _asking.ask(
+        "generate", EngineChoice(name=engine), prompts, Sampling(8, 1.0), 4, context, keep=keep
+    )
 
 
 def test_what_another_tokenizer_proved_is_not_taken_for_proven(tmp_path: Path) -> None:
@@ -90,6 +92,25 @@ def test_a_row_has_the_signal_of_its_own_prompt_whatever_it_is_called(tmp_path: 
     state = State(answers=written, written=written)
     cache = Cache.open(signals_of("generate", state, context).path / SIGNALS)
     prompts = {row["id"]: row["prompt"] for row in rows}
+    for row in _rows.training(state, context).train:
+        signal: Any = cache.batch([key_of(row.input_ids, row.scored)]).whole()
+        assert float(signal.lp[0, 0].exp()) == pytest.approx(share_of(prompts[row.row_id]))
+
+
+def test_answers_of_batch_files_give_the_signals_of_single_requests(tmp_path: Path) -> None:
+    provider = Provider(script=yes)
+    with serving(yes, provider.play) as server:
+        context = place_of(tmp_path, server, rows=40)
+        written = asked(context, engine="batch")
+        single = len(server.sent)
+        assert single < 40
+        assert sum(provider.answered.values()) == 40 - single
+        bodies = [json.loads(line)["body"] for line in provider.files["file-0"].splitlines()]
+        assert {(body["logprobs"], body["top_logprobs"]) for body in bodies} == {(True, 3)}
+    assert (written.facts["alternatives"]["answers"], written.facts["alternatives"]["kept"]) == (40, 40)
+    state = State(answers=written, written=written)
+    cache = Cache.open(signals_of("generate", state, context).path / SIGNALS)
+    prompts = {row["id"]: row["prompt"] for row in places.prompts(40)}
     for row in _rows.training(state, context).train:
         signal: Any = cache.batch([key_of(row.input_ids, row.scored)]).whole()
         assert float(signal.lp[0, 0].exp()) == pytest.approx(share_of(prompts[row.row_id]))

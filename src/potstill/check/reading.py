@@ -126,6 +126,7 @@ def _answerable(setup: Setup, rows: Sequence[Row], new_tokens: int) -> int:
         setup.readers,
         rows,
         train_ids=(),
+        heldout_ids=(),
         new_tokens=new_tokens,
         samples=1,
         max_length=setup.max_length,

@@ -12,6 +12,7 @@ from potstill.data.rows import Row
 from potstill.data.template import Templater
 from potstill.errors import DataError
 
+MEASURED, VALIDATION = "measured ", "validation "  # before the reason of a row that is not trained on
 FOREIGN = "holds ids that the teacher does not have"
 
 
@@ -45,6 +46,7 @@ def prompts(
     rows: Sequence[Row],
     *,
     train_ids: Collection[str],
+    heldout_ids: Collection[str],
     new_tokens: int,
     samples: int,
     max_length: int,
@@ -58,7 +60,8 @@ def prompts(
     prompt that has an id from there on for the student is left out: its answer could not be trained on.
 
     Returns:
-        the prompts, and how many rows were left out, by reason.
+        the prompts, and how many rows were left out, by reason; `MEASURED` stands before that of a held-out row and
+        `VALIDATION` before that of a row of neither collection.
 
     Raises:
         DataError: a row cannot be rendered and `on_bad_row` is error, or no prompt is left.
@@ -67,7 +70,7 @@ def prompts(
     kept: list[Prompt] = []
     left_out: Counter[str] = Counter()
     for row in rows:
-        trained = row.id in train_ids
+        purpose = "" if row.id in train_ids else MEASURED if row.id in heldout_ids else VALIDATION
         try:
             ids, student_ids = both_ids(readers, row)
         except DataError:
@@ -77,10 +80,10 @@ def prompts(
         else:
             strange = known_ids is not None and max(student_ids) >= known_ids
             if not strange and max(len(ids), len(student_ids)) <= room:
-                kept.append(Prompt(row.id, tuple(ids), samples if trained else 1))
+                kept.append(Prompt(row.id, tuple(ids), 1 if purpose else samples))
                 continue
             reason = f"prompt {FOREIGN}" if strange else "prompt too long"
-        left_out[reason if trained else f"measured {reason}"] += 1
+        left_out[purpose + reason] += 1
     if rows and not kept:
         whole = reasons(left_out)
         raise DataError(
@@ -97,7 +100,7 @@ def prompts(
 
 def reasons(left_out: Counter[str]) -> Counter[str]:
     """Add up what was left out, whatever the rows are for."""
-    return Counter(reason.removeprefix("measured ") for reason in left_out.elements())
+    return Counter(reason.removeprefix(MEASURED).removeprefix(VALIDATION) for reason in left_out.elements())
 
 
 def both_ids(readers: Readers, row: Row) -> tuple[list[int], list[int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data import split
+from potstill.data.prompts import MEASURED, VALIDATION
 from potstill.errors import ArtifactError
 from potstill.recipe.recipe import Recipe, dump_yaml
 from potstill.report import on_policy, page, provenance, record
@@ -247,7 +248,7 @@ def funnel(outcome: Outcome) -> list[tuple[str, int, dict[str, int]]]:
     left_out = {
         reason: count
         for reason, count in {**outcome.state.left_out, **train.funnel}.items()
-        if count and reason not in KEPT and not reason.startswith("measured ")
+        if count and reason not in KEPT and not reason.startswith((MEASURED, VALIDATION))
     }
     return [
         ("rows read", counts["kept"], unreadable),

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from potstill.data.prompts import MEASURED
 from potstill.report.numbers import whole
 
 NOT_STATED = "not stated"
-MEASURED = "measured "  # before the reason of a held-out row
 
 
 def sources(outcome: Any) -> list[dict[str, Any]]:

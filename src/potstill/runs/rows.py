@@ -27,13 +27,13 @@ class Columns:
 NO_COLUMNS = Columns()
 
 
-def read_data(spec: DataSpec, base: Path, columns: Columns = NO_COLUMNS) -> Dataset:
+def read_data(spec: DataSpec, base: Path, notes: list[str], columns: Columns = NO_COLUMNS) -> Dataset:
     """Read and split the rows: held out by prompt before anything is generated, then a few for validation."""
-    rows = read_files(spec, spec.train, base, columns)
+    rows = read_files(spec, spec.train, base, notes, columns)
     unread = Counter(rows.unread)
     if spec.heldout is not None:
         train = rows.rows
-        measured = read_files(spec.model_copy(update={"limit": None}), spec.heldout, base, columns)
+        measured = read_files(spec.model_copy(update={"limit": None}), spec.heldout, base, notes, columns)
         unread.update(measured.unread)
         heldout = _apart(train, measured.rows)
         source = f"{len(heldout)} rows from {', '.join(spec.heldout)}"
@@ -75,7 +75,7 @@ def rows_of_stages(
         spec = stage.rows(recipe.data)
         if spec is None:
             continue
-        read = read_files(spec, spec.train, base, columns)
+        read = read_files(spec, spec.train, base, notes, columns)
         rows = read.rows
         kept = drop_heldout(rows, heldout)
         if len(kept) < len(rows):
@@ -96,7 +96,7 @@ def rows_of_mix(
         if part.source == GENERATED:
             continue
         own = spec.model_copy(update={"format": part.format, "columns": part.columns, "limit": None})
-        read = read_files(own, [part.source], base, columns)
+        read = read_files(own, [part.source], base, notes, columns)
         unread.update(read.unread)
         kept = drop_heldout(read.rows, data.heldout, "data.mix")
         if len(kept) < len(read.rows):
@@ -155,9 +155,11 @@ def columns_of_stages(recipe: Recipe) -> list[str]:
     return [*(column for column in columns if column is not None), *further]
 
 
-def read_files(spec: DataSpec, names: Sequence[str], base: Path, columns: Columns = NO_COLUMNS) -> Rows:
-    """Read these files as the recipe's data section says."""
-    return read_rows(
+def read_files(
+    spec: DataSpec, names: Sequence[str], base: Path, notes: list[str], columns: Columns = NO_COLUMNS
+) -> Rows:
+    """Read these files as the recipe's data section says, and note what of them is left out."""
+    rows = read_rows(
         [_place(name, base) for name in names],
         format=spec.format,
         columns=spec.columns,
@@ -166,6 +168,11 @@ def read_files(spec: DataSpec, names: Sequence[str], base: Path, columns: Column
         used=[*([] if spec.weight is None else [spec.weight]), *columns.read],
         printed=columns.printed,
     )
+    why = {reason: rows.funnel[reason] for reason in ("duplicate", "empty", "broken")}
+    if left_out := sum(why.values()):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in why.items() if count)
+        notes.append(f"{', '.join(names)}: {left_out} of {rows.funnel['read']} rows are left out: {reasons}.")
+    return rows
 
 
 def _place(name: str, base: Path) -> str:

@@ -112,7 +112,7 @@ def read_rows(
         asked.require_hidden(side, gold)
     read = [*([] if gold is None else [gold]), *columns_of_stages(recipe), *used]
     columns = Columns(read, asked.columns_of(sides.values()))
-    data = read_data(recipe.data, base, columns)
+    data = read_data(recipe.data, base, notes, columns)
     data = rows_of_mix(recipe.data, base, data, notes, columns)
     data = replace(data, of_stages=rows_of_stages(recipe, base, data.heldout, notes, columns))
     for side in filter(None, sides.values()):

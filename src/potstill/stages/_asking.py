@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from potstill.console import Bar, typed
-from potstill.data.prompts import Prompt
+from potstill.data.prompts import MEASURED, Prompt
 from potstill.errors import Interrupted, RecipeError
 from potstill.filters._patterns import masked
 from potstill.generate.sampling import Sampling
@@ -223,7 +223,7 @@ class Asking:
         if self.context.store.run is not None:
             (self.context.store.run / SO_FAR).unlink(missing_ok=True)
         data = self.context.setup.data
-        splits = {row.id: "measured " for row in data.heldout} | {row.id: "" for row in data.train}
+        splits = {row.id: MEASURED for row in data.heldout} | {row.id: "" for row in data.train}
         teacher: Any = self.context.setup.teacher
         now = self.spending
         return {

@@ -66,6 +66,7 @@ def _prompts(context: Context, new_tokens: int, samples: int) -> tuple[list[Prom
         setup.readers,
         setup.data.everything,
         train_ids={row.id for row in setup.data.train},
+        heldout_ids={row.id for row in setup.data.heldout},
         new_tokens=new_tokens,
         samples=samples,
         max_length=setup.max_length,
