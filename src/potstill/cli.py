@@ -35,6 +35,9 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] in verbs() and args[0] not in self.commands:
+            if "--status" in args:
+                run = [arg for arg in args[1:] if not arg.startswith("-")] or ["RUN"]
+                raise RecipeError(f"a run's state is shown by `{shlex.join(['potstill', 'status', *run])}`.")
             instead = shlex.join(["potstill", "run", "--until", *(args if args[1:] else [args[0], "RECIPE"])])
             raise RecipeError(f"{args[0]} is a stage, not a command: type `{instead}`.")
         return super().resolve_command(ctx, args)

@@ -68,6 +68,13 @@ def test_a_stage_typed_as_a_command_is_answered_with_what_to_type_instead(tmp_pa
     assert f"`potstill run --until {verb} RECIPE`" in potstill(verb, cwd=tmp_path).stderr
 
 
+@pytest.mark.parametrize(("words", "instead"), [((), "RUN"), (("runs/my run",), "'runs/my run'")])
+def test_the_state_of_a_stage_is_shown_by_status(tmp_path, words, instead):
+    done = potstill("generate", "--status", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"error: a run's state is shown by `potstill status {instead}`.\n"
+
+
 def test_capture_runs_up_to_the_stage_and_a_share_of_it_is_read(tmp_path, monkeypatch):
     """The stage is a command too, since several of it work side by side."""
     calls = []

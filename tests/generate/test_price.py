@@ -41,6 +41,22 @@ def test_what_is_spent_stays_within_the_budget_whatever_is_used(most, steps) -> 
     assert billed <= most * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("spent", "most", "costs", "words"),
+    [
+        (0.0, 1e-6, 1.994e-4, "0 of 0.000001 are spent, and the next request may cost 0.0001994"),
+        (19.5, 20.0, 0.75, "19.5 of 20 are spent, and the next request may cost 0.75"),
+        (1234567.0, 1234567.8, 2.0, "1234567 of 1234567.8 are spent, and the next request may cost 2"),
+    ],
+)
+def test_a_budget_that_does_not_reach_is_said_in_plain_sums(spent, most, costs, words) -> None:
+    """The first request too: then nothing is spent yet."""
+    budget = Budget(Most(money=most), Spent(money=spent))
+    with pytest.raises(BudgetSpent) as caught:
+        budget.reserve(10, costs)
+    assert str(caught.value).startswith(f"the budget reaches no further: {words} (budget_money). Raise it")
+
+
 def test_a_request_waits_for_what_others_may_give_back() -> None:
     budget = Budget(Most(money=1.0), Spent())
     assert budget.reserve(1, 0.8)

@@ -72,10 +72,16 @@ class Most:
     requests: int | None = None
 
 
+def _plain(money: float) -> str:
+    """A sum to four digits, without an exponent."""
+    digits = 4 if money == 0 else max(2, 3 - math.floor(math.log10(money)))
+    return f"{money:.{digits}f}".rstrip("0").rstrip(".")
+
+
 def spent_error(lacking: str) -> BudgetSpent:
     """The error of a budget that does not reach, with what it lacks."""
     return BudgetSpent(
-        f"the budget is spent: {lacking}.",
+        f"the budget reaches no further: {lacking}.",
         fix="Raise it under generate.engine and run the same command again; nothing that is answered is asked again.",
     )
 
@@ -161,7 +167,7 @@ class Budget:
             )
         if most.money is not None and self._money + (money or 0.0) > most.money:
             return (
-                f"{self._money:.4g} of {most.money:.4g} are spent, and the next request may cost "
-                f"{money or 0.0:.4g} (budget_money)"
+                f"{_plain(self._money)} of {_plain(most.money)} are spent, and the next request may cost "
+                f"{_plain(money or 0.0)} (budget_money)"
             )
         return ""
