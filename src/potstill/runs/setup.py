@@ -33,7 +33,7 @@ from potstill.runs.task import read_rows, read_task, read_text
 from potstill.runs.teachers import average_for, build_teacher
 from potstill.signals.teacher import Teacher
 from potstill.stages._context import Setup, StudentRef
-from potstill.stages._filtering import try_filters
+from potstill.stages._judging import try_filters
 from potstill.stages._later import needs_of
 from potstill.stages._objective import objective_of
 from potstill.stages._strategy import try_strategy

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from potstill.console import Bar, typed
-from potstill.data.prompts import MEASURED, Prompt
+from potstill.data.prompts import Prompt
 from potstill.errors import Interrupted, RecipeError
-from potstill.filters._patterns import masked
 from potstill.generate.sampling import Sampling
 from potstill.generate.served import Asked, Given, Spending, TextRequest
 from potstill.recipe.specs import EngineChoice
 from potstill.stages._alternatives import Alternatives, identity_of
 from potstill.stages._artifact import produce
+from potstill.stages._asked_facts import dates_of, facts_of
 from potstill.stages._context import Context
 from potstill.stages._conversations import Draw, conversations, digest_of, repeated
 from potstill.stages._rows import ANSWERS, REJECTED
@@ -35,7 +33,7 @@ VERSION = 5  # raised when the answers change their meaning, or the facts what t
 JOURNAL = Path(".journal", "answers.sqlite")  # in the store, of which it is never freed
 SO_FAR = "answers-so-far.jsonl"  # in the folder of an interrupted run
 SECONDS_BETWEEN_NOTES = 2.0
-SAMPLES, SHOWN = 3, 200  # of the replies rejected for a reason, and characters of one
+_SPENT = ("requests", "tokens_in", "tokens_out", "money", "currency", "unknown")
 Judge: TypeAlias = Callable[[str, str, str], str]  # prompt, text, finish -> why it would not be trained on
 
 
@@ -212,57 +210,39 @@ class Asking:
         self, folder: Path, given: Mapping[Draw, Given], ids: Mapping[Draw, Sequence[int]]
     ) -> Mapping[str, Any]:
         lines = self._lines(given, ids)
-        used = [line for line in lines if "reason" not in line]
-        rejected = [line for line in lines if "reason" in line]
-        write_lines(folder / ANSWERS, used)
-        write_lines(folder / REJECTED, rejected)
-        reasons = Counter(_kind(line) for line in rejected)
-        models = Counter(one.echoed for one in given.values() if one.echoed)
-        self._say(reasons, len(lines), models)
+        facts = facts_of(lines, list(given.values()), self.context.setup.data)
+        write_lines(folder / ANSWERS, [line for line in lines if "reason" not in line])
+        write_lines(folder / REJECTED, [line for line in lines if "reason" in line])
+        source = self._source(list(given.values()))
+        self._say(Counter(facts["rejected"]), len(lines), source["answered_by"])
         self._say_repeated(given)
         if self.context.store.run is not None:
             (self.context.store.run / SO_FAR).unlink(missing_ok=True)
-        data = self.context.setup.data
-        splits = {row.id: MEASURED for row in data.heldout} | {row.id: "" for row in data.train}
-        teacher: Any = self.context.setup.teacher
         now = self.spending
+        spent = {key: asdict(now)[key] for key in _SPENT} | {"cost": now.cost}
+        return {**facts, "tokens": now.tokens_out, "spent": spent, "source": source}
+
+    def _source(self, given: Sequence[Given]) -> dict[str, Any]:
+        """Who answered when, under which terms, and how the answers were drawn."""
+        teacher: Any = self.context.setup.teacher
+        sampling = asdict(self.sampling)
+        if longer := self.engine.options.get("retry_truncated"):
+            sampling["retry_truncated"] = longer
         return {
-            "answers": len(used),
-            "tokens": now.tokens_out,
-            "stopped": sum(line["finish"] == "stop" for line in used),
-            "cut_off": sum(line["finish"] == "length" for line in used),
-            "rejected": dict(reasons),
-            "rejected_samples": _samples(rejected),
-            "left_out": dict(
-                Counter(
-                    f"{splits[line['row_id']]}answer: {_kind(line)}"
-                    for line in rejected
-                    if line["row_id"] in splits  # else it chooses the best weights
-                )
-            ),
-            "per_request": _per_request(list(given.values())),
-            "spent": {key: asdict(now)[key] for key in _SPENT} | {"cost": now.cost},
-            "source": {
-                "provider": urlsplit(teacher.endpoint).hostname or teacher.endpoint,
-                "endpoint": teacher.endpoint,
-                "model": teacher.model,
-                "answered_by": dict(models),
-                "answered_at": dict(Counter(one.endpoint for one in given.values() if one.endpoint)),
-                "terms": teacher.terms,
-                "date": _dates([one.at for one in given.values() if one.at]),
-                "sampling": asdict(self.sampling)
-                | (
-                    {"retry_truncated": longer}
-                    if (longer := self.engine.options.get("retry_truncated"))
-                    else {}
-                ),
-            },
+            "provider": urlsplit(teacher.endpoint).hostname or teacher.endpoint,
+            "endpoint": teacher.endpoint,
+            "model": teacher.model,
+            "answered_by": dict(Counter(one.echoed for one in given if one.echoed)),
+            "answered_at": dict(Counter(one.endpoint for one in given if one.endpoint)),
+            "terms": teacher.terms,
+            "date": dates_of([one.at for one in given if one.at]),
+            "sampling": sampling,
         }
 
-    def _say(self, reasons: Counter[str], of: int, models: Counter[str]) -> None:
+    def _say(self, reasons: Counter[str], of: int, models: Mapping[str, int]) -> None:
         say = self.context.console.say
         if len(models) > 1:
-            names = ", ".join(f"{model} ({count})" for model, count in models.most_common())
+            names = ", ".join(f"{model} ({count})" for model, count in Counter(models).most_common())
             self.context.console.warn(f"{self.name}: more than one model answered: {names}")
         if reasons:
             words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
@@ -279,44 +259,3 @@ class Asking:
                 "are paid for: the endpoint may ignore temperature and seed, or there is one right answer. Repeats are "
                 "one answer to the filter duplicates; samples: 1 costs less."
             )
-
-
-def _per_request(given: Sequence[Given]) -> dict[str, Any]:
-    """The tokens of a mean request, of how many it is the mean (those whose reply states its usage), and for how many
-    of these it is known what was paid."""
-    stated = [one for one in given if one.tokens_in is not None and one.tokens_out is not None]
-    n = len(stated)
-    sums = {name: sum(getattr(one, name) for one in stated) for name in ("tokens_in", "tokens_out", "cached")}
-    costs = [one.cost for one in stated if one.cost is not None]
-    paid = {"priced": len(costs), "paid": math.fsum(costs)}
-    return {"n": n, **paid, **({name: total / n for name, total in sums.items()} if n else {})}
-
-
-def _samples(rejected: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The first few replies that are rejected for each reason, with what was received."""
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for line in rejected:
-        some = samples.setdefault(_kind(line), [])
-        if len(some) < SAMPLES:
-            # A page cannot hold half a character.
-            text = masked(line["text"]).encode("utf-8", "replace").decode()[:SHOWN]
-            some.append({"row_id": line["row_id"], "reason": line["reason"], "text": text})
-    return samples
-
-
-def _kind(line: Mapping[str, Any]) -> str:
-    """The reason of a rejected answer, without what the server said of this one."""
-    return line["reason"].partition(" (")[0]
-
-
-def _dates(moments: Sequence[float]) -> str:
-    """The day of all these moments, or the first and the last one."""
-    ends = (
-        [f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}" for moment in (min(moments), max(moments))]
-        if moments
-        else []
-    )
-    return " to ".join(dict.fromkeys(ends))
-
-
-_SPENT = ("requests", "tokens_in", "tokens_out", "money", "currency", "unknown")

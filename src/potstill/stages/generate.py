@@ -114,7 +114,7 @@ class Generate(StageSpec):
 def run(spec: Generate, state: State, context: Context) -> State:
     """Write an answer, or several, to every prompt."""
     from potstill.generate.sampling import Sampling
-    from potstill.stages import _alternatives, _asking, _filtering, _generation, _rows
+    from potstill.stages import _alternatives, _asking, _filtering, _generation, _judging, _rows
 
     spec, defaults = context.settle(spec, state)
     prompts, left_out = _rows.prompts(context, spec.max_new_tokens, spec.samples)
@@ -128,7 +128,7 @@ def run(spec: Generate, state: State, context: Context) -> State:
     if local:
         written = _generation.write_answers(*parts, keep=keep)
     else:
-        judge = _filtering.judge_of(spec, context)
+        judge = _judging.judge_of(spec, context)
         written = _asking.ask(*parts, judge=judge, keep=spec.keep == "topk")
     answers = _filtering.filtered(spec, written, context)
     left_out = {**left_out, **answers.facts.get("left_out", {})}
