@@ -13,6 +13,7 @@ from potstill.divergences import forward_kl, reverse_kl
 from potstill.evaluate import agreement, likelihood, scores
 from potstill.evaluate.subject import Subject
 from potstill.objectives.token import Divergence
+from potstill.signals.topk import TopK
 from potstill.teachers.local import LocalTeacher
 from potstill.types import Example
 
@@ -91,3 +92,73 @@ def test_a_model_against_itself_is_perfect_and_stays_in_its_mode():
     assert [figure.value for figure in agreement.measure(subject)] == [1, 1]
     assert perplexity.value == likelihood.measure(Subject("teacher", scores=result.of_teacher()))[-1].value
     assert model.training
+
+
+class Likeliest:
+    """A teacher that states its k likeliest ids alone."""
+
+    provides = frozenset({"topk"})
+
+    def __init__(self, model, k):
+        self.whole, self.k = LocalTeacher(copy.deepcopy(model), vocabulary=128, fingerprint="t"), k
+
+    def signal(self, batch):
+        logits = _logits(self.whole, batch)
+        lp, ids = torch.log_softmax(logits.double(), -1).topk(self.k, -1)
+        return TopK(ids, lp.float())
+
+
+def _logits(teacher, batch):
+    """Its logits [N, 128] at the scored positions."""
+    like = torch.zeros(batch.count, 128)
+    chunk = teacher.signal(batch).chunks(Divergence.from_module(forward_kl), "bucket")(
+        slice(0, batch.count), like
+    )
+    return chunk.logits[:, :128]
+
+
+@pytest.mark.parametrize("k", [1, 4, 128])
+def test_of_stated_ids_both_kls_are_those_of_the_coarser_distributions_and_never_above_the_whole_ones(k):
+    student, model = tiny_model(seed=0), tiny_model(seed=1)
+    forward, reverse = Divergence.from_module(forward_kl), Divergence.from_module(reverse_kl)
+    coarse = scores.score(
+        student, Likeliest(model, k), rows(), vocabulary=128, pad_id=0, forward_kl=forward, reverse_kl=reverse
+    )
+    whole = measure(student, model)
+    assert set(coarse.sums) == set(scores.COARSE)
+    assert coarse.sums["cross_entropy"] == pytest.approx(whole.sums["cross_entropy"], abs=1e-4)
+    for index, row in enumerate(rows()):
+        with torch.no_grad():
+            ids = torch.tensor([row.input_ids])
+            q = torch.softmax(student(ids).logits[0, :-1, :128].double(), -1)
+            p = torch.softmax(model(ids).logits[0, :-1, :128].double(), -1)
+        on = torch.tensor(row.scored[1:])
+        stated = p.topk(k, -1).indices
+        inside_p, inside_q = p.gather(1, stated), q.gather(1, stated)
+        parts_p, parts_q = inside_p, inside_q
+        if k < 128:
+            parts_p = torch.cat([inside_p, 1 - inside_p.sum(-1, keepdim=True)], -1)
+            parts_q = torch.cat([inside_q, 1 - inside_q.sum(-1, keepdim=True)], -1)
+        want = {
+            "forward_kl_bucket": (parts_p * (parts_p / parts_q).log()).sum(-1),
+            "reverse_kl_bucket": (parts_q * (parts_q / parts_p).log()).sum(-1),
+            "stated_mass": inside_p.sum(-1),
+        }
+        for name, values in want.items():
+            assert coarse.sums[name][index] == pytest.approx(float(values[on].sum()), abs=1e-3), name
+        for direction in ("forward_kl", "reverse_kl"):
+            assert coarse.sums[f"{direction}_bucket"][index] <= whole.sums[direction][index] + 1e-3
+
+
+def test_bounds_are_figures_of_a_teacher_that_states_few_ids_and_of_no_other():
+    student, model = tiny_model(seed=0), tiny_model(seed=1)
+    forward, reverse = Divergence.from_module(forward_kl), Divergence.from_module(reverse_kl)
+    coarse = scores.score(
+        student, Likeliest(model, 4), rows(), vocabulary=128, pad_id=0, forward_kl=forward, reverse_kl=reverse
+    )
+    bounds = {figure.key for figure in likelihood.COARSE}
+    for measured, given in ((coarse, True), (measure(student, model), False)):
+        subject = Subject("after", rows(), scores=measured, foreign="" if not given else "why")
+        figures = {figure.key: figure for figure in likelihood.measure(subject)}
+        assert bool(bounds & set(figures)) == given
+        assert (figures["forward_kl"].value is None) == given

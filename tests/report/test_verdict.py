@@ -63,6 +63,18 @@ def test_unknown_values_give_their_reason() -> None:
     assert verdict({}) == "Held-out KL(teacher‖student) is unknown (not measured)."
 
 
+def test_a_lower_bound_of_an_unknown_distance_is_said_beside_it() -> None:
+    after = {
+        "forward_kl": None,
+        "forward_kl_reason": "the teacher does not give its whole distribution",
+        "forward_kl_bucket": {"value": 1.25, "low": 1.0, "high": 1.5, "n": 9},
+    }
+    assert verdict({"after": after}) == (
+        "Held-out KL(teacher‖student) is unknown (the teacher does not give its whole distribution; on the ids that it "
+        "states it is at least 1.25)."
+    )
+
+
 def test_a_refused_ratio_is_reported_with_its_reason() -> None:
     row = {
         "teacher": 0.02,

@@ -3,7 +3,8 @@
 KL both ways at T = 1, cross-entropy on the answer's tokens, top-1 agreement, and how often the
 teacher's first choice is among the student's five. One pass; logits live a chunk at a time.
 Where one model has ids that the other lacks, all of it is on the shared ids, and the mass that each
-model gives to the rest is measured beside it.
+model gives to the rest is measured beside it. Of a teacher that states its likeliest ids alone, both KLs are
+those of coarser distributions: these ids, and one bucket for all others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from potstill.types import Example
 
 NAMES = ("forward_kl", "reverse_kl", "cross_entropy", "teacher_cross_entropy", "agreement", "agreement_top5")
 LEFT_OUT = ("left_out", "teacher_left_out")  # each model's mass on ids that the other lacks
+COARSE = ("cross_entropy", "forward_kl_bucket", "reverse_kl_bucket", "stated_mass")
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,15 @@ def score(
     """Score `examples` (their answers' tokens) under the student and against the teacher.
 
     Args:
-        teacher: gives dense signals; None where its distribution cannot be compared, and then only the
-            student's cross-entropy is measured.
+        teacher: gives dense signals, or else the likeliest ids, and then `COARSE` is measured; None where its
+            distribution cannot be compared, and then only the student's cross-entropy is measured.
         vocabulary: ids that both models share; other rows of either head are cut before the softmax.
         own_ids: ids of the student, where one model has more than both share: then the mass on them is measured.
         batch_tokens: padded tokens of one forward pass.
     """
     form = anatomy.head_form(student)
     device = next(student.parameters()).device
-    names = ("cross_entropy",) if teacher is None else NAMES if own_ids is None else NAMES + LEFT_OUT
+    names = _names(teacher, own_ids)
     row_ids = list(dict.fromkeys(example.row_id for example in examples))
     place = {row_id: index for index, row_id in enumerate(row_ids)}
     totals = torch.zeros(len(row_ids), len(names) + 1, dtype=torch.float64)  # the last column counts tokens
@@ -101,8 +103,10 @@ def score(
                     columns = (-tempered(logits, 1.0).gather(1, target).squeeze(-1),)
                 else:
                     sides = chunks(part, logits).beside(logits, slice(0, len(logits)), 1.0)
-                    columns = _compared(sides, target, forward_kl, reverse_kl)
-                    if signal is not None and own_ids is not None:
+                    compare = _coarse if names is COARSE else _compared
+                    columns = compare(sides, target, forward_kl, reverse_kl)
+                    if signal is not None and len(names) > len(columns):
+                        assert own_ids is not None
                         zero = torch.zeros_like(columns[0])
                         beyond = (
                             mass_beyond(head.cut(own_ids), hidden[part], vocabulary),
@@ -117,6 +121,14 @@ def score(
             on_progress(min(done, len(examples)), len(examples))
     *sums, tokens = map(tuple, ranks.total(totals).T.tolist())
     return Scores(tuple(row_ids), tokens, dict(zip(names, sums, strict=True)))
+
+
+def _names(teacher: Teacher | None, own_ids: int | None) -> tuple[str, ...]:
+    if teacher is None:
+        return ("cross_entropy",)
+    if "dense" not in teacher.provides:
+        return COARSE
+    return NAMES if own_ids is None else NAMES + LEFT_OUT
 
 
 def _batches(examples: Sequence[Example], tokens: int) -> Sequence[list[int]]:
@@ -138,4 +150,21 @@ def _compared(
         -teacher.gather(1, target).squeeze(-1),
         (student.argmax(-1, keepdim=True) == favourite).squeeze(-1),
         (student.topk(min(5, student.shape[1])).indices == favourite).any(-1),
+    )
+
+
+def _coarse(
+    sides: Support, target: Tensor, forward_kl: Divergence, reverse_kl: Divergence
+) -> tuple[Tensor, ...]:
+    """A column [N] for each of COARSE, of a support with stored ids; `target` is [N, 1].
+
+    Merging outcomes never raises a KL (the log-sum inequality, Cover and Thomas, theorem 2.7.1).
+    """
+    assert sides.ids is not None
+    stated = sides.teacher_lp[:, : sides.ids.shape[1]].exp().sum(-1)
+    return (
+        -sides.full_lp.gather(1, target).squeeze(-1),
+        forward_kl.value(sides.student_lp, sides.teacher_lp),
+        reverse_kl.value(sides.student_lp, sides.teacher_lp),
+        stated,
     )

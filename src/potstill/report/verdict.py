@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from potstill.evaluate.likelihood import FORWARD_KL, PPL
+from potstill.evaluate.likelihood import COARSE, FORWARD_KL, PPL
 from potstill.report import on_policy
 from potstill.report.figures import RESULTS, Summary, described, read
 from potstill.report.numbers import distinct, number, pair, percent
@@ -22,6 +22,7 @@ TASK_FIRST = {  # what a task is about, before how alike texts are
 }
 TEXT_ALONE = "the teacher gives text alone"
 KL = f"held-out {FORWARD_KL.label}"
+LEAST = COARSE[0]  # its lower bound, of a teacher that states its likeliest ids alone
 AGAINST = {
     "better": "clearly better",
     "worse": "clearly worse",
@@ -133,7 +134,11 @@ def _divergence(summary: Summary) -> str:
     if after.value is None and after.reason == TEXT_ALONE:
         return _text_alone(summary)
     if after.value is None:
-        return f"{KL} is unknown ({after.reason})"
+        least = _of(summary, "after", LEAST)
+        bound = (
+            "" if least.value is None else f"; on the ids that it states it is at least {number(least.value)}"
+        )
+        return f"{KL} is unknown ({after.reason}{bound})"
     if before.value is None:
         why = f"before training it is unknown ({before.reason})"
         return f"{KL} is {number(after.value)} nats per token; {why}"

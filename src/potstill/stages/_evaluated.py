@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from potstill.data.questions import Question
 from potstill.data.reader import Reader
@@ -17,9 +18,11 @@ from potstill.stages import _measure
 from potstill.stages._context import Context
 from potstill.stages._metrics import metrics_of
 from potstill.store.artifacts import Artifact
+from potstill.teachers.cached import reading_of
 from potstill.types import Example, Figure
 
 Table = dict[str, Figure]
+NOT_WHOLE = "the teacher does not give its whole distribution"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,20 @@ class Job:
             return (
                 f"{rows} of {len(self.examples)} held-out rows hold ids that the teacher's vocabulary lacks"
             )
-        return "" if "dense" in self.teacher.provides else "the teacher does not give its whole distribution"
+        return "" if "dense" in self.teacher.provides else NOT_WHOLE
+
+    @cached_property
+    def compared(self) -> Teacher | None:
+        """Whom students are compared with, token by token: also a teacher that states the likeliest ids alone, where it
+        states them of every row."""
+        if not self.foreign:
+            return self.teacher
+        teacher: Any = self.teacher
+        if self.foreign != NOT_WHOLE or "topk" not in teacher.provides:
+            return None
+        caches = getattr(teacher, "caches", lambda example: ())
+        held = (cache.holds(reading_of(example)) for example in self.examples for cache in caches(example))
+        return teacher if all(held) else None
 
     def model(
         self, role: str, key: str, load: Callable[[], loading.Loaded], reader: Reader

@@ -34,7 +34,7 @@ from potstill.store.disk import write_json
 from potstill.store.lines import write_lines
 from potstill.types import Figure
 
-VERSION = 10  # raised when a figure changes its meaning, or a file what it holds
+VERSION = 11  # raised when a figure changes its meaning, or a file what it holds
 RESULT = "evaluation.json"
 PROMPTS = "prompts.json"
 SAMPLES = "samples.jsonl"
@@ -154,8 +154,7 @@ def _measured(job: Job, subject: Subject, made: list[Artifact]) -> Subject:
 
     model = job.model(subject.role, artifact.key, load, setup.readers.student)
     if job.needs("scores"):
-        compared = None if job.foreign else job.teacher
-        measured, measurement = _measure.scores_of(model, compared, job.examples)
+        measured, measurement = _measure.scores_of(model, job.compared, job.examples)
         subject = replace(subject, scores=measured)
         made.append(measurement)
     return _with_answers(job, subject, model, made)
