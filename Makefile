@@ -48,6 +48,10 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/onpolicy.py
 	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/cache.py --quality
+	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/served.py
+	$(BIN)/python benchmarks/duel.py
 
 # Hours: 7 methods x 5 seeds x 12 minutes, and as much again for screens and scoring. Goes on where it was stopped.
 study: .venv/.dev
