@@ -58,7 +58,13 @@ study: .venv/.dev
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/onpolicy.py --study --minutes 12 --seeds 5 --folder runs/onpolicy-study-12
 
-prove: .venv/.dev chromium
+# Ray fits beside everything else; it is large, so that only the tests over Ray itself bring it in.
+.venv/.prove: .venv/.dev
+	@echo "── adding ray"
+	$(PIP) install --progress-bar on -c constraints.txt -e '.[ray]'
+	@touch $@
+
+prove: .venv/.prove chromium
 	$(BIN)/python -m pytest -m "prove"
 
 clean:

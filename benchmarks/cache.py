@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cache_captures
 import cache_quality
 import cache_runs
 import torch
@@ -26,6 +27,7 @@ from pair import TEACHER, TEST, missing, rows
 from protocol import Figure, Report, alone, answer, arguments, clock, forget_peak, resident, use_threads
 from torch import Tensor
 
+ALONE = "topk", "replies"  # figures of captures that --only measures
 MOST = 256
 MEASURED, REPEATED = 1024, 60  # positions of a text; how often all are stored to be read
 Example = tuple[list[int], list[bool], Tensor]  # ids, scored, hidden states [n, H]
@@ -313,6 +315,7 @@ def main() -> None:
     parser.add_argument(
         "--quality", action="store_true", help="students of each kind over seeds (15 core minutes)"
     )
+    parser.add_argument("--only", choices=ALONE, help="measure this alone, within two minutes")
     parser.add_argument("--seeds", type=int, default=5, help="of --quality")
     parser.add_argument("--folder", type=Path, default=Path("runs/cache-quality"), help="of --quality's arms")
     parser.add_argument("--write", action="store_true", help="put --quality's table into docs/benchmarks.md")
@@ -324,15 +327,21 @@ def main() -> None:
     if options.quality:
         cache_quality.figures(report, __file__, options.folder, options.seeds, cache_quality.Settings())
         return cache_quality.write_page(options.folder) if options.write else None
+    use_threads(1)
+    if options.only == "replies":
+        return cache_captures.replies(report)
     if why := missing(TEST):
         return report.say(why)
-    use_threads(1)
+    if options.only == "topk":
+        return cache_captures.topk(report, {}, quick=options.quick)
     corpus = read_texts(MEASURED // 2 if options.quick else MEASURED)
     shape = {name: sum(len(h) for _, _, h in examples) for name, examples in corpus.texts.items()}
     with torch.no_grad():
         top = sizes(corpus, report, shape)
         reading(corpus, report, top, shape)
     cache_runs.figures(report, shape, quick=options.quick)
+    cache_captures.topk(report, shape, quick=options.quick)
+    cache_captures.replies(report)
     cache_runs.beside_trl(report, shape, quick=options.quick)
     return None
 

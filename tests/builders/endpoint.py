@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,8 +18,8 @@ from potstill.generate.served import Clock
 
 @dataclass(frozen=True)
 class Act:
-    """What the server does with a request: `how` is reply, drip, hang up, reset within the body, or stall within it
-    until `Endpoint.gone` is set."""
+    """What the server does with a request: `how` is reply, drip, hang up, reset within the body, "drip, reset" (half
+    of the body byte by byte, then a reset), or stall within it until `Endpoint.gone` is set."""
 
     status: int = 200
     body: bytes = b""
@@ -47,6 +47,7 @@ def error(status: int, code: str = "", message: str = "no", **headers: str) -> A
 
 
 HANG_UP, RESET, DRIP = Act(how="hang up"), Act(how="reset"), Act(body=b" " * 64, how="drip")
+DRIP_AND_RESET = replace(answer("never whole"), how="drip, reset")
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,13 @@ def serving(
                 endpoint.gone.wait(60)
             elif act.how == "drip":
                 self.drip(act.body)
+            elif act.how == "drip, reset":
+                self.drip(act.body[: len(act.body) // 2])
+                self.reset()
             elif act.how == "reset":
                 self.wfile.write(b'{"choices": [')
                 self.wfile.flush()
-                # Zero seconds of lingering: the connection ends with a reset.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.reset()
             else:
                 self.wfile.write(act.body)
 
@@ -151,6 +154,10 @@ def serving(
                     self.wfile.flush()
             except OSError:
                 return  # the client has had enough
+
+        def reset(self) -> None:
+            # Zero seconds of lingering: the connection ends with a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
         def log_message(self, *_: Any) -> None:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from potstill.errors import RecipeErrors
-from potstill.recipe.recipe import Recipe, parse_recipe
+from potstill.recipe.recipe import Recipe, expand, parse_recipe
 
 
 def raw(*stages: Any, **top: Any) -> dict[str, Any]:
@@ -21,6 +21,11 @@ def raw(*stages: Any, **top: Any) -> dict[str, Any]:
 def read(*stages: Any, **top: Any) -> Recipe:
     """The same, checked."""
     return parse_recipe(raw(*stages, **top))
+
+
+def names_of(method: str) -> list[str]:
+    """The names of the stages that a method stands for."""
+    return [stage.name for stage in expand(read(method=method)).stages]
 
 
 def problems(*stages: Any, **top: Any) -> dict[str, str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from builders.jobs import Memory, student, trained
+from builders.jobs import Memory, events, student, trained
 from builders.tiny import EOS, tiny_model
 from potstill.generate.request import Completion
 from potstill.recipe.specs import StrategyChoice
@@ -68,3 +69,21 @@ def on_policy(
     choice = StrategyChoice(name="on_policy", options={"max_new_tokens": 8} | (strategy or {}))
     settings = {"steps": 6, "learning_rate": 1e-3, "tokens_per_step": 10, "strategy": choice}
     return trained(folder, start, teacher, examples or rows(), **settings | options)
+
+
+def weights(made: Artifact) -> dict[str, torch.Tensor]:
+    return load_file(made.path / "student/model.safetensors")
+
+
+def assert_equal(one: Artifact, other: Artifact) -> None:
+    """The same weights, and the same steps, bit for bit."""
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(other)[name]), name
+    left, right = (
+        [
+            {k: v for k, v in event.items() if k in ("step", "epoch", "loss", "grad_norm", "tokens")}
+            for event in e
+        ]
+        for e in (events(one.path, "step"), events(other.path, "step"))
+    )
+    assert left == right

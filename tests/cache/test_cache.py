@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from potstill.cache.collate import Collator
 from potstill.cache.header import Header
 from potstill.cache.keys import key_of
 from potstill.cache.reader import Cache
@@ -74,6 +75,19 @@ def test_a_change_of_ids_or_scored_positions_is_a_miss_that_names_the_cause(tmp_
     with pytest.raises(CacheMiss, match="teacher-1, not of teacher-2"):
         cache.require_teacher("teacher-2")
     assert cache.coverage([key_of(*row) for row in [*rows, (ids, scored), ([1], [True])]]).share == 12 / 13
+
+
+def test_ids_alone_mean_all_tokens_but_the_first(tmp_path):
+    """A miss says that this was assumed; the reader of a row with a prompt passes what is scored."""
+    text, chat = ([3, 4, 5, 6], [False, True, True, True]), ([7, 8, 9], [False, False, True])
+    write(tmp_path / "cache", [text, chat])
+    cache = Cache.open(tmp_path / "cache")
+    assert torch.equal(cache.signal(text[0]).hidden, cache.signal(*text).hidden)
+    with pytest.raises(CacheMiss, match=r"2 scored positions \(all but the first: pass scored for others\)"):
+        cache.signal(chat[0])
+    for rows in ([{"input_ids": text[0]}], [{"input_ids": text[0], "scored": None}]):
+        batch, signal = Collator(cache)(rows)
+        assert batch.count == signal.rows == 3
 
 
 def test_another_header_is_refused_with_the_field_that_differs(tmp_path):

@@ -108,10 +108,10 @@ def damage_and_read(folder: Path, times: int) -> None:
         with pytest.raises(CacheDamaged) as caught:
             read_all(folder)
         assert caught.value.exit_code == 4
-        if number % 5 != 4:
-            wanted = expected_block(folder, cache, name, offset)
-            assert caught.value.block == wanted, (name, offset)
-            assert wanted == "header" or wanted in str(caught.value)
+        # What is cut off in the middle of a shard is missed in the block that stood there.
+        wanted = expected_block(folder, cache, name, offset)
+        assert caught.value.block == wanted, (name, offset)
+        assert wanted == "header" or wanted in str(caught.value)
         (folder / name).write_bytes(whole)
     read_all(folder)
 

@@ -141,6 +141,38 @@ def test_a_student_that_writes_in_many_processes_learns_what_it_learns_in_one(wr
     )
 
 
+# Sums that cross processes: the advantages' mean and deviation, and the step's pairs and their number.
+ACROSS = {
+    "advantages": "divergence: reverse_kl, policy_gradient: {whiten: true, clip: 0.2}, "
+    "strategy: {on_policy: {max_new_tokens: 8, collect: 2, inner_epochs: 2}}",
+    "pairs": "preference: {beta: 0.5}, strategy: {on_policy: {max_new_tokens: 8, keep_rows: true, samples: 2}}",
+}
+FIGURES = {
+    "advantages": ("policy_gradient", "sampled_reverse_kl", "clipped"),
+    "pairs": ("preference", "preferred"),
+}
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("of", ACROSS)
+def test_sums_over_a_step_are_those_of_all_processes(tmp_path, of):
+    """Terms that read the whole step: whitened advantages and preference pairs, in one process and in two."""
+    stage = (
+        "stages=[{distill: {tokens_per_step: 40, micro_batch_tokens: 8, steps: 8, learning_rate: 0.001, "
+        f"validate_every: 4, precision: float32, guards: null, {ACROSS[of]}}}}}]"
+    )
+    alone, some = (
+        finished(prepare(tmp_path / name, answered=True), "many.yaml", stage, *options)
+        for name, options in (("alone", ()), ("some", WAYS["2 replicas"]))
+    )
+    for key in FIGURES[of]:
+        got, wanted = ([event[key] for event in left.steps] for left in (some, alone))
+        # Whitened advantages add up to nothing, so their sum is all rounding where no ratio has moved.
+        assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6), key
+    assert len({event[FIGURES[of][0]] for event in alone.steps}) > 4, "the steps differ"
+    assert_same_training(some, alone)
+
+
 @pytest.mark.prove
 def test_rollouts_of_two_processes_go_on_in_one(writing, tmp_path):
     """Stopped with kept rollouts in both, and gone on with alone."""

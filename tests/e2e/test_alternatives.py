@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,15 @@ def run(place: Path, *more: str) -> Any:
 
 
 def folder_of(place: Path) -> Path:
-    (signals,) = (place / "runs/.store").glob("signals-*")
-    return signals
+    """The signals, as the run names them."""
+    return place / "runs/r/stages/generate.signals"
+
+
+def users(place: Path, *command: str) -> dict[str, list[str]]:
+    """The runs that refer to each entry of the store."""
+    done = potstill(*command, "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return {entry["name"]: entry["runs"] for entry in json.loads(done.stdout)["entries"]}
 
 
 def test_a_student_learns_from_alternatives_and_the_text_is_used_where_ids_are_not_certain(
@@ -73,6 +81,13 @@ def test_a_student_learns_from_alternatives_and_the_text_is_used_where_ids_are_n
     facts = json.loads((tmp_path / "runs/r/stages/generate/manifest.json").read_text())["facts"]
     assert facts["alternatives"]["kept"] == 19
     assert sum(facts["alternatives"]["refused"].values()) == 1
+    name = folder_of(tmp_path).resolve().name
+    assert users(tmp_path, "cache", "ls")[name] == ["again", "r"]
+    assert not any(entry.startswith("signals-") for entry in users(tmp_path, "cache", "gc"))
+    assert (
+        "likely tokens that a served teacher stated, of 14 rows"
+        in potstill("cache", "ls", cwd=tmp_path).stdout
+    )
 
 
 def test_what_is_kept_is_a_teacher_of_its_own_elsewhere(tmp_path: Path) -> None:
@@ -90,11 +105,16 @@ def test_what_is_kept_is_a_teacher_of_its_own_elsewhere(tmp_path: Path) -> None:
     signals = Cache.open(folder_of(tmp_path) / "signals")
     assert len(signals) >= len(rows)
     (tmp_path / "r.yaml").write_text(
-        f"teacher: {{cache: {folder_of(tmp_path)}}}\nstudent: {{model: student}}\n"
+        "teacher: {cache: runs/r/stages/generate.signals}\nstudent: {model: student}\n"
         "data: {train: answers.jsonl}\nstages: [{distill: {steps: 2}}]\nname: elsewhere\n"
     )
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
+    name = folder_of(tmp_path).resolve().name
+    assert users(tmp_path, "store", "ls")[name] == ["elsewhere", "r"]
+    shutil.rmtree(tmp_path / "runs/r")
+    assert users(tmp_path, "cache", "ls") == {name: ["elsewhere"]}
+    assert name not in users(tmp_path, "store", "gc")
 
 
 @pytest.mark.parametrize(

@@ -114,39 +114,7 @@ def test_a_signal_that_a_later_stage_cannot_read_is_refused_before_the_run(here,
         setup.set_up(setup.open_recipe(recipe))
 
 
-def test_a_changed_template_is_a_miss_that_says_so(tmp_path, monkeypatch):
-    """Rows with answers of their own, captured and then read through another template."""
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "student", layers=1, seed=3)
-    stages = f"[{{{CAPTURE}}}]"
-    places.write(
-        tmp_path, student="{model: student}", teacher="{model: teacher, dtype: float32}", stages=stages
-    )
-    run(tmp_path / "r.yaml", console=QUIET)
-    shutil.copytree((tmp_path / "runs/r/stages/capture").resolve(), tmp_path / "captured")
-    template = (
-        (tmp_path / "student/chat_template.jinja")
-        .read_text()
-        .replace("{{ m.content }} ", "w9 {{ m.content }} ")
-    )
-    (tmp_path / "other.jinja").write_text(template)
-    same = {
-        "student": "{model: student}",
-        "teacher": "{cache: captured}",
-        "stages": "[{distill: {steps: 2}}]",
-    }
-    places.recipe(tmp_path, name="same", **same)
-    run(tmp_path / "r.yaml", console=QUIET)
-    places.recipe(tmp_path, name="other", data="{train: rows.jsonl, template: {file: other.jinja}}", **same)
-    with pytest.raises(Exception, match=r"holds no signal of row .*What differs: template") as caught:
-        run(tmp_path / "r.yaml", console=QUIET)
-    assert caught.value.exit_code == 2
-    checked = potstill("check", "r.yaml", cwd=tmp_path)
-    assert checked.returncode == 4
-    assert "captured rows" in checked.stdout
-
-
-def test_caches_are_listed_described_verified_and_freed(here):
+def test_caches_are_listed_described_and_verified(here):
     folder = str(here / "captured")
     assert "a teacher's signals (hidden) of" in potstill("cache", "ls", cwd=here).stdout
     stats = json.loads(potstill("cache", "stats", folder, "--json", cwd=here).stdout)
@@ -167,6 +135,25 @@ def test_caches_are_listed_described_verified_and_freed(here):
     assert damaged.returncode == 4
     assert "block 0 of shard-" in damaged.stdout
     assert "Nothing to free" in potstill("cache", "gc", cwd=here).stdout
+
+
+def test_captures_that_no_run_refers_to_are_freed_and_nothing_else(here, tmp_path):
+    """Listed first, and freed with --yes, finished or not; answers and students are left to `store gc`."""
+    place = shutil.copytree(here, tmp_path / "place", symlinks=True)
+    store = place / "runs/.store"
+    (store / ".building-capture-0123456789abcdef").mkdir()
+    for run_folder in (place / "runs").glob("[!.]*"):
+        shutil.rmtree(run_folder)
+    captures = {path.name for path in store.iterdir() if "capture-" in path.name}
+    others = {path.name for path in store.iterdir()} - captures
+    assert len(captures) == 2
+    listed = json.loads(potstill("cache", "gc", "--json", cwd=place).stdout)
+    assert {entry["name"] for entry in listed["entries"]} == captures
+    assert all((store / name).exists() for name in captures)
+    done = json.loads(potstill("cache", "gc", "--yes", "--json", cwd=place).stdout)
+    assert done["freed_bytes"] == listed["freeable_bytes"] > 1000
+    assert {path.name for path in store.iterdir()} == others
+    assert "0 entries" in potstill("cache", "ls", cwd=place).stdout
 
 
 def test_a_teacher_that_remembers_is_asked_in_the_first_epoch_alone(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import potstill
 from builders import places
 from builders.chats import write_lines
+from builders.recipes import names_of
 from potstill.console import Console
 from potstill.recipe.methods import METHODS
 
@@ -33,7 +34,7 @@ def test_a_method_runs_to_its_end(place, monkeypatch, method):
     recipe = {key: value for key, value in places.RECIPE.items() if key != "stages"}
     recipe |= {"data": "{train: rows.jsonl, heldout: held.jsonl}", "method": method}
     (place / f"{method}.yaml").write_text("".join(f"{key}: {value}\n" for key, value in recipe.items()))
-    stages = _names(method)
+    stages = names_of(method)
     overrides = [f"{name}.{key}={value}" for name in stages for key, value in STAGES[name].items()]
     if "on_policy" in str(METHODS[method].stages):
         overrides.append("distill.strategy.on_policy.max_new_tokens=4")
@@ -43,11 +44,3 @@ def test_a_method_runs_to_its_end(place, monkeypatch, method):
     assert result.summary["after"]["forward_kl"] != result.summary["before"]["forward_kl"]
     for name in stages:
         assert (place / f"runs/{method}/stages/{name}").exists()
-
-
-def _names(method: str) -> list[str]:
-    names = []
-    for stage in METHODS[method].stages:
-        verb, options = (stage, {}) if isinstance(stage, str) else next(iter(stage.items()))
-        names.append(options.get("name", verb))
-    return names

@@ -82,6 +82,19 @@ def test_a_recipe_of_five_lines_generates_finetunes_and_evaluates(tmp_path):
     page = (tmp_path / "runs/r/report.html").read_text()
     assert f"big at {server.url} was asked on" in page
     assert "Terms: research only, 2026-11." in page
+    card = (tmp_path / "runs/r/student/README.md").read_bytes()
+    for words in (
+        "Text: 40 answers of `big` (127.0.0.1; answered by `big-2026-01-01` (40)), 20",
+        "at temperature 0.7 and at most 8 tokens an answer. Terms: research only, 2026-11.",
+        "- Rows: `rows.jsonl`, 27 rows. Terms: not stated.",
+        "- finetune, cross-entropy of the text: 2 steps, ",
+        f"(SHA-256 `{summary['recipe_hash']}`)",
+    ):
+        assert words in card.decode(), card.decode()
+    for words in (CANARY, KEY, str(tmp_path)):
+        assert words not in card.decode()
+    assert run(tmp_path).returncode == 0
+    assert (tmp_path / "runs/r/student/README.md").read_bytes() == card
 
 
 # W-04

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from builders.asking import Agreed, ask, request, texts
-from builders.endpoint import DRIP, HANG_UP, RESET, Act, Turned, answer, error, serving
+from builders.endpoint import DRIP, DRIP_AND_RESET, HANG_UP, RESET, Act, Turned, answer, error, serving
 from potstill.errors import BudgetSpent, DataError, MachineError, ProviderError, RecipeError
 from potstill.generate import openai
 from potstill.generate.price import Price
@@ -82,6 +82,7 @@ def test_an_option_that_moved_says_where_it_is_now(option) -> None:
     [
         HANG_UP,
         RESET,
+        DRIP_AND_RESET,
         error(500),
         error(502),
         error(503),
@@ -124,11 +125,24 @@ def test_a_reply_that_drips_in_for_ever_is_left_at_the_time_limit(tmp_path) -> N
     ]
 
 
+def test_a_slow_drip_that_ends_in_a_reset_is_no_answer_and_nothing_of_it_is_kept(tmp_path) -> None:
+    """Half of a good reply came in: it is neither read nor counted as one."""
+    with serving(once(DRIP_AND_RESET)) as server:
+        assert texts(ask(server, tmp_path, ["a"])) == ["so a"]
+    (failed, answered) = rows(tmp_path, "state, reason, tokens_in, reply")
+    assert failed[0] == "failed"
+    assert failed[1].startswith("the connection broke")
+    assert failed[2] is None
+    assert b"never whole" not in (failed[3] or b"")
+    assert answered[:3] == ("answered", None, 10)
+
+
 # W-13
-def test_a_request_without_a_reply_stays_visible_at_unknown_cost(tmp_path) -> None:
+@pytest.mark.parametrize("fault", [RESET, DRIP_AND_RESET], ids=["at once", "behind half of the reply"])
+def test_a_request_without_a_reply_stays_visible_at_unknown_cost(tmp_path, fault) -> None:
     """The server may bill what it finished after nobody waited any more."""
     seen = []
-    with serving(once(RESET)) as server:
+    with serving(once(fault)) as server:
         ask(server, tmp_path, ["a"], on_progress=seen.append)
     assert seen[-1].unknown == 1
     assert "1 requests whose usage nobody stated" in seen[-1].cost

@@ -163,11 +163,12 @@ def test_two_workers_of_ray_itself_write_what_one_process_writes(tmp_path) -> No
         capture_output=True,
         text=True,
         timeout=500,
-        # A machine that others fill is no reason to end its workers.
+        # A machine that others fill is no reason to end its workers, nor to let them wait for hours.
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_worker_niceness": "0",
         },
     )
     assert done.returncode == 0, done.stderr

@@ -37,6 +37,22 @@ def test_a_copied_run_folder_leaves_the_original_alone(one, command):
     assert places.summary(one, "copy")["name"] == "copy"
 
 
+def test_runs_that_share_a_student_have_a_card_each_and_the_store_has_none(one):
+    card = one / "runs/r/student/README.md"
+    before = card.read_bytes()
+    assert b"# r: teacher cut to 1 of 2 layers" in before
+    assert b"- distill, divergence `forward_kl`, strategy `offline`: 1 step, " in before
+    done = potstill("run", "runs/r", "name=other", cwd=one)
+    assert done.returncode == 0, done.stderr
+    other = (one / "runs/other/student/README.md").read_bytes()
+    assert other == before.replace(b"# r: ", b"# other: ").replace(b"recipe `r`", b"recipe `other`").replace(
+        places.summary(one, "r")["recipe_hash"].encode(), places.summary(one, "other")["recipe_hash"].encode()
+    )
+    assert card.read_bytes() == before
+    assert not list((one / "runs/.store").glob("*/student/README.md"))
+    assert (one / "runs/other/student/model.safetensors").samefile(one / "runs/r/student/model.safetensors")
+
+
 def test_a_renamed_run_folder_goes_on_in_its_place(one):
     (one / "runs/r").rename(one / "runs/renamed")
     done = potstill("run", "runs/renamed", cwd=one)

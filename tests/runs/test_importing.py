@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from builders.chats import write_lines
 from builders.jobs import Memory, context
-from builders.tiny import tiny_model, tiny_tokenizer
+from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
 from potstill.cache.reader import Cache
 from potstill.data.batch import collate
 from potstill.divergences import forward_kl
 from potstill.errors import DataError
 from potstill.objectives.token import Divergence, TokenLoss
+from potstill.runs.caches import verify
 from potstill.runs.importing import REJECTED, import_rows
 from potstill.teachers.cached import SIGNALS, CachedTeacher, read_about
 from potstill.train.step import StudentModule, accumulate
@@ -147,6 +151,19 @@ def broken(line: dict, fault: str) -> dict:
             return line | {"topk_ids": [5] * SCORED}
         case "words":
             ids[0][0] = "w5"
+        case "NaN":
+            lps[3][1] = math.nan
+        case "NaN of a server":
+            served = [None, *({"5": {"logprob": math.nan, "rank": 1}} for _ in line["input_ids"][1:])]
+            return line | {"prompt_logprobs": served}
+        case "infinity":
+            lps[3][1] = math.inf
+        case "a whole number that no float holds":
+            lps[3][1] = 10**400
+        case "true":
+            lps[3][1] = True
+        case "text for a number":
+            lps[3][1] = "NaN"
         case "no mapping":
             return line | {"prompt_logprobs": [None, [1, 2]]}
         case "no numbers":
@@ -166,6 +183,12 @@ FAULTS = {
     "no list": "top-k ids that are no list",
     "no lists": "top-k ids that are no list",
     "words": "top-k ids that are no list of whole numbers",
+    "NaN": "nan as a log-probability",
+    "NaN of a server": "nan as a log-probability",
+    "infinity": "a log-probability above 0",
+    "a whole number that no float holds": "a log-probability above 0",
+    "true": "True as a log-probability",
+    "text for a number": "'NaN' as a log-probability",
     "no mapping": "no mapping by id",
     "no numbers": "no mapping by id",
 }  # fmt: skip
@@ -201,21 +224,50 @@ def test_other_log_probabilities_of_the_same_ids_are_another_teacher(tmp_path, t
     assert names[0] == names[2] != names[1]
 
 
-def test_an_id_without_a_number_or_with_a_servers_least_one_has_no_probability(tmp_path, tokenizer):
+@pytest.mark.parametrize("least", [-9999.0, -math.inf, "-Infinity", None])
+def test_an_id_without_a_number_or_with_a_servers_least_one_has_no_probability(tmp_path, tokenizer, least):
     lines = rows(4)
     for line in lines:
         own = line["input_ids"][-1]
         line["topk_ids"][-1] = [own, *(i for i in range(5, 12) if i != own)][:3]
-        line["topk_logprobs"][-1] = [-0.1, -9999.0, None]
-    text = "\n".join(map(json.dumps, lines)).replace("-9999.0", "NaN", 1)
-    (tmp_path / "rows.jsonl").write_text(text + "\n")
-    done = import_rows(tmp_path / "rows.jsonl", tmp_path / "cache", tokenizer=tokenizer, teacher="other")
+        line["topk_logprobs"][-1] = [-0.1, least, None]
+    done = imported(tmp_path, tokenizer, lines)
     assert done.rows == 4
     for line in lines:
         scored = [False] * (LENGTH - SCORED) + [True] * SCORED
         signal = Cache.open(done.folder / SIGNALS).signal(line["input_ids"], scored).whole()
         assert not signal.lp.isnan().any()
         assert float(signal.lp[-1].exp().sum()) == pytest.approx(0.904837, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_a_row_with_a_bare_nan_is_set_aside_whatever_the_file(tmp_path, tokenizer, name):
+    """Python's json reads and writes it; as null it would be an id without probability."""
+    lines = rows(7)
+    lines[2]["topk_logprobs"][3][1] = math.nan
+    file = tmp_path / name
+    if name == "rows.jsonl":
+        write_lines(file, *lines)
+    elif name == "rows.json":
+        file.write_text(json.dumps(lines))
+    else:
+        pq.write_table(pa.Table.from_pylist(lines), file)
+    assert name == "rows.parquet" or "NaN" in file.read_text()
+    done = import_rows(file, tmp_path / "cache", tokenizer=tokenizer, teacher="other")
+    assert done.rows == 6
+    (said,) = [json.loads(line) for line in (done.folder / REJECTED).read_text().splitlines()]
+    assert re.search(r"(:| row )3$", said["row"])
+    assert "nan as a log-probability" in said["reason"]
+
+
+def test_a_live_teacher_is_compared_with_the_first_rows_of_an_import(tmp_path, tokenizer):
+    done = imported(tmp_path, tokenizer, [broken(rows(1)[0], "the mass"), *rows(10)])
+    for seed, passed in ((1, True), (9, False)):
+        save_tiny(tmp_path / str(seed), seed=seed)
+        verified = verify(done.folder, str(tmp_path / str(seed)), "float32")
+        assert verified.probes == 8
+        assert verified.passed is passed, verified.text()
+    assert "another teacher" in verified.text()
 
 
 def test_the_loss_from_imported_whole_distributions_is_that_of_the_live_teacher(tmp_path, tokenizer):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from builders import places
 from builders.captures import hashes
 from builders.tiny import save_tiny
+from potstill.cache.mending import Mender
 from potstill.cache.writer import Writer
 from potstill.cli import app
 from potstill.console import Console
@@ -134,6 +135,29 @@ def test_a_repair_makes_a_damaged_capture_whole_and_leaves_a_whole_one(place):
     damage, said = shares.repair("r.yaml", ["runs=torn"], QUIET)
     assert damage == []
     assert "nothing was damaged" in said
+
+
+def test_a_repair_that_a_signal_stopped_goes_on_and_says_what_was_damaged(place, monkeypatch):
+    run("r.yaml", ["runs=stopped"], console=QUIET)
+    for shard in sorted((place / "stopped/r/stages/capture/signals").glob("shard-*.bin"))[:2]:
+        raw = bytearray(shard.read_bytes())
+        raw[-1] ^= 1
+        shard.write_bytes(raw)
+    put = Mender.put
+
+    def stopping(self, entries):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return put(self, entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mender, "put", stopping)
+        with pytest.raises(Interrupted, match=r"Continue with: .*capture r.yaml runs=stopped --repair"):
+            shares.repair("r.yaml", ["runs=stopped"], QUIET)
+    damage, said = shares.repair("r.yaml", ["runs=stopped"], QUIET)
+    assert len(damage) == 2
+    assert "2 damaged places are mended" in said
+    assert cache(place, "stopped") == cache(place, "calm")
+    assert not [*(place / "stopped/.store").glob(".*aside*")]
 
 
 def test_a_recipe_without_a_capture_has_nothing_to_repair(place):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_every_artifact_is_listed_with_the_runs_that_refer_to_it(two):
         "evaluation",
     ):
         assert words in text
+    assert re.search(r"student after 1 step\s", text)
 
 
 @pytest.mark.parametrize("named", ["runs", "runs/two", "runs/.store"])
@@ -108,8 +110,12 @@ def test_what_a_failed_run_has_made_is_its_own(tmp_path):
 
 
 def test_a_summary_refers_to_what_it_was_made_from(two):
-    """`potstill run --until distill` leaves no link to the evaluation, and the report still shows its figures."""
+    """`potstill run --until distill` leaves no link to the evaluation, and report and card still show its figures."""
+    card = two / "runs/two/student/README.md"
+    before = card.read_bytes()
+    assert b"| KL(teacher" in before
     assert potstill("run", "--until", "distill", "runs/two", cwd=two).returncode == 0
+    assert card.read_bytes() == before
     assert freed(two) == set()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from builders import alternatives as made
 from builders import places, served
@@ -14,17 +15,18 @@ from builders.batch_provider import Provider
 from builders.chats import write_lines
 from builders.endpoint import Act, Endpoint, Sent, answer, serving
 from builders.served import CANARY, KEY
-from builders.tiny import tiny_tokenizer
+from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
 from potstill.cache.keys import key_of
 from potstill.cache.reader import Cache
 from potstill.console import Console
 from potstill.generate.sampling import Sampling
 from potstill.recipe.specs import EngineChoice
+from potstill.runs.caches import verify
 from potstill.stages import _asking, _rows
 from potstill.stages._alternatives import UNCERTAIN, signals_of
 from potstill.stages._context import Context, State
 from potstill.store.artifacts import Artifact, Store
-from potstill.teachers.cached import SIGNALS
+from potstill.teachers.cached import PROBE_ROWS, SIGNALS
 
 WORDS = made.reader(tiny_tokenizer())
 STAGES = (
@@ -131,6 +133,28 @@ def test_of_several_draws_of_one_text_the_one_whose_ids_are_certain_gives_the_si
     signals = signals_of("generate", State(answers=written, written=written), context)
     # Rows that are validated on have one draw.
     assert signals.facts["as_text"] == {UNCERTAIN: len(context.setup.data.validation)}
+
+
+def test_a_live_model_is_compared_with_what_a_served_teacher_stated(tmp_path: Path) -> None:
+    """At the teacher's own positions alone: the end of the turn is the student's, as hard label."""
+    model = tiny_model(seed=1)
+
+    @torch.no_grad()
+    def really(sent: Sent, times: int) -> Act:
+        ids = WORDS.templater.prompt_ids([{"role": "user", "content": sent.prompt}])
+        p = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+        (drawn,) = WORDS.templater.text_ids("w30")
+        row = {index: float(p[index]) for index in (drawn, *p.topk(3).indices.tolist())}
+        return made.reply("w30", made.by_id([row]))
+
+    with serving(really) as server:
+        context = place_of(tmp_path, server, rows=24)
+        written = asked(context)
+    signals = signals_of("generate", State(answers=written, written=written), context)
+    for seed, passed in ((1, True), (9, False)):
+        save_tiny(tmp_path / str(seed), seed=seed)
+        verified = verify(signals.path, str(tmp_path / str(seed)), "float32")
+        assert (verified.probes, verified.passed) == (PROBE_ROWS, passed), verified.text()
 
 
 def test_rows_that_are_validated_on_are_not_counted_as_measured_ones(tmp_path: Path) -> None:

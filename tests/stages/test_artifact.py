@@ -11,6 +11,7 @@ from builders.tiny import tiny_model
 from potstill.console import Console
 from potstill.errors import ArtifactError
 from potstill.stages import _artifact
+from potstill.store import artifacts
 from potstill.store.artifacts import key_of, read
 
 
@@ -57,6 +58,35 @@ def test_a_damaged_artifact_is_named_moved_aside_and_made_again(tmp_path, capsys
     assert f"{FILES[removed[0] if removed else 1]} is " in capsys.readouterr().err
     assert len(list(made.path.parent.glob(".train-*.aside-1"))) == 1
     assert _artifact.produce(where, "train", "distill", {}, build).reused
+
+
+def killed_in_the_move(where, monkeypatch):
+    """Build an artifact in a process that ends before the last step; the folder in which it is."""
+
+    def killed(source, place):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "move_into_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _artifact.produce(where, "train", "distill", {}, build)
+    return where.store.work("train", key_of("train", {}))
+
+
+def test_a_build_that_was_killed_as_it_moved_into_its_place_is_whole(tmp_path, monkeypatch):
+    """What it went on with is away already, so nothing but the move is left to do."""
+    where = context(tmp_path, Memory(tiny_model()))
+    killed_in_the_move(where, monkeypatch)
+    made = _artifact.produce(where, "train", "distill", {}, lambda folder: pytest.fail("it is built again"))
+    assert made.facts["steps"] == 3
+    assert (made.path / FILES[1]).read_text() == "weights"
+
+
+def test_a_build_that_was_killed_as_it_moved_and_is_damaged_is_made_again(tmp_path, monkeypatch):
+    where = context(tmp_path, Memory(tiny_model()))
+    (killed_in_the_move(where, monkeypatch) / FILES[1]).write_text("Weights")
+    made = _artifact.produce(where, "train", "distill", {}, build)
+    assert (made.path / FILES[1]).read_text() == "weights"
 
 
 @pytest.mark.parametrize("text", ["", "x", "-5", "nan?"])

@@ -111,6 +111,19 @@ def test_the_distance_on_its_own_answers_to_validation_prompts_can_choose_the_we
     assert made.facts["best_loss"] == min(own.values())
 
 
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("rise", [0.1, 0.0])
+def test_a_share_that_nothing_raises_is_warned_of(tmp_path, capsys, validated, rise):
+    """DistiLLM's share rises by what validation rows say: without any it stays as it is."""
+    kept = {} if validated else {"validation": ()}
+    made = on_policy(tmp_path, strategy={"on_policy_fraction": 0.5, "adaptive": rise}, steps=1, **kept)
+    said = (
+        "no row is validated on, so the share that the student writes never rises" in capsys.readouterr().err
+    )
+    assert said == (bool(rise) and not validated)
+    assert {event.get("on_policy_fraction") for event in events(made.path, "step")} == {0.5 if rise else None}
+
+
 def test_the_last_weights_are_exported_whatever_validations_say(tmp_path):
     never = on_policy(tmp_path / "never", validation=())
     last = on_policy(tmp_path / "last", validate_every=1, best_by="last")

@@ -315,7 +315,7 @@ def test_check_compares_the_student_with_itself_as_it_reads_what_is_shown(tmp_pa
 
     def said(rows):
         items = own_text.items(
-            setup, [spec], Silent(), tiny_model().to(setup.device), rows, Console(quiet=True)
+            setup, [spec], Silent(), tiny_model().to(setup.device), rows, {}, Console(quiet=True)
         )
         return {item.name: item for item in items}
 
@@ -333,7 +333,7 @@ def test_check_says_where_the_teacher_is_no_model_that_it_could_measure(tmp_path
     setup, spec, given = setup_of(tmp_path)
     other = spec.model_copy(update={"self_teacher": None, "privileged": None, "name": "other"})
     items = own_text.items(
-        setup, [spec, other], None, tiny_model().to(setup.device), given.train, Console(quiet=True)
+        setup, [spec, other], None, tiny_model().to(setup.device), given.train, {}, Console(quiet=True)
     )
     found = {item.name: item.detail for item in items}
     assert "no one model" in found["estimator of other"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,13 +25,15 @@ from potstill.generate import local
 from potstill.generate.request import Completion
 from potstill.generate.sampling import Sampling
 from potstill.models.projection import plain_logits
+from potstill.recipe.specs import MetricChoice
 from potstill.signals.topk import TopK
-from potstill.stages import _capture, _rows, _signals, generate
+from potstill.stages import _capture, _evaluation, _rows, _signals, generate
 from potstill.stages._context import State
-from potstill.stages._later import needs_of, temperatures_behind
+from potstill.stages._later import asked_later, needs_of, temperatures_behind
 from potstill.stages._states import States, finish_states, header_of
 from potstill.stages.capture import Capture
 from potstill.stages.distill import Distill
+from potstill.stages.evaluate import Evaluate
 from potstill.types import Example
 
 PROMPTS = [Prompt(f"p{i}", (1, *range(4, 8 + i % 4), 11, 20 + i)) for i in range(10)]
@@ -261,3 +264,15 @@ def test_what_was_kept_is_read_where_signals_are_read(tmp_path, monkeypatch):
         assert signal.head.weight.is_meta
         heads.add(id(signal.head))
     assert len(heads) == 1
+
+
+def test_a_capture_stands_before_an_evaluation_with_a_metric_of_the_task(tmp_path, monkeypatch):
+    """It asks the teacher for the answers that this evaluation compares."""
+    where = context(tmp_path, captures.teacher())
+    measured = Evaluate(metrics=(MetricChoice(name="numbers"),), samples=3, max_new_tokens=5)
+    setup = replace(where.setup, task=SimpleNamespace(type="number"))
+    where = replace(where, stages=(Capture(), measured), setup=setup)
+    monkeypatch.setattr(
+        _evaluation, "asked", lambda written, settled, *_: (settled.samples, settled.max_new_tokens)
+    )
+    assert asked_later(where, "capture", State()) == (3, 5)

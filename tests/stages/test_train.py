@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from builders.tiny import tiny_model, tiny_tokenizer
 from potstill.data.batch import collate
 from potstill.errors import Interrupted, ModelError
 from potstill.models import loading
+from potstill.recipe.specs import DivergenceChoice, TokenWeightChoice
 from potstill.train import checkpoint
 from potstill.train.step import each_row_once
 from potstill.types import Example
@@ -37,6 +39,36 @@ def test_the_logged_loss_does_not_depend_on_the_length_of_answers(tmp_path, leng
     for kind in ("step", "validation"):
         for event in events(made.path, kind):
             assert event["loss"] == pytest.approx(FORWARD_KL, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 2.0, "ce_weight": 0.5},
+        {"divergence": DivergenceChoice(name="jsd", options={"beta": 0.9})},
+        {"token_weights": TokenWeightChoice(name="entropy")},
+        {"normalize": "sequence_mean"},
+        {"micro_batch_tokens": 24},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_training_and_validation_say_the_same_of_the_same_rows(tmp_path, options):
+    """At a learning rate of 0, with answers of different lengths and rows of different weights."""
+    rows = [
+        replace(row, input_ids=row.input_ids[: 8 - i % 4], scored=row.scored[: 8 - i % 4], weight=1.0 + i)
+        for i, row in enumerate(words())
+    ]
+    made = trained(
+        tmp_path, student(tmp_path / "s", tiny_model()), Memory(tiny_model(seed=1)), rows, **options
+    )
+    steps, validations = events(made.path, "step"), events(made.path, "validation")
+    rounded = 1e-3 if "precision" in options else 1e-6
+    for key in ("loss", "divergence", "cross_entropy"):
+        said = {event[key] for event in (*steps, *validations) if key in event}
+        assert max(said) == pytest.approx(min(said), rel=rounded), key
+    assert len(steps) == len(validations) == 2
 
 
 def test_a_validation_logs_each_term_and_the_total(tmp_path):

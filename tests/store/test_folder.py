@@ -136,3 +136,62 @@ def test_a_state_that_is_no_object_is_refused_with_its_file(tmp_path: Path, text
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ArtifactError, match="run.json is not readable"):
         RunDir(tmp_path).state()
+
+
+def artifact(place: Path) -> Path:
+    """A folder of the store with a model's files, and a card that another tool left there."""
+    folder = place / "runs/.store/train-1/student"
+    (folder / "more").mkdir(parents=True)
+    for name in ("model.safetensors", "more/code.py", "README.md"):
+        (folder / name).write_text(f"the store's {name}")
+    return folder
+
+
+def test_an_export_is_the_runs_own_folder_of_whole_files_with_its_own_texts(tmp_path: Path) -> None:
+    """A card that lies in the store's folder is not passed off as the run's, and stays as it is."""
+    source, run = artifact(tmp_path), RunDir(tmp_path / "runs/r")
+    run.path.mkdir()
+    assert run.export("student", source, {"README.md": "ours"}) == run.path / "student"
+    place = run.path / "student"
+    assert (place / "README.md").read_text() == "ours"
+    assert (source / "README.md").read_text() == "the store's README.md"
+    for name in ("model.safetensors", "more/code.py"):
+        assert (place / name).samefile(source / name)
+        assert not (place / name).is_symlink()
+    disk.discard(source)
+    assert (place / "model.safetensors").read_text() == "the store's model.safetensors"
+
+
+def test_an_export_replaces_the_one_before_and_what_a_killed_process_left(tmp_path: Path) -> None:
+    source, run = artifact(tmp_path), RunDir(tmp_path / "runs/r")
+    (run.path / ".student-half").mkdir(parents=True)
+    run.link("student", source)  # as earlier versions left it
+    for text in ("one", "two"):
+        run.export("student", source, {"README.md": text})
+    assert (run.path / "student/README.md").read_text() == "two"
+    assert len(list(run.path.iterdir())) == 2
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert (tmp_path / "moved/r/student/README.md").read_text() == "two"
+
+
+def test_an_export_links_where_the_disk_has_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    source, run = artifact(tmp_path), RunDir(tmp_path / "runs/r")
+    run.path.mkdir()
+    place = run.export("student", source, {"README.md": "ours"})
+    assert (place / "more/code.py").is_symlink()
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert (tmp_path / "moved/r/student/more/code.py").read_text() == "the store's more/code.py"
+    assert (tmp_path / "moved/r/student/README.md").read_text() == "ours"
+
+
+def test_an_export_overwrites_no_folder_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "r/student").mkdir(parents=True)
+    with pytest.raises(MachineError, match="student is a folder"):
+        RunDir(tmp_path / "r").export("student", artifact(tmp_path), {})
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["student"]

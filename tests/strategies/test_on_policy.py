@@ -6,44 +6,20 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from builders.jobs import Memory, events, saying, student, trained
 from builders.tiny import EOS, tiny_model
-from builders.written import Scripted, on_policy, rows
+from builders.written import Scripted, assert_equal, on_policy, rows
 from potstill.data.batch import collate
-from potstill.errors import Interrupted, RecipeError
+from potstill.errors import RecipeError
 from potstill.generate.request import Completion
 from potstill.recipe.specs import StrategyChoice
-from potstill.stages import _strategy
-from potstill.store.artifacts import Artifact
 from potstill.strategies import on_policy as plugin
 from potstill.strategies._rollouts import rollout
-from potstill.teachers._remembering import Remembering
 from potstill.types import Batch, Example, Reading
-
-
-def weights(made: Artifact) -> dict[str, torch.Tensor]:
-    return load_file(made.path / "student/model.safetensors")
-
-
-def assert_equal(one: Artifact, other: Artifact) -> None:
-    """The same weights, and the same steps, bit for bit."""
-    for name, tensor in weights(one).items():
-        assert torch.equal(tensor, weights(other)[name]), name
-    left, right = (
-        [
-            {k: v for k, v in event.items() if k in ("step", "epoch", "loss", "grad_norm", "tokens")}
-            for event in e
-        ]
-        for e in (events(one.path, "step"), events(other.path, "step"))
-    )
-    assert left == right
 
 
 def steps_of(strategy: Any, sampler: Scripted, examples: list[Example], count: int) -> Iterator[list[Batch]]:
@@ -88,89 +64,6 @@ def test_which_steps_are_on_policy_depends_on_seed_and_step_alone():
     assert decisions(0, rows()) == decisions(0, rows(4, answer=2))
     assert decisions(0, rows()) != decisions(1, rows())
     assert 10 <= sum(decisions(0, rows())) <= 30
-
-
-WAYS = {
-    "fresh": {},
-    "mixed": {"on_policy_fraction": 0.5},
-    "replay": {"replay": 4, "refresh": 0.3},
-    "inner epochs": {"collect": 2, "inner_epochs": 2},
-    "samples": {"samples": 2, "top_p": 0.9},
-    "teacher mixed": {"teacher_share": 0.2},
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, way):
-    whole = on_policy(tmp_path / "calm", strategy=WAYS[way])
-
-    def signal() -> int:
-        logs = list((tmp_path / "store").glob(".building-train-*/metrics.jsonl"))
-        return 15 if logs and len(events(logs[0].parent, "step")) >= 3 else 0
-
-    with pytest.raises(Interrupted):
-        on_policy(tmp_path, strategy=WAYS[way], stop=signal)
-    assert_equal(on_policy(tmp_path, strategy=WAYS[way]), whole)
-
-
-class Counting(Memory):
-    """Counts how often the signal of each row is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(tiny_model(seed=1))
-        self.asked: Counter[str] = Counter()
-
-    def signal(self, batch: Batch) -> Any:
-        self.asked.update(name for name in batch.row_ids if "@" in name)
-        return super().signal(batch)
-
-
-@pytest.mark.parametrize("way", ["replay", "inner epochs"])
-def test_the_teacher_reads_each_rollout_once_however_often_it_is_trained_on(tmp_path, way):
-    teacher = Counting()
-    made = on_policy(tmp_path, strategy=WAYS[way], teacher=teacher)
-    assert any(event.get("rollout_age") for event in events(made.path, "step"))
-    assert set(teacher.asked.values()) == {1}
-
-
-class Remembered(Remembering):
-    """Remembers, and counts how often its live teacher is asked about each row."""
-
-    def __init__(self, folder: Path) -> None:
-        live = Memory(tiny_model(seed=1))
-        self.asked = Counter[str]()
-        ask = live.signal
-        live.signal = lambda batch: self.asked.update(batch.row_ids) or ask(batch)
-        super().__init__(live, folder, 128)
-
-
-def test_a_teacher_that_remembers_is_asked_once_about_rows_and_replayed_rollouts_and_by_a_resumed_run_too(
-    tmp_path,
-):
-    way = {"on_policy_fraction": 0.6, "replay": 4, "refresh": 0.3}
-    calm, cut = Remembered(tmp_path / "kept/calm"), Remembered(tmp_path / "kept/cut")
-    whole = on_policy(tmp_path / "calm", strategy=way, teacher=calm)
-
-    def signal() -> int:
-        logs = list((tmp_path / "store").glob(".building-train-*/metrics.jsonl"))
-        return 15 if logs and len(events(logs[0].parent, "step")) >= 3 else 0
-
-    with pytest.raises(Interrupted):
-        on_policy(tmp_path, strategy=way, teacher=cut, stop=signal)
-    assert_equal(on_policy(tmp_path, strategy=way, teacher=cut), whole)
-    assert any(event.get("rollout_age") for event in events(whole.path, "step"))
-    for teacher in (calm, cut):
-        assert {"@" in name for name in teacher.asked} == {True, False}
-        assert set(teacher.asked.values()) == {1}
-
-
-def test_kept_signals_leave_the_training_as_it_is(tmp_path, monkeypatch):
-    """The same rollouts with the teacher asked each time: the same losses to rounding."""
-    kept = on_policy(tmp_path / "kept", strategy=WAYS["inner epochs"])
-    monkeypatch.setattr(_strategy, "KeptSignals", lambda teacher, returning: teacher)
-    asked = on_policy(tmp_path / "asked", strategy=WAYS["inner epochs"])
-    losses = [[event["loss"] for event in events(made.path, "step")] for made in (kept, asked)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_prompts_are_never_trained_on_and_scored_tokens_are_the_same_as_of_data():
@@ -265,7 +158,7 @@ def test_the_teacher_writes_nothing_where_the_student_does(tmp_path):
 
 def test_packed_rollouts_give_the_losses_of_padded_ones(tmp_path):
     """Kept signals are cut at the examples of a packed batch too."""
-    how = {"strategy": WAYS["inner epochs"] | {"samples": 3}, "micro_batch_tokens": 50}
+    how = {"strategy": {"collect": 2, "inner_epochs": 2, "samples": 3}, "micro_batch_tokens": 50}
     padded, packed = (on_policy(tmp_path / str(packing), packing=packing, **how) for packing in (False, True))
     losses = [[event["loss"] for event in events(made.path, "step")] for made in (padded, packed)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

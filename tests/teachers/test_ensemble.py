@@ -14,7 +14,7 @@ from builders import captures, places, recipes
 from builders.ensembles import WORDS, Tiny, built, ensemble, experts, reader, routed_rows
 from builders.steps import ragged_rows
 from builders.tiny import EOS, PAD, save_tiny, tiny_model, tiny_tokenizer
-from potstill.check.proofs import _captured_rows
+from potstill.check.captured import looked_up
 from potstill.data.batch import collate
 from potstill.errors import CacheMiss, DataError, RecipeError, RecipeErrors, SignalError, VocabularyError
 from potstill.generate.mixture import Mixture
@@ -374,13 +374,13 @@ def test_rows_that_a_cache_of_an_ensemble_lacks_are_known_before_the_training(tm
     where = captures.job(tmp_path, rows).context
     reached = _captured.reached("distill", TrainingRows(tuple(rows), ()), teacher, where)
     assert reached.train == tuple(row for row in rows if row not in lost)
-    passed, words = _captured_rows(replace(where.setup, teacher=teacher), rows)
-    assert passed
-    assert f"{len(lost)} were not captured before the deadline" in words
+    count, fault = looked_up(where.setup, "training", rows, teacher)
+    assert not fault
+    assert f"{len(lost)} were not captured before the deadline" in count
     foreign = replace(rows[0], input_ids=(5, *rows[0].input_ids[1:]))
     with pytest.raises(CacheMiss, match=f"no signal of row {foreign.id}"):
         _captured.reached("distill", TrainingRows((foreign,), ()), teacher, where)
-    assert not _captured_rows(replace(where.setup, teacher=teacher), [foreign])[0]
+    assert f"no signal of row {foreign.id}" in looked_up(where.setup, "training", [foreign], teacher)[1]
 
 
 def test_a_capture_of_experts_keeps_what_each_rows_own_teacher_says(tmp_path):

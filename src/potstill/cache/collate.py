@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.cache.keys import key_of
+from potstill.cache.keys import all_but_first, key_of
 from potstill.cache.reader import Cache
 from potstill.data.batch import collate
 from potstill.signals.signal import Signal
@@ -17,7 +17,8 @@ from potstill.types import Batch, Example
 class Collator:
     """`collate_fn` of a DataLoader: rows {"input_ids", "scored"} become their batch and its signal.
 
-    `scored[i]` says that token i is a target; the first token never is. The signal's rows are in the order of
+    `scored[i]` says that token i is a target; the first token never is, and all others are in a row without it. The
+    signal's rows are in the order of
     `batch.predicts`. Needs no transformers.
     """
 
@@ -31,8 +32,13 @@ class Collator:
             CacheMiss: the cache does not hold a row.
         """
         examples = [
-            Example(str(number), tuple(map(int, row["input_ids"])), tuple(map(bool, row["scored"])))
+            Example(str(number), ids := tuple(map(int, row["input_ids"])), _marks(row, ids))
             for number, row in enumerate(rows)
         ]
         keys = [key_of(example.input_ids, example.scored) for example in examples]
         return collate(examples, pad_id=self.pad_id), self.cache.batch(keys)
+
+
+def _marks(row: Mapping[str, Any], ids: Sequence[int]) -> tuple[bool, ...]:
+    scored = row.get("scored")
+    return all_but_first(ids) if scored is None else tuple(map(bool, scored))

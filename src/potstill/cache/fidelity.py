@@ -79,7 +79,13 @@ def choose(
     if isinstance(sample, Hidden) and head is not None:
         sample = Hidden(sample.hidden, head)
     if kind == "auto":
-        kinds, why = _kinds(sample, divergences, temperatures, bytes_per_token, student)
+        kinds, why = kinds_for(
+            divergences,
+            temperatures,
+            bytes_per_token,
+            whole=isinstance(sample, Hidden),
+            vectors=student is not None,
+        )
     else:
         require_readable(kind, divergences, temperatures)
         if kind == "kl_vector" and student is None:
@@ -123,23 +129,32 @@ def _within(tried: Sequence[Choice], bound: float, budget: float | None) -> Choi
     )
 
 
-def _kinds(
-    sample: Signal,
+def kinds_for(
     divergences: Sequence[Divergence],
     temperatures: Sequence[float],
     budget: float | None,
-    student: Head | None,
+    *,
+    whole: bool,
+    vectors: bool,
 ) -> tuple[list[str], str]:
-    """The kinds that auto considers, and the reason."""
+    """The kinds that auto considers, and the reason.
+
+    Args:
+        budget: the most bytes of a token, None where the error is bounded.
+        whole: the teacher gives hidden states.
+        vectors: there is a student that keeps its head.
+
+    Raises:
+        SignalError: none serves.
+    """
     one_temperature = len({float(t) for t in temperatures}) == 1
     if divergences and all(one.linear for one in divergences) and one_temperature:
         names = ", ".join(one.name for one in divergences)
         why = f"{names} is linear in the teacher, so exact likely ids and unbiased draws serve it"
-        if student is None or not all("vector" in one.supports for one in divergences):
+        if not vectors or not all("vector" in one.supports for one in divergences):
             return ["topk_sampled"], why
         return ["topk_sampled", "kl_vector"], f"{why}, and the student keeps its head, so its mean does too"
     stored = bool(divergences) and all("topk" in one.supports for one in divergences)
-    whole = isinstance(sample, Hidden)
     if stored and (budget is not None or not whole):
         return (["hidden"] if whole else []) + ["topk"], "the divergences read stored ids with a tail bucket"
     if whole:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from potstill.cache.blocks import BLOCK, BlockHeader
-from potstill.cache.header import MAJOR, MINOR
+from potstill.cache.blocks import BLOCK, BlockHeader, require_shard, scan, shard_name, shard_number
+from potstill.cache.files import Folder
+from potstill.cache.header import MAJOR, MINOR, Header
 from potstill.errors import CacheDamaged
 
 NAME = "index.bin"
@@ -127,3 +128,20 @@ def _sortable(entries: np.ndarray) -> np.ndarray:
 
 def _starts(entries: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(_sortable(entries)["high"])
+
+
+def scanned(folder: Folder, names: Iterable[str], header: Header) -> Index:
+    """The index of a cache that was not finished: its whole blocks, without half a last one of each part."""
+    every = []
+    numbers = sorted(shard_number(name) for name in names if name.startswith("shard-"))
+    for number in numbers:
+        data = folder.open(shard_name(number))
+        last = number + 1 not in numbers
+        try:
+            require_shard(data, number, header.version)
+            for found in scan(data, number, content=False):
+                every.append((number, *found))
+        except CacheDamaged:
+            if not last:
+                raise
+    return Index.of(every)

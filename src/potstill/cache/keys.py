@@ -10,6 +10,11 @@ import numpy as np
 SIZE = 16  # bytes
 
 
+def all_but_first(ids: Sequence[int]) -> tuple[bool, ...]:
+    """The marks of an example of which it is not said what is scored: a first token has nothing before it."""
+    return tuple(place > 0 for place in range(len(ids)))
+
+
 def key_of(ids: Sequence[int], scored: Sequence[bool]) -> bytes:
     """BLAKE2b-128 of the count of ids, the ids (all little-endian u32) and the bits of `scored`, first bit highest.
 

@@ -29,16 +29,29 @@ class Mender:
         self._path = folder / blocks.shard_name(self._shard)
         self._lock = lock_part(folder, part)
         self._offset = blocks.SHARD.size
-        self._file = self._path.open("r+b", buffering=0)
-        _put(self._file, 0, blocks.shard_header(self._shard, header.version))
+        try:
+            self._file = self._path.open("r+b", buffering=0)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> Mender:
+        try:
+            _put(self._file, 0, blocks.shard_header(self._shard, self._header.version))
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         self._file.close()
         self._lock.close()
 

@@ -18,7 +18,7 @@ from potstill.cache.codecs import Codec, Context, Entry, codec
 from potstill.cache.files import Folder, Mapped, Remote
 from potstill.cache.header import Header
 from potstill.cache.index import Index
-from potstill.cache.keys import key_of
+from potstill.cache.keys import all_but_first, key_of
 from potstill.errors import CacheDamaged, CacheMiss, PotstillError
 from potstill.signals.signal import Signal
 from potstill.types import Head
@@ -75,7 +75,9 @@ class Cache:
         header = Header.from_json(folder.read(headers.NAME), f"{folder.name}/{headers.NAME}")
         names = folder.names()
         complete = index.NAME in names
-        found = Index.from_bytes(folder.read(index.NAME)) if complete else _scanned(folder, names, header)
+        found = (
+            Index.from_bytes(folder.read(index.NAME)) if complete else index.scanned(folder, names, header)
+        )
         kept = head
         if header.kind == "hidden" and head is None and heads.NAME in names:
             kept = heads.read_head(folder)
@@ -106,17 +108,23 @@ class Cache:
         """
         return int(self._index.entries["tokens"][self._require(key)])
 
-    def signal(self, ids: Sequence[int], scored: Sequence[bool]) -> Signal:
+    def signal(self, ids: Sequence[int], scored: Sequence[bool] | None = None) -> Signal:
         """The signal of an example's scored positions.
+
+        Args:
+            ids: all of the example's.
+            scored: which of them are targets; all but the first when not given, as of a text without a prompt.
 
         Raises:
             CacheMiss: it is not there; names what can be the cause.
             CacheDamaged: its block is not as it was written.
         """
-        key = key_of(ids, scored)
-        place = self._index.find(key)
+        marks = all_but_first(ids) if scored is None else scored
+        place = self._index.find(key_of(ids, marks))
         if place is None:
-            raise self._miss(f"no example of {len(ids)} ids that begins {list(ids[:8])} with {sum(map(bool, scored))} scored positions")  # fmt: skip
+            which = " (all but the first: pass scored for others)" if scored is None else ""
+            count = f"{sum(map(bool, marks))} scored positions{which}"
+            raise self._miss(f"no example of {len(ids)} ids that begins {list(ids[:8])} with {count}")
         return self._decoded([place])
 
     def batch(self, keys: Sequence[bytes]) -> Signal:
@@ -282,20 +290,3 @@ class Cache:
 
 def _opened(path: str, head: Head | None) -> Cache:
     return Cache.open(path, head=head)
-
-
-def _scanned(folder: Folder, names: Iterable[str], header: Header) -> Index:
-    """The index of a cache that was not finished: its whole blocks, without half a last one of each part."""
-    every = []
-    numbers = sorted(blocks.shard_number(name) for name in names if name.startswith("shard-"))
-    for number in numbers:
-        data = folder.open(blocks.shard_name(number))
-        last = number + 1 not in numbers
-        try:
-            blocks.require_shard(data, number, header.version)
-            for found in blocks.scan(data, number, content=False):
-                every.append((number, *found))
-        except CacheDamaged:
-            if not last:
-                raise
-    return Index.of(every)

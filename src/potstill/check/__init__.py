@@ -9,6 +9,7 @@ from pathlib import Path
 from potstill.check import reading
 from potstill.check.report import CheckReport
 from potstill.console import Console
+from potstill.runs import together
 from potstill.runs.setup import open_recipe, set_up
 
 __all__ = ["CheckReport", "check"]
@@ -30,13 +31,14 @@ def check(
     console.say("reading recipe, tokenizers, configs and rows")
     opened = open_recipe(recipe, overrides)
     setup = set_up(opened)
-    report, rows = reading.read(opened, setup)
+    together.require_together(opened.recipe, setup.teacher, together.count(opened.recipe.devices))
+    report, rows, amounts = reading.read(opened, setup)
     if not proofs:
         return report
     from potstill.check.proofs import prove
 
     proven = []
-    for item in prove(opened.recipe, setup, rows, console):
+    for item in prove(opened.recipe, setup, rows, amounts, console):
         console.say(f"{item.mark} {item.name}")
         proven.append(item)
     return replace(report, items=(*report.items, *proven))

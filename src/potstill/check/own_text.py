@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from potstill.check import estimator
 from potstill.check.reading import prompt_example
 from potstill.check.report import Item
 from potstill.check.world import world_of
+from potstill.check.writing import Amount
 from potstill.console import Console
 from potstill.data.answers import with_domains
 from potstill.data.rows import Row
@@ -38,9 +39,13 @@ def items(
     teacher: nn.Module | None,
     student: nn.Module,
     rows: Sequence[Example],
+    amounts: Mapping[str, Amount],
     console: Console,
 ) -> Iterator[Item]:
-    """Two items for each stage on the student's own text, and none for other recipes."""
+    """Two items for each stage on the student's own text, and none for other recipes.
+
+    `amounts` is what each of them will write.
+    """
     stages = [spec for stage in training if (spec := _own_text.on_policy(stage)) is not None]
     if not stages:
         return
@@ -51,9 +56,8 @@ def items(
         yield _item(f"estimator of {spec.name}", partial(_estimator, setup, spec, pairs[spec.name]))
     for spec in stages:
         before = [stage.name for stage in training[: training.index(spec)]]
-        yield _item(
-            f"first rollouts of {spec.name}", partial(_cold_start, setup, spec, pairs[spec.name], before)
-        )
+        work = partial(_cold_start, setup, spec, pairs[spec.name], before, amounts.get(spec.name))
+        yield _item(f"first rollouts of {spec.name}", work)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,11 @@ def _estimator(setup: Setup, spec: Distill, pair_of: Callable[[], _Pair]) -> tup
 
 
 def _cold_start(
-    setup: Setup, spec: Distill, pair_of: Callable[[], _Pair], before: Sequence[str]
+    setup: Setup,
+    spec: Distill,
+    pair_of: Callable[[], _Pair],
+    before: Sequence[str],
+    amount: Amount | None,
 ) -> tuple[bool, str]:
     """Say how the student would begin; a cold start is no failure, since earlier stages or patience may warm it."""
     reader, size, pair = setup.readers.student, setup.readers.shared_ids, pair_of()
@@ -166,13 +174,18 @@ def _cold_start(
     )
     figures = _own_text.first_rollouts(spec, module, pair.signals, writer, pair.prompts, most=NEW_TOKENS)
     if not figures:
-        return _nothing(spec, pair)
-    cost = 1000 * figures["seconds"] / max(1.0, figures["rollout_tokens"])
+        passed, why = _nothing(spec, pair)
+        return passed, why if amount is None else f"{why}; {amount.in_words(None)}"
+    pace = figures["seconds"] / max(1.0, figures["rollout_tokens"])
     most = min(spec.new_tokens or NEW_TOKENS, NEW_TOKENS)
     said = (
         f"{_own_text.in_words(figures)} ({figures['rollouts']:.0f} answers of at most {most} tokens by the "
-        f"student as it is now); a thousand tokens of its text take {cost:.0f} s here"
+        f"student as it is now); a thousand tokens of its text take {1000 * pace:.0f} s here"
     )
+    if amount is not None:
+        said += (
+            f", and {amount.in_words(pace if spec.strategy.option('engine') in (None, 'local') else None)}"
+        )
     if not _own_text.is_cold(figures):
         return True, said
     if before and spec.self_teacher is None:

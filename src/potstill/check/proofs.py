@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from potstill.check import own_text
 from potstill.check.reading import prompt_example
 from potstill.check.report import Item
+from potstill.check.writing import Amount
 from potstill.console import Console
 from potstill.data.answers import with_domains
 from potstill.data.batch import collate
@@ -32,7 +32,6 @@ from potstill.signals.dense import Dense
 from potstill.signals.text import Text
 from potstill.stages._context import Setup
 from potstill.stages._objective import objective_of, yardstick
-from potstill.teachers.cached import reading_of
 from potstill.teachers.local import LocalTeacher
 from potstill.train.step import StudentModule, accumulate
 from potstill.types import Batch, Example
@@ -42,8 +41,15 @@ LONGEST_ROW = 96
 SMALL = 23  # vocabulary of the finite differences
 
 
-def prove(recipe: Recipe, setup: Setup, rows: Sequence[Example], console: Console) -> Iterator[Item]:
-    """One item a law. A law that cannot be tried is a failure with its reason."""
+def prove(
+    recipe: Recipe,
+    setup: Setup,
+    rows: Sequence[Example],
+    amounts: Mapping[str, Amount],
+    console: Console,
+) -> Iterator[Item]:
+    """One item a law. A law that cannot be tried is a failure with its reason. `amounts` is what each stage's student
+    will write."""
     training = [stage for stage in recipe.stages if isinstance(stage, Training)]
     losses = {stage.name: objective_of(stage).at(0, 2) for stage in training}
     for name, loss in losses.items():
@@ -58,16 +64,14 @@ def prove(recipe: Recipe, setup: Setup, rows: Sequence[Example], console: Consol
         teacher = setup.teacher.loaded().model
         for name in comparing:
             yield _tried(f"self-teacher of {name}", partial(_self_teacher, setup, teacher, few, losses[name]))
-    if comparing and not getattr(setup.teacher, "live", True):
-        yield _tried("captured rows", partial(_captured_rows, setup, rows))
-    elif comparing:
+    if comparing and getattr(setup.teacher, "live", True):
         rows_of_both = _known(setup, as_student) if setup.readers.partial else few
         yield _tried("teacher's loss", partial(_teachers_loss, setup, rows_of_both))
     console.say("making the student")
     student = _student(setup, few)
     yield _tried("accumulation", partial(_accumulation, setup, student, as_student))
     yield _tried("save and load", partial(_save_and_load, setup, student))
-    yield from own_text.items(setup, training, teacher, student, rows, console)
+    yield from own_text.items(setup, training, teacher, student, rows, amounts, console)
     yield _output_rows(setup, teacher, student)
     if teacher is not None:
         yield _memory(setup, teacher, student, max((stage.copies for stage in training), default=0))
@@ -139,25 +143,6 @@ def _self_teacher(
         )
     value = float(metrics["divergence"]) / batch.count
     return abs(value) <= limit, f"{value:.1e} nats per token, at most {limit:.0e}"
-
-
-def _captured_rows(setup: Setup, rows: Sequence[Example]) -> tuple[bool, str]:
-    """Of rows that bring their answers along the cache must hold the signals."""
-    answered = [row for row in rows if row.count]
-    if not answered:
-        return True, "not looked up; the rows have no answers yet"
-    teacher: Any = setup.teacher
-    missing, never = 0, ""
-    for row in answered:
-        reading = reading_of(row)
-        if lacking := [cache for cache in teacher.caches(row) if not cache.holds(reading)]:
-            missing += 1
-            foreign = [cache for cache in lacking if not cache.not_reached(reading)]
-            never = never or (f"; {foreign[0].miss(row.id)}" if foreign else "")
-    detail = f"{len(answered) - missing} of {len(answered)} are in the cache"
-    if missing and not never:
-        detail += f"; {missing} were not captured before the deadline"
-    return not never, detail + never
 
 
 def _teachers_loss(setup: Setup, rows: Sequence[Example]) -> tuple[bool, str]:

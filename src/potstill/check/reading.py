@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from potstill.check import ledger, privileged
+from potstill.check import capture_bytes, captured, ledger, privileged
 from potstill.check.defaults import input_defaults, stage_defaults
 from potstill.check.items import items_of
 from potstill.check.rendered import SHOWN, marked, rendered_prompts
 from potstill.check.report import CheckReport, Item
 from potstill.check.settings import settings
+from potstill.check.writing import Amount, amounts
 from potstill.data.answers import with_domains
 from potstill.data.examples import Encoded, describe_lengths, encode, lost
 from potstill.data.lost import WAYS_OUT, Lost
@@ -27,6 +28,7 @@ from potstill.runs.setup import Opened
 from potstill.stages._context import Setup
 from potstill.stages._rows import rows_of
 from potstill.stages._training_rows import sizes
+from potstill.stages.capture import Capture
 from potstill.types import Example
 
 ESTIMATE = "sizes that depend on the number of tokens are reckoned with answers of full length."
@@ -37,9 +39,10 @@ OWN_ANSWERS = (
 )
 
 
-def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
-    """Report on models, vocabulary, rows, split and defaults, with three rendered rows; and the rows as
-    examples. Where the teacher writes first, the examples are the prompts alone.
+def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example], Mapping[str, Amount]]:
+    """Report on models, vocabulary, rows, split and defaults, with three rendered rows; the rows as examples;
+    and how much the student of a stage will write. Where the teacher writes first, the examples are the prompts
+    alone.
     """
     recipe = opened.recipe
     writing = [stage for stage in recipe.stages if "text" in stage.needs]
@@ -51,6 +54,8 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         notes.append(OWN_ANSWERS)
     if opened.method is not None:
         notes.append(f"method {opened.method}: {METHODS[opened.method].source}")
+    # Validation and held-out rows with their answers, as far as these are known.
+    others: list[list[Example]] = []
     if new_tokens:
         notes.append(ESTIMATE)
         examples = list(_prompt_examples(setup, new_tokens))
@@ -63,24 +68,33 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         if foreign := encoded.funnel.get("foreign_ids"):
             of = len(encoded.lengths)
             notes.append(f"{foreign} of {of} training rows hold ids of the student alone; they are left out.")
-        validation, *measured = _others(setup, room, measured=any(stage.measures for stage in recipe.stages))
+        heldout_too = any(stage.measures or isinstance(stage, Capture) for stage in recipe.stages)
+        validation, *measured = _others(setup, room, measured=heldout_too)
         of_recipe = sizes(encoded.examples, validation.examples)
         kept = [rows_left(setup, "", lost([encoded, validation, *measured], setup.max_length))]
+        others = [
+            with_domains(part.examples, setup.data.everything, setup.domain)
+            for part in (validation, *measured)
+        ]
         rows = {row.id: row for row in setup.data.train}
         rendered = [marked(setup, example, rows[example.row_id]) for example in examples[:SHOWN]]
+    trained: Sequence[Example] = with_domains(examples, setup.data.train, setup.domain)
+    whole: Sequence[Example] = _reckoned(examples, new_tokens, samples) if new_tokens else examples
     if setup.mix is not None:
-        item, mixed = _mix(
-            setup, setup.mix, _reckoned(examples, new_tokens, samples) if new_tokens else examples
-        )
+        item, whole = _mix(setup, setup.mix, whole)
+        trained = whole
         kept.append(item)
         of_recipe |= {
             name: size
-            for name, size in sizes(mixed, ()).items()
+            for name, size in sizes(whole, ()).items()
             if name.endswith("_tokens") and "validation" not in name
         }
+    asked = capture_bytes.asked_about(setup, trained, others, new_tokens, samples)
     of_stages = dict.fromkeys((stage.name for stage in recipe.stages), of_recipe)
+    own_rows = dict[str, Sequence[Example]]()
     for name, parts in setup.data.of_stages.items():
         own = [_encoded(setup, rows, needed=False, own=True) for rows in (parts.train, parts.validation)]
+        own_rows[name] = own[0].examples
         of_stages[name] = sizes(own[0].examples, own[1].examples)
         kept.append(rows_left(setup, f" of {name}", lost(own, setup.max_length)))
     resolved, of_stages_defaults = stage_defaults(recipe.stages, setup, of_stages, new_tokens)
@@ -90,8 +104,11 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         items=(
             *items_of(recipe, setup),
             *_measurable(recipe, setup, new_tokens),
+            *([] if new_tokens else captured.answered(recipe, setup)),
             stop_tokens(setup, examples),
             *kept,
+            *captured.items(recipe, setup, trained, *others),
+            *capture_bytes.items(recipe.stages, setup, *asked),
             *([] if new_tokens else privileged.items(recipe.stages, setup, examples)),
         ),
         stages=tuple(stage.name for stage in recipe.stages),
@@ -101,7 +118,8 @@ def read(opened: Opened, setup: Setup) -> tuple[CheckReport, list[Example]]:
         notes=tuple(notes),
         ledger=ledger.counts(setup, asked=bool(new_tokens or room)),
     )
-    return report, with_domains(examples, setup.data.train, setup.domain)
+    written = amounts(resolved, whole, own_rows, reckoned=new_tokens, seed=recipe.seed)
+    return report, with_domains(examples, setup.data.train, setup.domain), written
 
 
 def _encoded(
@@ -254,7 +272,8 @@ def _reckoned(prompted: Sequence[Example], new_tokens: int, samples: int) -> lis
 def _mix(setup: Setup, plan: Plan, generated: Sequence[Example]) -> tuple[Item, Sequence[Example]]:
     """What the shares of several sources come to, as far as it is known before the teacher writes."""
     sources: dict[str, Sequence[Example]] = {
-        source: _encoded(setup, rows, needed=False).examples for source, rows in setup.data.mixed.items()
+        source: with_domains(_encoded(setup, rows, needed=False).examples, rows, setup.domain)
+        for source, rows in setup.data.mixed.items()
     }
     if plan.generated:
         sources[GENERATED] = generated

@@ -51,11 +51,14 @@ class Record:
         return self.value is None and not self.problem
 
 
-def read_files(paths: Sequence[str]) -> Iterator[Record]:
+def read_files(paths: Sequence[str], *, keep_nan: bool = False) -> Iterator[Record]:
     """Read every record of every file, in order.
 
-    A folder means the data files in it, FOLDER:SPLIT those of one split. A name without a file is a data set on the hub: NAME, NAME:SUBSET or
-    NAME:SUBSET:SPLIT.
+    A folder means the data files in it, FOLDER:SPLIT those of one split. A name without a file is a data set on the
+    hub: NAME, NAME:SUBSET or NAME:SUBSET:SPLIT.
+
+    Args:
+        keep_nan: NaN and infinities of JSON stay what they are; else they are null, as tables write what is missing.
 
     Raises:
         DataError: a file is missing, unreadable or without any row.
@@ -69,7 +72,7 @@ def read_files(paths: Sequence[str]) -> Iterator[Record]:
             ) from error
         for path in files:
             empty = True
-            for record in _hub(name) if path is None else _file(path):
+            for record in _hub(name) if path is None else _file(path, keep_nan):
                 empty &= record.blank
                 yield record
             if empty:
@@ -97,7 +100,7 @@ def _kind(path: Path) -> str:
     return folders.kind(path)
 
 
-def _file(path: Path) -> Iterator[Record]:
+def _file(path: Path, keep_nan: bool) -> Iterator[Record]:
     reader = _READERS.get(_kind(path))
     if not path.is_file():
         raise DataError("is no regular file.", path=str(path), fix="Write the rows to a file.")
@@ -109,7 +112,7 @@ def _file(path: Path) -> Iterator[Record]:
             fix=folders.reads(_READERS),
         )
     try:
-        yield from reader(path)
+        yield from _json(path, keep_nan) if reader is _json else reader(path)
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise DataError(f"cannot be read: {error}", path=str(path), fix="Check the file.") from error
 
@@ -126,14 +129,14 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
         yield handle
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON; NaN and infinities become null, since tables write missing values so.
+def parse_json(text: str, *, keep_nan: bool = False) -> Any:
+    """Parse JSON; NaN and infinities become null, since tables write missing values so, or stay what they are.
 
     Raises:
         ValueError: the text is not JSON; says where.
     """
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = json.loads(text, parse_constant=float if keep_nan else lambda _: None)
     except RecursionError:
         value = None
     else:
@@ -156,21 +159,21 @@ def _items(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _json(path: Path) -> Iterator[Record]:
+def _json(path: Path, keep_nan: bool = False) -> Iterator[Record]:
     with _open(path) as handle:
         start = handle.read(4096).lstrip()[:1]
     if start != b"[" and _kind(path) != ".json":
-        yield from _json_lines(path)
+        yield from _json_lines(path, keep_nan)
         return
     with _open(path) as handle:
         text = handle.read().decode("utf-8")
     if not text.strip():
         return
     try:
-        value = parse_json(text)
+        value = parse_json(text, keep_nan=keep_nan)
     except ValueError as error:
         if start == b"{" and str(error).startswith("Extra data"):
-            yield from _json_lines(path)
+            yield from _json_lines(path, keep_nan)
             return
         raise DataError(f"is not valid JSON: {error}.", path=str(path), fix="Repair the file.") from error
     # {"data": [rows]} is how some tools wrap a list.
@@ -179,7 +182,7 @@ def _json(path: Path) -> Iterator[Record]:
     yield from _numbered(str(path), value if isinstance(value, list) else [value])
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
+def _json_lines(path: Path, keep_nan: bool) -> Iterator[Record]:
     with _open(path) as handle:
         # Bytes are split at line feeds only: text may hold U+2028 and similar separators.
         for number, line in enumerate(handle, 1):
@@ -188,7 +191,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 yield Record(source)
                 continue
             try:
-                yield _record(source, parse_json(line.decode("utf-8")))
+                yield _record(source, parse_json(line.decode("utf-8"), keep_nan=keep_nan))
             except UnicodeDecodeError as error:
                 yield Record(source, problem=f"the line is not UTF-8 at byte {error.start}.")
             except ValueError as error:

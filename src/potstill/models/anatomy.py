@@ -18,6 +18,8 @@ from potstill.errors import OUT_OF_SCOPE, ModelError
 from potstill.models.beside import evaluating
 from potstill.types import Batch, Head
 
+SOFTCAP = "final_logit_softcapping"  # in a config
+
 
 def backbone(model: Any) -> nn.Module:
     """The model without its head; the head reads the `last_hidden_state` of its output."""
@@ -119,6 +121,12 @@ def head_form(model: Any) -> HeadForm:
         return _probed(model)
 
 
+def softcap_of(config: Any) -> float | None:
+    """The softcap of a model's logits by its config, None where it states none."""
+    value = getattr(config.get_text_config(), SOFTCAP, None)
+    return float(value) if value else None
+
+
 def _probed(model: Any) -> HeadForm:
     config = model.config.get_text_config()
     scales = [1.0]
@@ -126,8 +134,7 @@ def _probed(model: Any) -> HeadForm:
         value = getattr(config, name, None)
         if isinstance(value, float | int) and value:
             scales += [float(value), 1.0 / float(value)]
-    softcap = getattr(config, "final_logit_softcapping", None)
-    softcap = float(softcap) if softcap else None
+    softcap = softcap_of(model.config)
     layer = output_layer(model)
     ids = torch.arange(4, device=layer.weight.device).unsqueeze(0)
     mask = torch.ones_like(ids)

@@ -129,6 +129,13 @@ def width(config: Any) -> int | None:
     return None if size is None else int(size)
 
 
+def hidden_width(config: Any) -> int | None:
+    """How many values of a position the output layer reads, None where the config does not say."""
+    text = config.get_text_config()
+    size = getattr(text, "word_embed_proj_dim", None) or getattr(text, "hidden_size", None)
+    return None if size is None else int(size)
+
+
 def count_parameters(source: Source) -> int:
     """Count a model's parameters without reading its weights, tied ones once.
 

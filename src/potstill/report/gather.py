@@ -14,7 +14,7 @@ from potstill.data import split
 from potstill.data.prompts import MEASURED, VALIDATION
 from potstill.errors import ArtifactError
 from potstill.recipe.recipe import Recipe, dump_yaml
-from potstill.report import on_policy, page, provenance, record
+from potstill.report import card, on_policy, page, provenance, record
 from potstill.report.content import Content
 from potstill.report.curves import Curve
 from potstill.report.figures import Summary
@@ -32,7 +32,7 @@ KEPT = ("rows", "examples", "split", "reasoning")  # counts of `data.examples.En
 
 
 def publish(folder: RunDir, outcome: Outcome) -> tuple[Summary, str, dict[str, Path]]:
-    """Write summary.json and the run's record, and report.html once something was evaluated.
+    """Write summary.json and the run's record, report.html once something was evaluated, and the student with its card.
 
     A part of a run that was finished before leaves them as they are: they say more.
 
@@ -60,7 +60,8 @@ def publish(folder: RunDir, outcome: Outcome) -> tuple[Summary, str, dict[str, P
         assert written is not None
         outputs = _show(folder, written)
     if state.student is not None:
-        outputs["student"] = folder.path / "student"
+        text = card.render(outcome, summary if _of_same_student(outcome, summary, now) else now)
+        outputs["student"] = folder.export("student", state.student.path / "student", {card.CARD: text})
     said = verdict(summary) if state.evaluation is not None else "finished: " + ", ".join(state.artifacts)
     return summary, said, outputs
 
@@ -115,6 +116,12 @@ def _holds(before: Record, summary: Summary) -> bool:
         before.content is not None
         and summary["artifacts"].items() <= before.summary.get("artifacts", {}).items()
     )
+
+
+def _of_same_student(outcome: Outcome, summary: Summary, now: Summary) -> bool:
+    """Whether a summary that may say more than `now` describes the same student: nothing trained it further."""
+    more = summary["artifacts"].keys() - now["artifacts"].keys()
+    return more <= {stage.name for stage in outcome.recipe.stages if stage.measures or stage.from_untrained}
 
 
 def _require_unchanged(folder: RunDir, before: Record) -> None:

@@ -4,7 +4,7 @@ left out of it."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.data.prompts import MEASURED
@@ -33,23 +33,33 @@ def sources(outcome: Any) -> list[dict[str, Any]]:
         for name, facts, source in _written(outcome.state)
     ]
     if data.train:
-        listed.append(
-            _file(", ".join(recipe.data.train), recipe.data.terms, len(data.train) + len(data.validation))
-        )
+        listed.append(_file(recipe.data.train, recipe.data.terms, len(data.train) + len(data.validation)))
     for part in recipe.data.mix or ():
         if part.source in data.mixed:
-            listed.append(_file(part.source, part.terms, len(data.mixed[part.source])))
+            listed.append(_file([part.source], part.terms, len(data.mixed[part.source])))
     for stage in recipe.stages:
         if stage.name in data.of_stages:
             parts = data.of_stages[stage.name]
-            listed.append(
-                _file(", ".join(stage.data), getattr(stage, "terms", ""), len(parts.train + parts.validation))
-            )
+            listed.append(_file(stage.data, getattr(stage, "terms", ""), len(parts.train + parts.validation)))
     return listed
 
 
-def _file(name: str, terms: str, rows: int) -> dict[str, Any]:
-    return {"source": name, "kind": "rows", "terms": terms or None, "rows": rows}
+def _file(names: Sequence[str], terms: str, rows: int) -> dict[str, Any]:
+    return {
+        "source": ", ".join(names),
+        "kind": "rows",
+        "files": list(names),
+        "terms": terms or None,
+        "rows": rows,
+    }
+
+
+def manner(sampling: Mapping[str, Any]) -> str:
+    """How a teacher's answers were drawn."""
+    how = f"at temperature {sampling['temperature']:g} and at most {sampling['max_new_tokens']} tokens an answer"
+    if longer := sampling.get("retry_truncated"):
+        how += f" ({longer} where it was cut off)"
+    return how
 
 
 def _written(state: Any) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
@@ -90,12 +100,7 @@ def _not_measured(outcome: Any) -> Counter[str]:
 def sentences(outcome: Any) -> Iterator[str]:
     """The same for a reader of the page."""
     for name, facts, source in _written(outcome.state):
-        drawn = source["sampling"]
-        how = (
-            f"at temperature {drawn['temperature']:g} and at most {drawn['max_new_tokens']} tokens an answer"
-        )
-        if longer := drawn.get("retry_truncated"):
-            how += f" ({longer} where it was cut off)"
+        how = manner(source["sampling"])
         terms = source["terms"] or f"{NOT_STATED} (teacher.terms)"
         if "endpoint" in source:
             by = ", ".join(f"{model} ({count})" for model, count in source["answered_by"].items())

@@ -39,6 +39,7 @@ class Outcome:
     notes: Sequence[str] = ()  # what the run said of its inputs
     licences: Mapping[str, str] = field(default_factory=dict)  # of teacher and student, where they say it
     mix: Sequence[Any] = ()  # what was taken of each source, where several are mixed
+    base_model: str = ""  # what the student's weights were made from, where that is a model of the hub
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

@@ -151,9 +151,13 @@ def _asked_again(result: Verified, model: str, dtype: str | None) -> Verified:
         ArtifactError: the folder holds no probe rows.
     """
     place = result.place
-    if not (place / PROBES).is_file():
-        raise ArtifactError(f"{place} holds no probe rows.", fix="Only a capture's folder does.")
-    about, rows = read_sealed(place / ABOUT), read_sealed(place / PROBES)["rows"]
+    rows = read_sealed(place / PROBES)["rows"] if (place / PROBES).is_file() else []
+    if not rows:
+        raise ArtifactError(
+            f"{place} holds no probe rows.",
+            fix="Name the folder of a capture or of an import; of answers that a teacher stated tokens for, rows with certain ids.",
+        )
+    about = read_sealed(place / ABOUT)
 
     def reader(tokenizer: Any, end_ids: Any = (), template: Any = None) -> Any:
         return reader_of(tokenizer, Templater(tokenizer, end_ids=end_ids))
@@ -173,13 +177,13 @@ def _asked_again(result: Verified, model: str, dtype: str | None) -> Verified:
         logits = now.chunks(forward_kl, "bucket")(slice(0, batch.count), every).logits
         then = cache.signal(example.input_ids, example.scored)
         if isinstance(then, Given):
-            difference = Given.of(logits, batch.targets).lp - then.lp.to(context.device)
-            values.append(difference.abs())
+            values.append((Given.of(logits, batch.targets).lp - then.lp.to(context.device)).abs())
             continue
         chunk = moved(then, context.device).chunks(forward_kl, "bucket")(slice(0, batch.count), logits)
         sides = chunk.beside(logits, slice(0, batch.count), 1.0)
         value = forward_kl.value(sides.student_lp, sides.teacher_lp)
-        values.append(value if sides.offset is None else value + sides.offset)
+        # Of a served teacher's answers the end may be the student's own.
+        values.append((value if sides.offset is None else value + sides.offset)[: row.get("own")])
     every = torch.cat(values).double()
     noise = 4 * float(every.std()) / math.sqrt(len(every)) if then.estimated else 0.0
     measured = cache.header.facts.get("measured") or {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from potstill.errors import RecipeError
 from potstill.recipe.recipe import Recipe
 from potstill.recipe.stages import StageSpec
 from potstill.runs import engines
+from potstill.runs.fits import require_comparable
 from potstill.signals.teacher import Teacher
 from potstill.stages._vectors import require_frozen
 from potstill.stages._workers import require_workers
@@ -28,7 +31,7 @@ def require_provided(recipe: Recipe, teacher: Teacher) -> None:
         "live": getattr(teacher, "live", True),
         "text": "text" in teacher.provides,
     }
-    captured = False
+    captured, served = False, teacher.reads is None
     for stage in recipe.stages:
         _require_batchwise(stage, teacher, captured)
         if isinstance(stage, Capture):
@@ -36,7 +39,6 @@ def require_provided(recipe: Recipe, teacher: Teacher) -> None:
         _require_beside(stage, teacher)
         if not captured:
             require_frozen(stage, teacher)
-        captured |= isinstance(stage, Capture)
         for need in sorted(stage.asks):
             if need == "distribution" and engines.keeps_alternatives(recipe, stage):
                 continue
@@ -48,6 +50,16 @@ def require_provided(recipe: Recipe, teacher: Teacher) -> None:
                 path=f"stages.{stage.name}",
                 fix=getattr(teacher, f"way_to_{need}", "Leave the stage out, or name another teacher."),
             )
+        if _compares(stage, captured) and not (served and engines.keeps_alternatives(recipe, stage)):
+            require_comparable(stage, teacher)
+        # What was captured before is of other text.
+        captured = isinstance(stage, Capture) or (captured and "text" not in stage.needs)
+
+
+def _compares(stage: StageSpec, captured: bool) -> TypeGuard[Distill]:
+    """Whether a stage reads the signals of the run's own teacher."""
+    own = isinstance(stage, Distill) and stage.self_teacher is None
+    return own and not (captured and "live" not in stage.asks)
 
 
 def _require_batchwise(stage: StageSpec, teacher: Teacher, captured: bool) -> None:

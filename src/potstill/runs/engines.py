@@ -15,6 +15,7 @@ from potstill.recipe.specs import Choice
 from potstill.recipe.stages import StageSpec
 from potstill.signals.teacher import Teacher
 from potstill.stages._later import problem_of
+from potstill.stages._states import require_shown
 from potstill.stages.distill import Distill
 from potstill.stages.generate import Generate
 
@@ -47,6 +48,10 @@ def require(recipe: Recipe, teacher: Teacher) -> None:
             if served:
                 _require_fields(stage, teacher)
             _require_keep(stage, teacher, served, constrained=_constrained(recipe))
+            if stage.keep == "topk" and not served:
+                name = getattr(teacher, "engine", "local") if stage.engine == "auto" else stage.engine.name
+                if name != "cached":
+                    require_shown(recipe.stages, stage.name, name)
     for stage in recipe.stages:
         if served and isinstance(stage, Distill) and keeps_alternatives(recipe, stage):
             _require_read(stage)

@@ -171,9 +171,10 @@ def _entry(values: Mapping[int, Any]) -> Entry:
     """
     values = {token: lp for token, lp in values.items() if lp is not None}
     for lp in values.values():
-        if not isinstance(lp, int | float) or math.isnan(lp):
+        if type(lp) not in (int, float) or lp != lp:
             raise DataError(f"has a position with {lp!r} as a log-probability.")
-    kept = {token: float(lp) for token, lp in values.items() if lp > ABSENT}
+    # What is above 0 is refused below; a number that no float holds as well.
+    kept = {token: float(min(lp, 2.0)) for token, lp in values.items() if lp > ABSENT}
     if not kept:
         raise DataError("has a position without any id of some probability.")
     if max(kept.values()) > 1e-4:

@@ -29,11 +29,11 @@ from potstill.models import loading
 from potstill.runs.foreign import ImportedRow, read_row
 from potstill.signals.support import NEG_INF
 from potstill.signals.topk import TopK
-from potstill.stages._captured import vocabulary_hash
+from potstill.stages._captured import tokenizer_identity, vocabulary_hash
 from potstill.store.artifacts import key_of
 from potstill.store.disk import discard, move_into_place, write_sealed
 from potstill.store.lines import write_lines
-from potstill.teachers.cached import ABOUT, GREEDY, SIGNALS, TOKENIZER, WRITTEN
+from potstill.teachers.cached import ABOUT, GREEDY, PROBE_ROWS, PROBES, SIGNALS, TOKENIZER, WRITTEN
 
 LEAST_HITS, CLEARER = 0.3, 1.5  # of own tokens among the likeliest ids, and against any other alignment
 BLOCK = 64  # rows
@@ -78,7 +78,7 @@ def import_rows(file: Path, to: Path, *, tokenizer: str, teacher: str) -> Import
         raise DataError("exists already.", path=str(to), fix="Name a new folder.")
     reader = _reader(tokenizer)
     rows, rejected = list[ImportedRow](), list[dict[str, str]]()
-    for record in read_files([str(file)]):
+    for record in read_files([str(file)], keep_nan=True):
         try:
             if record.value is None:
                 if record.problem:
@@ -102,19 +102,23 @@ def import_rows(file: Path, to: Path, *, tokenizer: str, teacher: str) -> Import
     fingerprint = f"{teacher} imported {_identity(rows, shift)[:16]}"
     facts = {"teacher": teacher, "tokenizer": vocabulary_hash(reader), "source": file.name}
     header = Header("topk", setting, fingerprint, reader.vocabulary.size, facts)
+    probes = list[dict[str, Any]]()
     with Writer(work / SIGNALS, header) as writer:
         for start in range(0, len(rows), BLOCK):
             block = []
             for row in rows[start : start + BLOCK]:
                 try:
                     block.append((cache_key(row.ids, row.scored), _signal(row, shift)))
+                    probes.append({"ids": row.ids, "scored": row.scored})
                 except (DataError, SignalError) as error:
                     rejected.append({"row": row.where, "reason": error.message.rstrip(".")})
             writer.add_block(block)
+            del probes[PROBE_ROWS:]
         stats = writer.finish()
     if not stats["examples"]:
         raise DataError(f"none of its rows can be used: {rejected[0]['reason']}.", path=str(file))
     reader.tokenizer.save_pretrained(work / TOKENIZER)
+    write_sealed(work / PROBES, {"rows": probes})
     _describe(work, reader, fingerprint, teacher)
     write_lines(work / REJECTED, rejected)
     move_into_place(work, to)
@@ -143,7 +147,7 @@ def _describe(folder: Path, reader: Reader, fingerprint: str, teacher: str) -> N
         "name": teacher, "key": key_of("import", {"teacher": fingerprint}), "fingerprint": fingerprint,
         "dtype": "float32", "layers": None, "context_length": None, "number_format": None, "licence": "",
         "sizes": {}, "end_ids": list(reader.stop_ids), "provides": {SIGNALS: ["topk"]}, "writes": None,
-        "answered": 0, "writing_seconds": 0.0, "prepared": {"tokenizer": vocabulary_hash(reader)},
+        "answered": 0, "writing_seconds": 0.0, "prepared": {"tokenizer": tokenizer_identity(reader)},
     }  # fmt: skip
     write_sealed(folder / ABOUT, about)
 

@@ -10,6 +10,7 @@ from potstill.recipe.stages import StageSpec, run_of
 from potstill.recipe.verbs import verbs
 from potstill.stages import _questions, _rows
 from potstill.stages._context import Context, State
+from potstill.stages._later import require_answers
 from potstill.store.folder import RunDir
 
 
@@ -24,11 +25,18 @@ def go(context: Context, folder: RunDir, until: str | None = None) -> State:
         if stage.trains and any(later.measures for later in stages):
             # What cannot be measured later is refused before hours of training.
             _questions.questions(state, context, 10**9)
-        state = run_of(stage)(stage, state, context)
-        folder.link(f"stages/{stage.name}", state.artifacts[stage.name].path)
-    if state.student is not None:
-        folder.link("student", state.student.path / "student")
+            require_answers(context, stage.name, state)
+        before, state = state, run_of(stage)(stage, state, context)
+        _link(stage.name, before, state, folder)
     return state
+
+
+def _link(name: str, before: State, state: State, folder: RunDir) -> None:
+    """Link what a stage left, and the signals that stand beside the answers of a served teacher."""
+    left, captured = state.artifacts[name].path, state.captured
+    folder.link(f"stages/{name}", left)
+    if captured is not None and captured is not before.captured and captured.path != left:
+        folder.link(f"stages/{name}.signals", captured.path)
 
 
 def upto(stages: Sequence[StageSpec], until: str | None) -> Sequence[StageSpec]:

@@ -14,7 +14,8 @@ from potstill.console import Console, silent
 from potstill.data.mix import Taken
 from potstill.devices import jobs, memory, ranks
 from potstill.errors import Interrupted, RecipeError
-from potstill.recipe.recipe import dump_yaml
+from potstill.models.source import find_source
+from potstill.recipe.recipe import Recipe, dump_yaml
 from potstill.report import gather
 from potstill.report.summary import Outcome
 from potstill.runs import pipeline, setup, status, tracking
@@ -141,6 +142,7 @@ def _together(
                 parts.notes,
                 _licences(parts),
                 _mix(state, context),
+                _base_model(opened.recipe, parts),
             )
             summary, verdict, outputs = ranks.by_first(lambda: gather.publish(folder, outcome))
             tracked.finish(summary)
@@ -155,6 +157,15 @@ def _licences(parts: Setup) -> dict[str, str]:
         return {"teacher": teacher, "student": teacher}
     own = getattr(student.plugin, "licence", None)
     return {"teacher": teacher, "student": own(student.context, **student.options) if own else ""}
+
+
+def _base_model(recipe: Recipe, parts: Setup) -> str:
+    """The model of the hub whose weights the student began with, a cut one's teacher; "" where it is none."""
+    name, options = (recipe.teacher if parts.student.cut else recipe.student).plugin
+    if name not in ("local", "layered", "model"):
+        return ""
+    source = find_source(options["model"], base=parts.base)
+    return source.location if source.kind == "hub" else ""
 
 
 def _examples(state: State, context: Context) -> dict[str, Examples]:

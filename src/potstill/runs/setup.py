@@ -16,7 +16,7 @@ from potstill.data.answers import domains_of, weights_of
 from potstill.data.asked import differ
 from potstill.data.reader import Reader, Readers, reader_of
 from potstill.data.template import Templater
-from potstill.devices import placement
+from potstill.devices import placement, ranks
 from potstill.errors import RecipeError
 from potstill.models import vocabulary
 from potstill.models.loading import best_device
@@ -27,14 +27,15 @@ from potstill.recipe.specs import Choice
 from potstill.recipe.training import Training
 from potstill.runs import engines, said, tracking
 from potstill.runs.demands import require_provided
+from potstill.runs.fits import require_keepable, require_plain_head
 from potstill.runs.rows import mix_of, require_mixable
 from potstill.runs.task import notes as task_notes
 from potstill.runs.task import read_rows, read_task, read_text
 from potstill.runs.teachers import average_for, build_teacher
+from potstill.runs.together import require_together
 from potstill.signals.teacher import Teacher
 from potstill.stages._context import Setup, StudentRef
 from potstill.stages._judging import try_filters
-from potstill.stages._later import needs_of
 from potstill.stages._objective import objective_of
 from potstill.stages._strategy import try_strategy
 from potstill.stages._verifying import require_rows
@@ -106,12 +107,14 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
     teacher = build_teacher(recipe.teacher.plugin, context)
     require_provided(recipe, teacher)
     engines.require(recipe, teacher)
+    require_together(recipe, teacher, ranks.world())
     student, student_reader, own_length = _student(recipe, base, device, teacher, template, reader)
     readers = Readers(teacher.reads, student_reader)
     compares = any("distribution" in stage.needs for stage in recipe.stages)
     for stage in recipe.stages:
         if isinstance(stage, Capture):
-            needs_of(recipe.stages, stage.name, partial=readers.partial)
+            require_keepable(recipe.stages, stage, teacher, partial=readers.partial)
+    require_plain_head(recipe, teacher, student)
     if teacher.reads is not None and compares:
         vocabulary.require_shared(teacher.reads.vocabulary, student_reader.vocabulary)
     engines.require_same_ids(recipe, teacher, student_reader)
@@ -212,11 +215,15 @@ def _student(
                 path="student",
                 fix="Name a model of its own.",
             )
-        return StudentRef(plugin, name, options, context, cut=True, template=template), teacher.reads, None
+        width = getattr(teacher, "hidden_width", None)
+        ref = StudentRef(plugin, name, options, context, cut=True, template=template, hidden_width=width)
+        return ref, teacher.reads, None
     reads = plugin.reads(context, **options)
     if template is None and not reads.tokenizer.chat_template and teacher.reads is not None:
         template = teacher.reads.tokenizer.chat_template
-    ref = StudentRef(plugin, name, options, context, cut=False, template=template)
+    ref = StudentRef(
+        plugin, name, options, context, cut=False, template=template, hidden_width=reads.hidden_width
+    )
     return ref, reader(reads.tokenizer, reads.end_ids, template), reads.context_length
 
 

@@ -62,7 +62,7 @@ def find_store(place: Path) -> Store:
     return store
 
 
-SIGNALS = ("capture", "kept")  # what holds teachers' signals
+SIGNALS = ("capture", "kept", "signals")  # what holds teachers' signals
 
 
 def listing(place: Path, only: Sequence[str] = ()) -> Usage:

@@ -8,7 +8,6 @@ mass is on its own tokens, and forward KL is the cross-entropy of the text.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from potstill.cache.header import Header
 from potstill.cache.keys import key_of as cache_key
 from potstill.cache.reader import Cache
 from potstill.cache.writer import Writer
-from potstill.data.reader import Reader
 from potstill.filters._patterns import masked
 from potstill.generate.alternatives import Prover, Uncertain, read
 from potstill.generate.served import Given
@@ -35,7 +33,17 @@ from potstill.stages._rows import ANSWERS
 from potstill.store.artifacts import Artifact, key_of
 from potstill.store.disk import write_sealed
 from potstill.store.lines import read_lines, write_lines
-from potstill.teachers.cached import ABOUT, GREEDY, PROBES, SIGNALS, TOKENIZER, WRITTEN, keys_of, reading_of
+from potstill.teachers.cached import (
+    ABOUT,
+    GREEDY,
+    PROBE_ROWS,
+    PROBES,
+    SIGNALS,
+    TOKENIZER,
+    WRITTEN,
+    keys_of,
+    reading_of,
+)
 from potstill.types import Example
 
 STAGE = "signals"
@@ -133,17 +141,6 @@ def kind_of(reason: str) -> str:
     return reason.partition(" (")[0]
 
 
-def identity_of(words: Reader) -> str:
-    """What identifies a tokenizer by which ids are proven: all that decides how it reads and writes text."""
-    backend = getattr(words.tokenizer, "backend_tokenizer", None)
-    whole = {} if backend is None else json.loads(backend.to_str())
-    about = {name: part for name, part in whole.items() if name not in ("padding", "truncation")}
-    tokens, special = sorted(words.vocabulary.tokens.items()), sorted(words.tokenizer.all_special_ids)
-    return key_of(
-        "tokenizer", {"tokens": tokens, "rules": about, "ends": [*words.stop_ids], "special": special}
-    )
-
-
 def header_of(teacher: Any) -> Header:
     """The description of a cache of alternatives: as many ids as come, in floats."""
     setting = {"threshold": 0.0, "most": 255, "bits": 32}
@@ -201,16 +198,20 @@ class Signals:
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Write the signal of every row, and all that a captured teacher is asked for."""
         as_text: Counter[str] = Counter()
+        probes: list[dict[str, Any]] = []
         with Writer(folder / SIGNALS, header_of(self._teacher)) as writer:
             for start in range(0, len(self._examples), BLOCK):
                 block = []
                 for row in self._examples[start : start + BLOCK]:
                     key = cache_key(row.input_ids, row.scored)
-                    signal, why = self._best(row, self._lines.get(key, ()))
+                    signal, why, own = self._best(row, self._lines.get(key, ()))
                     as_text.update([why] if why else [])
+                    if own and len(probes) < PROBE_ROWS:
+                        probes.append({"ids": row.input_ids, "scored": row.scored, "own": own})
                     block.append((key, signal))
                 writer.add_block(block)
             stats = writer.finish()
+        write_sealed(folder / PROBES, {"rows": probes})
         self._describe(folder)
         of, name = len(self._examples), self._name
         self._context.console.say(
@@ -223,25 +224,25 @@ class Signals:
             )
         return {"rows": of, "tokens": stats["tokens"], "as_text": dict(as_text)}
 
-    def _best(self, row: Example, lines: Sequence[Mapping[str, Any]]) -> tuple[TopK, str]:
-        """The signal of a row's scored positions, and why it is the text's alone, "" where it is not. Of several draws
-        of one text the first serves whose ids are certain."""
+    def _best(self, row: Example, lines: Sequence[Mapping[str, Any]]) -> tuple[TopK, str, int]:
+        """The signal of a row's scored positions, why it is the text's alone, "" where it is not, and of how many
+        positions it is the teacher's own. Of several draws of one text the first serves whose ids are certain."""
         targets = [index for index, scored in zip(row.input_ids, row.scored, strict=True) if scored]
         why = OTHER_SOURCE
         for line in lines:
-            signal, why = self._signal(targets, line)
+            signal, why, own = self._signal(targets, line)
             if not why:
-                return signal, ""
-        return hard_labels(targets), why
+                return signal, "", own
+        return hard_labels(targets), why, 0
 
-    def _signal(self, targets: Sequence[int], line: Mapping[str, Any]) -> tuple[TopK, str]:
-        """The signal that an answer gives to its own targets, and why it is the text's alone."""
+    def _signal(self, targets: Sequence[int], line: Mapping[str, Any]) -> tuple[TopK, str, int]:
+        """The signal that an answer gives to its own targets, as `_best` says it."""
         text = hard_labels(targets)
         if not line["ids"]:
-            return text, UNCERTAIN
+            return text, UNCERTAIN, 0
         own = self._prover.own(line["ids"])
         if targets[: len(own)] != list(own):
-            return text, OTHER_IDS
+            return text, OTHER_IDS, 0
         assert self._kept is not None
         # The end of the turn is the student's; it is the teacher's where both end by one token.
         known = next(
@@ -253,7 +254,7 @@ class Signals:
             min(len(targets), len(line["ids"])),
         )
         stored: Any = self._kept.batch([draw_key(line["prompt"], line["draw"])])
-        return _joined(stored.at(torch.arange(known)), text.at(slice(known, None))), ""
+        return _joined(stored.at(torch.arange(known)), text.at(slice(known, None))), "", known
 
     def _describe(self, folder: Path) -> None:
         """Write what a captured teacher says of itself."""
@@ -261,12 +262,11 @@ class Signals:
         teacher.words.tokenizer.save_pretrained(folder / TOKENIZER)
         for file in (WRITTEN, GREEDY):
             write_lines(folder / file, [])
-        write_sealed(folder / PROBES, {"rows": []})
         about = {
             "name": teacher.name, "key": self._key, "fingerprint": teacher.fingerprint, "dtype": "float32",
             "layers": None, "context_length": None, "number_format": None, "licence": teacher.licence, "sizes": {},
             "end_ids": list(teacher.words.stop_ids), "provides": {SIGNALS: ["topk"]}, "writes": None, "answered": 0,
-            "writing_seconds": 0.0, "prepared": prepared(self._context),
+            "writing_seconds": 0.0, "prepared": prepared(self._context.setup),
         }  # fmt: skip
         write_sealed(folder / ABOUT, about)
 

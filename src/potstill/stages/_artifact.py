@@ -99,6 +99,8 @@ def _produce(
                 if damage is not None:
                     aside = set_aside(context.store.place(kind, key))
                     context.console.warn(f"{name}: {damage.message} It is moved to {aside} and made again.")
+                elif (artifact := context.store.finished(kind, key)) is not None:
+                    return artifact
                 facts = _timed(context.store.work(kind, key), name, context, build, goes_on)
                 return context.store.finish(kind, key, inputs, facts)
         if not waiting and not free:

@@ -18,9 +18,10 @@ from potstill.errors import Interrupted, RecipeError
 from potstill.generate.sampling import Sampling
 from potstill.generate.served import Asked, Given, Spending, TextRequest
 from potstill.recipe.specs import EngineChoice
-from potstill.stages._alternatives import Alternatives, identity_of
+from potstill.stages._alternatives import Alternatives
 from potstill.stages._artifact import produce
 from potstill.stages._asked_facts import dates_of, facts_of
+from potstill.stages._captured import tokenizer_identity
 from potstill.stages._context import Context
 from potstill.stages._conversations import Draw, conversations, digest_of, repeated
 from potstill.stages._rows import ANSWERS, REJECTED
@@ -70,7 +71,7 @@ def ask(
     if (sent := _response_format(context)) is not None:
         inputs["response_format"] = sent
     if keep:
-        inputs["alternatives"] = [asking.alternatives, identity_of(teacher.words)]
+        inputs["alternatives"] = [asking.alternatives, tokenizer_identity(teacher.words)]
     return produce(context, STAGE, name, inputs, asking.build)
 
 

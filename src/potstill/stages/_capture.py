@@ -27,22 +27,31 @@ from potstill.stages._captured import vocabulary_hash
 from potstill.stages._context import Context, State
 from potstill.stages._entries import Entries
 from potstill.stages._kept import Kept
-from potstill.stages._later import Needs, asked_later, divergences_of, needs_of
-from potstill.stages._mending import ALIKE, KEPT, LATE, MENDS, PLACES, STAGE, damage_of, take_over
+from potstill.stages._later import Needs, asked_later, compared_of, needs_of
+from potstill.stages._mending import (
+    ALIKE,
+    KEPT,
+    LATE,
+    PLACES,
+    STAGE,
+    begin_repair,
+    end_repair,
+    noted,
+    take_over,
+)
 from potstill.stages._passes import pass_through
 from potstill.stages._plan import Plan, drawn_order, each_once, plan_of
 from potstill.stages._states import dtype_of, kept_by
 from potstill.stages._vectors import FrozenHead, frozen_head
-from potstill.stages._workers import workers_of
+from potstill.stages._workers import require_workers, workers_of
 from potstill.stages._writing import Writing, in_bytes
 from potstill.stages.capture import Capture
 from potstill.store.artifacts import Artifact, key_of
-from potstill.store.disk import discard, read_sealed, set_aside, write_sealed, write_text
+from potstill.store.disk import read_sealed, write_sealed, write_text
 from potstill.teachers.cached import HELDOUT, SIGNALS
 from potstill.types import Example
 
 VERSION = 1  # raised when a capture changes its meaning
-_STORED = "topk", "sampled", "topk_sampled", "kl_vector"  # kinds that are no whole distribution
 WHOLE = 0, 1  # the share of a process alone
 SAMPLE_TOKENS = 512  # scored tokens of the rows on which settings are measured
 
@@ -65,18 +74,15 @@ def repaired(spec: Capture, state: State, context: Context) -> tuple[Artifact, l
     """A finished capture whose every byte is right, and what was damaged: the rows of damaged blocks alone are asked
     about again, and the files are those of an undisturbed one. One that is not finished is finished.
 
+    Rows that a deadline left out stay left out (see `_mending`). A repair that was stopped is gone on with.
+
     Raises:
         MachineError: the disk is too small.
     """
     job = job_of(spec, state, context)
-    place = context.store.place(STAGE, job.key)
-    damage = damage_of(place) if place.is_dir() else []
-    if damage:
-        aside = set_aside(place)
-        context.console.say(f"{spec.name}: {len(damage)} damaged places; it is moved to {aside} and mended")
+    damage = begin_repair(job)
     artifact = made(job)
-    if damage:
-        discard(aside)
+    end_repair(job)
     return artifact, damage
 
 
@@ -175,16 +181,19 @@ class Job:
 
     def write(self, folder: Path, share: tuple[int, int] = WHOLE) -> Written:
         """Ask about the rows of this process's parts that are not there yet; all processes call it."""
+        require_workers(self.spec, self.teacher)
         if hasattr(self.teacher, "prepare"):
             pass_through(self, share)
-        ends = None if self.spec.deadline is None else time.monotonic() + seconds_of(self.spec.deadline)
-        if share == WHOLE and ranks.by_first(lambda: any(folder.glob(f"{LATE}*"))):
-            ends = -math.inf
+        ends, damaged = self._ends(folder, share), ranks.by_first(lambda: noted(folder))
+        left_out = frozenset[str]() if damaged is None else damaged.left_out or frozenset()
+        if damaged is not None and damaged.left_out is not None:
+            ends = None  # what was captured comes back, however long that takes
         kept = self._kept(folder)
         caches = {HELDOUT: (self.heldout, kept.whole(self.dtype)), SIGNALS: (self.rows, kept)}
         plans = {place: self._plan(rows, how) for place, (rows, how) in caches.items()}
+        plans[SIGNALS] = plans[SIGNALS].without(left_out)
         self._say(kept, sum(how.size(plans[place].count) for place, (_, how) in caches.items()))
-        whole, mending = True, ranks.by_first((folder / MENDS).is_file)
+        whole, mending = True, damaged is not None
         with workers_of(self) as workers:
             for place, (_, how) in caches.items():
                 writing = Writing(self, folder / place, self.header(how), plans[place], how.bytes_per_token)
@@ -193,6 +202,12 @@ class Job:
                 whole = writing.go(share, end, mending=mending, workers=workers) and whole
         self.context.stop_together()
         return Written(kept, plans, not ranks.anyone(not whole))
+
+    def _ends(self, folder: Path, share: tuple[int, int]) -> float | None:
+        """The time of `time.monotonic` at which this process's deadline is; it is over where that of a share was."""
+        if share == WHOLE and ranks.by_first(lambda: any(folder.glob(f"{LATE}*"))):
+            return -math.inf
+        return None if self.spec.deadline is None else time.monotonic() + seconds_of(self.spec.deadline)
 
     @cached_property
     def student(self) -> FrozenHead | None:
@@ -206,8 +221,7 @@ class Job:
     @property
     def divergences(self) -> Sequence[Divergence]:
         """What later stages compare, where they can read anything but whole distributions."""
-        whole = not any(kind in self.needs.kinds for kind in _STORED)
-        return () if whole else divergences_of(self.context.stages, self.spec.name)
+        return compared_of(self.context.stages, self.spec.name, self.needs)
 
     @property
     def dtype(self) -> str:

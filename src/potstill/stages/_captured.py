@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from potstill.data.reader import Reader
 from potstill.errors import DataError, RecipeError
 from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
-from potstill.stages._context import Context, State
+from potstill.stages._context import Context, Setup, State
 from potstill.stages._training_rows import TrainingRows
 from potstill.store.artifacts import key_of
 from potstill.teachers._remembering import Remembering
@@ -101,42 +102,63 @@ def reached(name: str, rows: TrainingRows, teacher: Teacher, context: Context) -
 def _reached(rows: Sequence[Example], teacher: Any, context: Context) -> list[Example]:
     kept = []
     for row in rows:
-        reading = reading_of(row)
-        lacking = [cache for cache in teacher.caches(row) if any(reading.scored) and not cache.holds(reading)]
-        for cache in lacking:
-            if not cache.not_reached(reading):
-                raise cache.miss(row.id, differences(cache, context))
-        if not lacking:
+        absent = lacking(row, teacher)
+        for cache in absent:
+            if not cache.not_reached(reading_of(row)):
+                raise cache.miss(row.id, differences(cache, context.setup))
+        if not absent:
             kept.append(row)
     return kept
 
 
-def prepared(context: Context) -> dict[str, Any]:
+def lacking(row: Example, teacher: Any) -> list[CachedTeacher]:
+    """The caches that are asked about a row and do not hold it."""
+    reading = reading_of(row)
+    if not any(reading.scored):
+        return []
+    return [cache for cache in teacher.caches(row) if not cache.holds(reading)]
+
+
+def prepared(setup: Setup) -> dict[str, Any]:
     """What decides on the ids of a row, for the capture to keep and a miss to compare."""
-    readers, setup = context.setup.readers, context.setup
+    readers = setup.readers
     reader = readers.of_prompts
     return {
         "template": reader.templater.fingerprint,
-        "tokenizer": vocabulary_hash(reader),
+        "tokenizer": tokenizer_identity(reader),
         "student's template": readers.student.templater.fingerprint,
-        "student's tokenizer": vocabulary_hash(readers.student),
+        "student's tokenizer": tokenizer_identity(readers.student),
         "max_length": setup.max_length,
         "data seed": setup.data_seed,
     }
 
 
-def differences(teacher: CachedTeacher, context: Context) -> str:
-    """What was prepared otherwise than for the capture, as a sentence; "" where nothing is known to differ."""
-    then, now = teacher.facts["prepared"], prepared(context)
+def differences(teacher: CachedTeacher, setup: Setup) -> str:
+    """What was prepared otherwise than for the capture, as a sentence."""
+    then, now = teacher.facts["prepared"], prepared(setup)
     different = [name for name in now if name in then and then[name] != now[name]]
     if not different:
-        known = ", ".join(name for name in now if name in then)
-        return f"The {known} are those of the capture: the rows or their answers differ."
+        same = [name for name in now if name in then]
+        if not same:
+            return "How its rows were prepared is not known."
+        are = "are those" if len(same) > 1 else "is that"
+        return f"The {', '.join(same)} {are} of the capture: the rows or their answers differ."
     shown = (f"{name} ({then[name]} then, {now[name]} now)" for name in different if name in _SHOWN)
     return f"What differs: {', '.join([*(name for name in different if name not in _SHOWN), *shown])}."
 
 
 _SHOWN = ("max_length", "data seed")
+
+
+def tokenizer_identity(reader: Reader) -> str:
+    """What identifies a tokenizer by all that decides how it reads and writes text."""
+    backend = getattr(reader.tokenizer, "backend_tokenizer", None)
+    whole = {} if backend is None else json.loads(backend.to_str())
+    about = {name: part for name, part in whole.items() if name not in ("padding", "truncation")}
+    tokens, special = sorted(reader.vocabulary.tokens.items()), sorted(reader.tokenizer.all_special_ids)
+    return key_of(
+        "tokenizer", {"tokens": tokens, "rules": about, "ends": [*reader.stop_ids], "special": special}
+    )
 
 
 def vocabulary_hash(reader: Reader) -> str:

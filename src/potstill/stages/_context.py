@@ -41,6 +41,7 @@ class StudentRef:
     context: StudentContext  # as far as it is known before the first stage
     cut: bool  # from the teacher, not yet healed
     template: str | None  # the chat template that it is trained with, where it is not its tokenizer's own
+    hidden_width: int | None = None  # values that its output layer reads, where that is known
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from potstill.data.questions import Question
-from potstill.data.reader import Reader
+from potstill.data.reader import Reader, Readers
 from potstill.data.task import Task
 from potstill.evaluate.subject import Metric
 from potstill.models import loading
@@ -56,18 +56,7 @@ class Job:
     @cached_property
     def foreign(self) -> str:
         """Why the teacher's distribution cannot be compared; empty if it can."""
-        readers = self.context.setup.readers
-        if readers.teacher is None and not self.teacher.provides & {"dense"}:
-            return "the teacher gives text alone"
-        if not readers.same_prompts and any(example.reading is None for example in self.examples):
-            return "teacher and student are asked in different words"
-        if not readers.comparable:
-            return "teacher and student have different vocabularies"
-        if rows := sum(bool(readers.foreign(example.input_ids)) for example in self.examples):
-            return (
-                f"{rows} of {len(self.examples)} held-out rows hold ids that the teacher's vocabulary lacks"
-            )
-        return "" if "dense" in self.teacher.provides else NOT_WHOLE
+        return not_comparable(self.teacher, self.context.setup.readers, self.examples)
 
     @cached_property
     def compared(self) -> Teacher | None:
@@ -91,3 +80,16 @@ class Job:
     def needs(self, what: str) -> bool:
         """Whether any metric needs the scores, or the answers."""
         return any(what in metric.needs for metric in self.metrics)
+
+
+def not_comparable(teacher: Teacher, readers: Readers, examples: Sequence[Example]) -> str:
+    """Why models cannot be compared with the teacher's distribution on these rows; empty if they can."""
+    if readers.teacher is None and not teacher.provides & {"dense"}:
+        return "the teacher gives text alone"
+    if not readers.same_prompts and any(example.reading is None for example in examples):
+        return "teacher and student are asked in different words"
+    if not readers.comparable:
+        return "teacher and student have different vocabularies"
+    if rows := sum(bool(readers.foreign(example.input_ids)) for example in examples):
+        return f"{rows} of {len(examples)} held-out rows hold ids that the teacher's vocabulary lacks"
+    return "" if "dense" in teacher.provides else NOT_WHOLE

@@ -25,6 +25,7 @@ GIVES: Mapping[str, str] = {
     "hidden": "dense", "topk": "topk", "topk_sampled": "sampled", "sampled": "sampled", "kl_vector": "vector",
     "token": "token",
 }  # fmt: skip
+STORED = frozenset({"topk", "sampled", "topk_sampled", "kl_vector"})  # kinds that are no whole distribution
 AT_ONE = frozenset({"sampled", "topk_sampled", "kl_vector"})  # kinds that serve the temperature 1 alone
 
 
@@ -64,12 +65,12 @@ def needs_of(stages: Sequence[StageSpec], name: str, *, partial: bool = False) -
             path=f"stages.{name}.signal",
             fix=f"Use {usable}, or auto.",
         )
-    if keeper := _keeper_of_ids(stages[:at]):
+    if keeper := keeper_of_ids(stages[:at]):
         _require_ids_serve(keeper, spec, why.get("topk"))
     return Needs(tuple(kind for kind in GIVES if kind not in why), tuple(sorted(temperatures)))
 
 
-def _keeper_of_ids(before: Sequence[StageSpec]) -> Generate | None:
+def keeper_of_ids(before: Sequence[StageSpec]) -> Generate | None:
     """The stage whose answers' likeliest ids were kept; None where states were, or nothing."""
     written = next((stage for stage in reversed(before) if "text" in stage.needs), None)
     return written if isinstance(written, Generate) and written.keep == "topk" else None
@@ -102,11 +103,19 @@ def temperatures_behind(stages: Sequence[StageSpec], name: str) -> list[float]:
     return [1.0]
 
 
+def readers_of(stages: Sequence[StageSpec], name: str) -> list[Distill]:
+    """The stages that read the capture `name`."""
+    return [*_readers(_behind(stages, name))]
+
+
 def divergences_of(stages: Sequence[StageSpec], name: str) -> list[Divergence]:
     """What the stages that read the capture `name` compare."""
-    names = [stage.name for stage in stages]
-    after = stages[names.index(name) + 1 :] if name in names else ()
-    return [one for stage in _readers(after) for one in objective_of(stage).compared.values()]
+    return [one for stage in readers_of(stages, name) for one in objective_of(stage).compared.values()]
+
+
+def compared_of(stages: Sequence[StageSpec], name: str, needs: Needs) -> list[Divergence]:
+    """The same, where they can read anything but whole distributions."""
+    return divergences_of(stages, name) if STORED & {*needs.kinds} else []
 
 
 def asked_later(context: Context, name: str, state: State) -> tuple[Sequence[Any], int] | None:
@@ -114,14 +123,34 @@ def asked_later(context: Context, name: str, state: State) -> tuple[Sequence[Any
 
     Without a stage that measures, those of one with its defaults: a cache is measured with elsewhere.
     """
-    names = [stage.name for stage in context.stages]
-    after = context.stages[names.index(name) + 1 :] if name in names else ()
+    after, task = _behind(context.stages, name), getattr(context.setup.task, "type", None)
     measuring = [stage for stage in after if isinstance(stage, Evaluate)] or [Evaluate()]
     for written in measuring:
-        if any("answers" in metric.needs for metric in metrics_of(written.metrics)):
+        if any("answers" in metric.needs for metric in metrics_of(written.metrics, task)):
             settled, _ = context.settle(written, state)
             return _evaluation.asked(written, settled, state, context)
     return None
+
+
+def require_answers(context: Context, name: str, state: State) -> None:
+    """Refuse an evaluation behind the stage `name` of answers that the teacher did not write before it left.
+
+    Raises:
+        CacheMiss: names what was answered.
+    """
+    teacher: Any = context.setup.teacher
+    after = _behind(context.stages, name)
+    measured = any(isinstance(stage, Evaluate) for stage in after)
+    if not hasattr(teacher, "greedy") or not teacher.facts["answered"] or not measured:
+        return
+    if not any("text" in stage.needs for stage in after) and (asked := asked_later(context, name, state)):
+        questions, most = asked
+        teacher.greedy([question.teacher_prompt_ids for question in questions], most)
+
+
+def _behind(stages: Sequence[StageSpec], name: str) -> Sequence[StageSpec]:
+    names = [stage.name for stage in stages]
+    return stages[names.index(name) + 1 :] if name in names else ()
 
 
 def _readers(stages: Sequence[StageSpec]) -> Iterator[Distill]:

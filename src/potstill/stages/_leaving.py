@@ -19,12 +19,20 @@ from potstill.stages._rows import ANSWERS
 from potstill.store.artifacts import Artifact
 from potstill.store.disk import discard, write_sealed
 from potstill.store.lines import read_lines, write_lines
-from potstill.teachers.cached import ABOUT, GREEDY, HELDOUT, LEFT_OUT, PROBES, SIGNALS, TOKENIZER, WRITTEN
+from potstill.teachers.cached import (
+    ABOUT,
+    GREEDY,
+    HELDOUT,
+    LEFT_OUT,
+    PROBE_ROWS,
+    PROBES,
+    SIGNALS,
+    TOKENIZER,
+    WRITTEN,
+)
 
 if TYPE_CHECKING:
     from potstill.stages._capture import Job, Written
-
-PROBE_ROWS = 8  # about which a live teacher can be asked again
 
 
 def finish(job: Job, folder: Path, written: Written, greedy: Artifact | None) -> Mapping[str, Any]:
@@ -99,7 +107,7 @@ def _belongings(job: Job, folder: Path, written: Written, greedy: Artifact | Non
         "writes": None if texts is None else {name: texts.manifest["inputs"].get(name) for name in OF_TEXT},
         "answered": len(answered),
         "writing_seconds": 0.0 if greedy is None else greedy.facts["writing_seconds"],
-        "prepared": prepared(job.context),
+        "prepared": prepared(job.context.setup),
     }
     write_sealed(folder / ABOUT, about)
 

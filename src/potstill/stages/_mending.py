@@ -1,15 +1,22 @@
-"""A capture that goes on with what another one left: one with another deadline, or a damaged one."""
+"""A capture that goes on with what another one left: one with another deadline, or a damaged one.
+
+A damaged capture is made as it was. Its folder stands for its inputs, and students were trained on what it held, so
+rows that its deadline left out stay left out: a later deadline is another capture, which goes on with this one.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potstill.cache import blocks, heads
+from potstill.cache import blocks, heads, index
 from potstill.cache.files import Folder
+from potstill.cache.index import Index
 from potstill.cache.keys import key_of
 from potstill.cache.mending import Mender
 from potstill.cache.reader import Cache
@@ -17,7 +24,7 @@ from potstill.cache.writer import completed
 from potstill.errors import ArtifactError
 from potstill.store import disk
 from potstill.store.artifacts import MANIFEST
-from potstill.teachers.cached import HELDOUT, SIGNALS
+from potstill.teachers.cached import HELDOUT, LEFT_OUT, SIGNALS
 
 if TYPE_CHECKING:
     from potstill.stages._capture import Job
@@ -26,21 +33,111 @@ if TYPE_CHECKING:
 STAGE = "capture"
 ALIKE = "alike"  # all that a capture depends on, but for its deadline
 KEPT = ".kept.json"
-MENDS = ".mends"  # in a folder whose blocks come from a damaged cache
+MENDS = ".mends"  # in a folder whose blocks come from a damaged cache: what was known of it
 LATE = ".late-"  # and the number of a share that came to its deadline
 BEGIN = ".begin.lock"
 PLACES = SIGNALS, HELDOUT
 
 
-def damage_of(folder: Path) -> list[str]:
-    """What is damaged in a finished capture's caches, a sentence each; every byte is read."""
-    damage: list[str] = []
+@dataclass(frozen=True)
+class Damaged:
+    """What a damaged capture said before anything of it was moved.
+
+    `damage` has a sentence for each damaged place, `left_out` the keys in hex of the rows that its deadline left out;
+    None where nothing that can be read says so.
+    """
+
+    damage: tuple[str, ...]
+    left_out: frozenset[str] | None
+
+
+def damage_of(job: Job) -> list[str]:
+    """What is damaged in a finished capture, a sentence each; every byte is read."""
+    folder, damage = job.context.store.place(STAGE, job.key), list[str]()
     for place in PLACES:
         try:
             damage += Cache.open(folder / place).verify()
         except ArtifactError as error:
             damage.append(error.message)
+    if not damage:
+        try:
+            job.context.store.find(STAGE, job.key)
+        except ArtifactError as error:
+            damage.append(error.message)
     return damage
+
+
+def begin_repair(job: Job) -> list[str]:
+    """Move a damaged capture aside, to be mended by the build of its artifact; what is damaged, a sentence each.
+
+    Where an earlier repair was stopped, what that one read.
+    """
+    store, console = job.context.store, job.context.console
+    place = store.place(STAGE, job.key)
+    if not place.is_dir():
+        stopped = noted(store.work(STAGE, job.key))
+        if stopped is None and not _aside(job):
+            return []
+        console.say(f"{job.spec.name}: goes on with a repair that was stopped")
+        return [f"{place} was moved aside, damaged"] if stopped is None else [*stopped.damage]
+    damage = damage_of(job)
+    if damage:
+        # First: behind the move nobody else knows that the blocks are to be read.
+        _note(job, store.work(STAGE, job.key), place, damage)
+        aside = disk.set_aside(place)
+        console.say(f"{job.spec.name}: {len(damage)} damaged places; it is moved to {aside} and mended")
+    return damage
+
+
+def end_repair(job: Job) -> None:
+    """Remove what stands aside, once the capture is whole in its place."""
+    for aside in _aside(job):
+        disk.discard(aside)
+    disk.sweep(job.context.store.root)
+
+
+def noted(folder: Path) -> Damaged | None:
+    """What is known of the damaged capture that is mended in `folder`; None where none is."""
+    if not (folder / MENDS).is_file():
+        return None
+    try:
+        value = disk.read_sealed(folder / MENDS)
+        left_out = value["left_out"]
+        return Damaged(tuple(value["damage"]), None if left_out is None else frozenset(left_out))
+    except (ArtifactError, KeyError):
+        return Damaged((), None)  # begun by an earlier version
+
+
+def _note(job: Job, folder: Path, damaged: Path, damage: Sequence[str]) -> None:
+    disk.write_sealed(folder / MENDS, {"damage": [*damage], "left_out": _left_out(job, damaged)})
+
+
+def _left_out(job: Job, damaged: Path) -> list[str] | None:
+    """The keys of the rows that a capture's deadline left out; three of its files say so, any of them is enough."""
+    if job.spec.deadline is None:
+        return []
+    with suppress(ArtifactError, KeyError):
+        return [*disk.read_sealed(damaged / LEFT_OUT)["keys"]]
+    with suppress(ArtifactError, KeyError):
+        facts = disk.read_sealed(damaged / MANIFEST)["facts"]
+        if facts["rows"] == facts["planned_rows"]:
+            return []
+    with suppress(ArtifactError, OSError):
+        listed = Index.from_bytes((damaged / SIGNALS / index.NAME).read_bytes())
+        every = (key_of(row.input_ids, row.scored) for row in job.rows)
+        return [key.hex() for key in every if listed.find(key) is None]
+    return None
+
+
+def _aside(job: Job) -> list[Path]:
+    """Where damaged captures of these inputs were moved, the last one first."""
+    asides = job.context.store.aside(STAGE, job.key)
+    return [path for path in asides if any((path / place).is_dir() for place in PLACES)]
+
+
+def _full(asides: Sequence[Path]) -> list[Path]:
+    """Those that still hold blocks."""
+    return [path for path in asides if any(path.rglob("shard-*.bin"))]
 
 
 def take_over(job: Job, folder: Path) -> None:
@@ -55,16 +152,18 @@ def take_over(job: Job, folder: Path) -> None:
 def _begin(job: Job, folder: Path) -> None:
     if (folder / KEPT).is_file():
         return
-    damaged = (path for path in job.context.store.aside(STAGE, job.key) if any(path.rglob("shard-*.bin")))
-    if (aside := next(damaged, None)) is not None:
-        _take_damaged(job, aside, folder)
-    elif not (folder / MENDS).is_file():
+    asides, begun = _aside(job), (folder / MENDS).is_file()
+    # Of one from which all blocks were moved, before an interruption, the rest is still to be taken.
+    if damaged := _full(asides) or (asides if begun else []):
+        _take_damaged(job, damaged[0], folder)
+    elif not begun:
         _take_copy(job, folder)
 
 
 def _take_damaged(job: Job, aside: Path, folder: Path) -> None:
     """Move the blocks of a damaged capture here; `mend` looks at each of them."""
-    disk.write_text(folder / MENDS, "")
+    if noted(folder) is None:
+        _note(job, folder, aside, [f"{aside} was moved there, damaged"])
     for place in PLACES:
         (folder / place).mkdir(exist_ok=True)
         for file in (aside / place).glob("shard-*.bin"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -48,6 +48,15 @@ class Plan:
     def count(self) -> int:
         """Scored tokens."""
         return sum(block.count for part in self.parts for block in part)
+
+    def without(self, left_out: Collection[str]) -> Plan:
+        """The same parts without the blocks all of whose rows' keys, in hex, are left out."""
+        return Plan(
+            tuple(
+                tuple(block for block in part if any(_hex(row) not in left_out for row in block.rows))
+                for part in self.parts
+            )
+        )
 
 
 def each_once(examples: Iterable[Example]) -> list[Example]:
@@ -123,6 +132,10 @@ def _batches(rows: Sequence[Example], tokens: int) -> Iterator[tuple[Example, ..
         batch += group
     if batch:
         yield tuple(batch)
+
+
+def _hex(row: Example) -> str:
+    return key_of(row.input_ids, row.scored).hex()
 
 
 def _groups(

@@ -7,7 +7,7 @@ from them. Both are the teacher's own word at temperature 1: top-p, top-k and th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from potstill.devices import ranks
 from potstill.errors import RecipeError
 from potstill.generate.request import Completion, Request
 from potstill.models import anatomy
+from potstill.recipe.stages import StageSpec
 from potstill.signals.hidden import Hidden
 from potstill.signals.topk import TopK
 from potstill.stages._context import Context
@@ -96,15 +97,23 @@ def header_of(keep: str, name: str, engine: str, context: Context) -> Header:
     if keep == "hidden":
         setting: Mapping[str, Any] = {"format": "fp16", "dtype": dtype_of(teacher)}
     else:
-        temperatures = temperatures_behind(context.stages, name)
-        if engine != "local" and set(temperatures) != {1.0}:
-            raise RecipeError(
-                f"topk serves the temperature 1 alone: {engine} shows no log-sum-exp at others.",
-                path=f"stages.{name}.keep",
-                fix="Use engine: local, or temperature: 1 in the stages behind.",
-            )
-        setting = {**TOPK, "temperatures": temperatures}
+        require_shown(context.stages, name, engine)
+        setting = {**TOPK, "temperatures": temperatures_behind(context.stages, name)}
     return Header(keep, fidelity.codec(keep).check(setting), teacher.fingerprint, vocabulary)
+
+
+def require_shown(stages: Sequence[StageSpec], name: str, engine: str) -> None:
+    """Refuse to keep the likeliest ids of the stage `name` where its engine shows less than later stages read.
+
+    Raises:
+        RecipeError: a later stage reads at another temperature than 1.
+    """
+    if engine != "local" and set(temperatures_behind(stages, name)) != {1.0}:
+        raise RecipeError(
+            f"topk serves the temperature 1 alone: {engine} shows no log-sum-exp at others.",
+            path=f"stages.{name}.keep",
+            fix="Use engine: local, or temperature: 1 in the stages behind.",
+        )
 
 
 def opened(folder: Path, header: Header, request: Request) -> States:

@@ -45,6 +45,7 @@ from potstill.train.loop import Hooks, Progress, plan_epoch, train
 from potstill.train.optimizer import make_optimizer
 from potstill.train.step import StudentModule
 from potstill.train.validation import Validation
+from potstill.types import Example
 
 VERSION = 2  # raised when training changes its meaning
 
@@ -66,7 +67,7 @@ def train_student(
         rows,
         objective,
         teacher,
-        _steps(spec, rows, context.seed),
+        steps_of(spec, rows.train, context.seed),
         context,
         sharding_of(student, context),
     )
@@ -82,6 +83,8 @@ def train_student(
         "settings": spec.identity() | {"steps": run.steps, "seed": context.seed},
         "stop_ids": context.setup.readers.student.stop_ids,
     }
+    if spec.normalize == "sequence_mean":
+        inputs["validated"] = "by row"  # earlier artifacts counted every token of it alike
     for name in ("self_teacher", "privileged"):
         if (chosen := getattr(spec, name, None)) is not None:
             inputs[name] = chosen.model_dump(mode="json")
@@ -96,13 +99,13 @@ def train_student(
     return trained
 
 
-def _steps(spec: Training, rows: TrainingRows, seed: int) -> int:
+def steps_of(spec: Training, rows: Sequence[Example], seed: int) -> int:
     """Optimizer steps in all: as the stage says, or as many as its epochs have."""
     if spec.steps is not None:
         return spec.steps
     assert spec.epochs is not None
     whole, part = divmod(spec.epochs, 1)
-    planned = [len(plan_epoch(spec, rows.train, seed, epoch)) for epoch in range(int(whole) + 1)]
+    planned = [len(plan_epoch(spec, rows, seed, epoch)) for epoch in range(int(whole) + 1)]
     return max(1, spec.passes * (sum(planned[:-1]) + round(part * planned[-1])))
 
 
@@ -231,6 +234,7 @@ def _validation(run: Run, objective: Objective) -> Validation:
         tokens=settled(run.spec.micro_batch_tokens),
         pad_id=run.pad_id,
         before_batch=run.context.stop_together,
+        by_row=run.spec.normalize == "sequence_mean",
     )
 
 

@@ -18,12 +18,14 @@ from potstill.cache.header import Header
 from potstill.cache.keys import key_of
 from potstill.cache.reader import Cache
 from potstill.cache.writer import Writer
+from potstill.console import Bar
 from potstill.errors import MachineError, RecipeError
 from potstill.generate import ray
 from potstill.models import loading
 from potstill.stages._entries import Entries
 from potstill.stages._plan import Block
 from potstill.stages._vectors import FrozenHead
+from potstill.stages._writing import in_bytes
 from potstill.stages.capture import Capture
 from potstill.teachers.local import LocalTeacher
 
@@ -94,7 +96,8 @@ class Workers:
         header: Header,
         parts: Sequence[tuple[int, tuple[Block, ...]]],
         ends: float | None,
-        bar: Any,
+        bar: Bar,
+        bytes_per_token: float,
     ) -> bool:
         """Write parts; false where a deadline (of `time.monotonic`) or a signal came first."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ class Workers:
         for number, written in self._pool.each(tasks, lambda: bool(stopped())):
             whole = whole and written
             done += sum(block.count for block in tasks[number].blocks)
-            bar.update(done)
+            bar.update(done, in_bytes(done * bytes_per_token))
         return whole and not stopped()
 
 
@@ -133,7 +136,6 @@ def require_workers(spec: Capture, teacher: Any) -> None:
 def workers_of(job: Job) -> Iterator[Workers | None]:
     """The workers that a capture's engine names, until the end of the block; None where this process asks by itself."""
     spec, teacher = job.spec, job.teacher
-    require_workers(spec, teacher)
     if spec.engine.name != "ray":
         yield None
         return

@@ -54,7 +54,7 @@ class Writing:
         """
         context, name = self.job.context, self.job.spec.name
         parts = [part for part in range(len(self.plan.parts)) if part % share[1] == share[0]]
-        mine = parts if self._together else [*ranks.mine(parts)]
+        mine = [part for part in (parts if self._together else ranks.mine(parts)) if self.plan.parts[part]]
         total = sum(block.count for part in mine for block in self.plan.parts[part])
         done = 0
         with context.console.bar(f"{name}: the teacher reads {self.folder.name}", total) as bar:
@@ -62,7 +62,7 @@ class Writing:
                 return False
             if workers is not None:
                 blocks = [(part, self.plan.parts[part]) for part in mine]
-                return workers.write(self.folder, self.header, blocks, ends, bar)
+                return workers.write(self.folder, self.header, blocks, ends, bar, self.bytes_per_token)
             for part in mine:
                 with self._writer(part) as writer:
                     if writer is not None and writer.headless:

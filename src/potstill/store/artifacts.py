@@ -194,8 +194,7 @@ class Store:
 
     def finish(self, stage: str, key: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
         """Write the manifest with every file's size and hash, and move the work folder into its place."""
-        work, place = self.work(stage, key), self.place(stage, key)
-        scratch = [path for path in sorted(work.rglob("*")) if path.name.startswith(".")]
+        work = self.work(stage, key)
         files = {
             str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
             for path in sorted(work.rglob("*"))
@@ -215,6 +214,18 @@ class Store:
             if (made := self.find(stage, key)) is not None:  # by a run on a file system without locks
                 discard(work)
                 return made
+        return self._appear(work, self.place(stage, key))
+
+    def finished(self, stage: str, key: str) -> Artifact | None:
+        """The artifact whose build was killed as it moved into its place: it moves there now. None where none is whole."""
+        work = self.root / f"{BUILDING}{_name(stage, key)}"
+        try:
+            return self._appear(work, self.place(stage, key)) if read(work).key == key else None
+        except ArtifactError:
+            return None
+
+    def _appear(self, work: Path, place: Path) -> Artifact:
+        scratch = [path for path in sorted(work.rglob("*")) if path.name.startswith(".")]
         if os.path.lexists(place):
             make_way(place)
         # What a build goes on with stays until the artifact is whole and on disk, and is away before it appears.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from potstill.errors import ArtifactError, MachineError
 from potstill.store import disk
@@ -167,6 +168,30 @@ class RunDir:
         temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
         temporary.rename(place)
 
+    def export(self, name: str, source: Path, texts: Mapping[str, str]) -> Path:
+        """Put the files of a folder of the store and `texts` beside them behind the link `name`, and return that.
+
+        The folder is the run's own: what belongs to one run stays out of an artifact that several share. Its files
+        are hard links, and so whole ones for whoever copies it; where the disk has none, symbolic ones.
+
+        Raises:
+            MachineError: there is a folder in the link's place.
+        """
+        _refuse_folder(self.path / name)
+        made = self.path / f".{name}-{uuid4().hex}"
+        for file in sorted(source.rglob("*")):
+            place = made / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_file() and place.name not in texts:
+                _share(file, place)
+        for text_name, text in texts.items():
+            disk.write_text(made / text_name, text)
+        self.link(name, made)
+        for older in self.path.glob(f".{name}-*"):
+            if older != made:
+                disk.discard(older)
+        return self.path / name
+
     def keep_links(self, folder: str, names: Collection[str]) -> None:
         """Remove the links in `folder` that are not named."""
         for place in (self.path / folder).glob("*"):
@@ -193,6 +218,14 @@ class Onlooker(RunDir):
 
     def keep_links(self, folder: str, names: Collection[str]) -> None:
         """Leave it to the first process."""
+
+
+def _share(file: Path, place: Path) -> None:
+    """Let a file stand at a second place without a copy."""
+    try:
+        place.hardlink_to(file)
+    except OSError:  # another disk, somebody else's file, or a disk without hard links
+        place.symlink_to(os.path.relpath(file.resolve(), place.parent.resolve()))
 
 
 def _require(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -127,8 +127,9 @@ def _sources(manifest: Mapping[str, Any]) -> list[Any]:
 
 
 def _of_keys(keys: set[str], made: Mapping[str, Any]) -> set[str]:
-    """The artifacts with these keys; their names end with the first part of theirs."""
-    short = {key[: artifacts.SHOWN] for key in keys}
+    """The artifacts with these keys, or with those that texts end with: a training names captured signals as
+    "TEACHER from KEY". Names end with the first part of a key."""
+    short = {key.rpartition(" from ")[2][: artifacts.SHOWN] for key in keys}
     return {name for name in made if name.rpartition("-")[2] in short}
 
 
@@ -164,14 +165,18 @@ def _words(manifest: Mapping[str, Any]) -> str:
     facts, stage = manifest["facts"], str(manifest.get("stage"))
     match stage:
         case "generate" if "answers" in facts:
-            return f"{facts['answers']} answers of the teacher"
+            return f"{_counted(facts['answers'], 'answer')} of the teacher"
         case "filter" if "answers" in facts:
-            return f"{facts['answers']} answers that passed the filters"
+            return f"{_counted(facts['answers'], 'answer')} that passed the filters"
         case "train" if "steps" in facts:
-            return f"student after {facts['steps']} steps"
+            return f"student after {_counted(facts['steps'], 'step')}"
         case "capture":
             part = "" if facts.get("coverage", 1) == 1 else f", {facts['coverage']:.0%} of them"
-            return f"a teacher's signals ({facts.get('signal')}) of {facts.get('rows')} rows{part}"
+            return (
+                f"a teacher's signals ({facts.get('signal')}) of {_counted(facts.get('rows'), 'row')}{part}"
+            )
+        case "signals":
+            return f"likely tokens that a served teacher stated, of {_counted(facts.get('rows'), 'row')}"
         case "student":
             return "student before training"
         case "evaluate":
@@ -181,6 +186,10 @@ def _words(manifest: Mapping[str, Any]) -> str:
         case "greedy":
             return "a model's greedy answers"
     return stage
+
+
+def _counted(number: Any, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _unfinished(store: Store, path: Path, runs: Mapping[str, Path]) -> Entry:

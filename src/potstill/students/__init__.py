@@ -6,6 +6,7 @@ its options. `_built` defines the context and the result. With the same argument
     inputs      what identifies the student besides the options (default: the teacher and the training rows)
     reads       how it reads text (default: as the teacher does)
     check       refuses, before any weight is loaded, what cannot be made
+    config      its config, without reading weights
     parameters  their number, without reading weights
 
 The files: `depth` keeps some of the teacher's layers, `model` takes another model's weights.

@@ -61,11 +61,13 @@ class StudentContext:
 
 @dataclass(frozen=True)
 class Reads:
-    """How a student reads text: its tokenizer, the most tokens that it takes, and ids that end its answers."""
+    """How a student reads text: its tokenizer, the most tokens that it takes, and ids that end its answers; and how
+    many values its output layer reads, where that is known."""
 
     tokenizer: Any
     context_length: int | None
     end_ids: tuple[int, ...] = ()
+    hidden_width: int | None = None
 
 
 @dataclass(frozen=True)

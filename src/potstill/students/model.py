@@ -40,7 +40,15 @@ def reads(
     config = loading.load_config(source)
     claims.require_trainable(config, source.location)
     ends = generation.end_ids(source, loading.width(config))
-    return Reads(loading.load_tokenizer(source), loading.context_length(config), ends)
+    tokenizer, length = loading.load_tokenizer(source), loading.context_length(config)
+    return Reads(tokenizer, length, ends, loading.hidden_width(config))
+
+
+def config(
+    context: StudentContext, *, model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Return the model's config."""
+    return loading.load_config(_source(context, model, revision, trust_remote_code))
 
 
 def parameters(

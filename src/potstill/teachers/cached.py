@@ -25,9 +25,10 @@ from potstill.store.disk import read_sealed
 from potstill.store.lines import read_lines
 from potstill.teachers._context import TeacherContext
 from potstill.teachers._fetching import fetched
-from potstill.types import Batch, Example, Reading
+from potstill.types import Batch, Example, Head, Reading
 
 ABOUT = "teacher.json"
+PROBE_ROWS = 8  # about which a live teacher can be asked again
 SIGNALS, HELDOUT, TOKENIZER = "signals", "heldout", "tokenizer"
 WRITTEN, GREEDY, LEFT_OUT, PROBES = "written.jsonl", "greedy.jsonl", "not_captured.json", "probes.json"
 
@@ -124,7 +125,29 @@ class CachedTeacher:
 
     @cached_property
     def cache(self) -> Cache:
-        return Cache.open(self.folder / self.split if self.url is None else f"{self.url}/{self.split}")
+        return Cache.open(self._location)
+
+    @property
+    def _location(self) -> Path | str:
+        return self.folder / self.split if self.url is None else f"{self.url}/{self.split}"
+
+    @property
+    def _index(self) -> Cache:
+        """Where rows are looked up: the cache, or one whose head, a gigabyte of a large teacher, is not read."""
+        opened: Cache | None = self.__dict__.get("cache")
+        return self._headless if opened is None else opened
+
+    @cached_property
+    def _headless(self) -> Cache:
+        return Cache.open(self._location, head=Head(None, 0))
+
+    @property
+    def temperatures(self) -> frozenset[float] | None:
+        """The temperatures that its signals serve, None for all."""
+        setting = {} if "dense" in self.provides else self.cache.header.setting
+        if "temperature" in setting:
+            return frozenset({setting["temperature"]})
+        return frozenset({1.0, *setting["temperatures"]}) if "temperatures" in setting else None
 
     @property
     def about(self) -> str:
@@ -168,7 +191,7 @@ class CachedTeacher:
 
     def holds(self, reading: Reading) -> bool:
         """Whether its signal was captured."""
-        return key_of(reading.input_ids, reading.scored) in self.cache
+        return key_of(reading.input_ids, reading.scored) in self._index
 
     def not_reached(self, reading: Reading) -> bool:
         """Whether it was to be captured when the deadline came."""
@@ -178,7 +201,7 @@ class CachedTeacher:
         """What to say of a row that was not captured."""
         return CacheMiss(
             f"{self.place} holds no signal of row {name}: its ids, or which of them are scored, are not among "
-            f"the {self.cache.header.facts.get('planned', 'captured')} rows of the capture. {why}".rstrip(),
+            f"the {self._index.header.facts.get('planned', 'captured')} rows of the capture. {why}".rstrip(),
             fix="Prepare the rows as the capture did (template, tokenizer, lengths, answers), or capture these.",
         )
 
@@ -227,7 +250,8 @@ class CachedTeacher:
     def close(self) -> None:
         """End the reading thread, and let go of the files; a later call opens them again."""
         self._ahead.close()
-        self.__dict__.pop("cache", None)
+        for name in ("cache", "_headless"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _not_reached(self) -> frozenset[str]:

@@ -69,6 +69,7 @@ class LayeredTeacher:
     ) -> None:
         self.name, self.fingerprint, self.reads = stored.name, stored.fingerprint, stored.reads
         self.layers, self.context_length = stored.layers, stored.context_length
+        self.hidden_width = stored.hidden_width
         self.dtype, self.batch_invariant = stored.dtype, stored.batch_invariant
         self._stored, self._device, self._folder, self._tokens = stored, device, folder, batch_tokens
         self._ready: dict[Row, tuple[Path, slice]] = {}

@@ -125,6 +125,7 @@ class StoredTeacher:
         self.reads = context.reader(loading.load_tokenizer(source), ends)
         self.layers: int | None = int(config.get_text_config().num_hidden_layers)
         self.context_length = loading.context_length(config)
+        self.hidden_width = loading.hidden_width(config)
         self.fingerprint = f"{loading.fingerprint(source)} {dtype}"
         self.batch_invariant = dtype == torch.float32
         self._device, self._read_on = context.device, context.read_on

@@ -76,6 +76,7 @@ class ScoredTeacher:
     """Asks an engine about each row by its ids. Its limits are tried with a few ids before the first row."""
 
     provides = frozenset({"topk"})
+    temperatures = frozenset({1.0})  # of others it gives no log-sum-exp
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class ScoredTeacher:
         # Which weights the engine holds it alone knows; `model` and `served_as` are what the recipe says of them.
         said = "" if served_as is None else f" as {served_as}"
         self.fingerprint = f"{loading.fingerprint(source)} scored by {server}{said}, {top_k} ids"
-        self._engine, self._root, self._top_k = ENGINES[server], root, top_k
+        self._engine, self._root, self.top_k = ENGINES[server], root, top_k
         self._model, self._key_env = served_as or "", key_env
         self._seconds, self._at_once = seconds, at_once
         self._device = context.read_on or context.device
@@ -154,7 +155,7 @@ class ScoredTeacher:
 
     def _said(self, ids: Sequence[int], temperature: float = 0.0) -> list[Likeliest]:
         """What the engine says at each position: the likeliest ids to follow ids[: i + 1] stand at i."""
-        body = self._engine.body(self._model, ids, self._top_k, temperature)
+        body = self._engine.body(self._model, ids, self.top_k, temperature)
         return self._engine.said(self._post(self._engine.path, body), ids)
 
     def _probe(self) -> None:
@@ -176,9 +177,9 @@ class ScoredTeacher:
                 )
             self._model = names[0]
         positions = self._said(list(range(PROBE)))
-        if (fewest := min(map(len, positions))) < min(self._top_k, self.reads.vocabulary.size - 1):
+        if (fewest := min(map(len, positions))) < min(self.top_k, self.reads.vocabulary.size - 1):
             raise MachineError(
-                f"{self._root} gives {fewest} log-probabilities at a position, and teacher.top_k is {self._top_k}.",
+                f"{self._root} gives {fewest} log-probabilities at a position, and teacher.top_k is {self.top_k}.",
                 fix=f"Set teacher.top_k: {fewest}, or start the engine with a higher limit.",
             )
         self._require_steady(positions)
@@ -234,8 +235,8 @@ class ScoredTeacher:
             said = error.read(4096).decode("utf-8", "replace")
             if (most := most_allowed(said)) is not None:
                 raise MachineError(
-                    f"{self._root} gives at most {most} log-probabilities, and teacher.top_k is {self._top_k}.",
-                    fix=f"Set teacher.top_k: {most}, or start it with --max-logprobs {self._top_k}.",
+                    f"{self._root} gives at most {most} log-probabilities, and teacher.top_k is {self.top_k}.",
+                    fix=f"Set teacher.top_k: {most}, or start it with --max-logprobs {self.top_k}.",
                 ) from error
             kind = _Overloaded if error.code >= 500 else ProviderError
             raise kind(

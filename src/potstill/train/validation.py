@@ -15,6 +15,7 @@ from potstill.models.beside import evaluating
 from potstill.objectives.terms import Terms
 from potstill.signals.teacher import Teacher
 from potstill.signals.text import Text
+from potstill.train.step import each_row_once, one_row_each
 from potstill.types import Batch, Example
 
 _TOKENS = "scored tokens"
@@ -31,6 +32,7 @@ class Validation:
         yardstick: a divergence that is measured beside it, as `forward_kl`; None without a teacher.
         tokens: padded tokens of one forward pass.
         before_batch: called before each batch; may raise to stop.
+        by_row: every row counts the same in `loss`, as in a training with `normalize: sequence_mean`.
     """
 
     rows: Sequence[Example]
@@ -40,10 +42,11 @@ class Validation:
     tokens: int
     pad_id: int
     before_batch: Callable[[], None] = lambda: None
+    by_row: bool = False
 
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> Mapping[str, float]:
-        """The objective (`loss`), cross-entropy and diagnostics as means over scored tokens."""
+        """The objective (`loss`), as a training divides it; cross-entropy and diagnostics as means over scored tokens."""
         with evaluating(module):
             return self._means(module)
 
@@ -68,8 +71,10 @@ class Validation:
 
     def _batches(self) -> list[Batch]:
         """This process's batches: as many as every other one has, the last ones perhaps without a scored token."""
-        rows = sorted(self.rows, key=lambda example: len(example.input_ids))
+        rows = one_row_each(self.rows) if self.by_row else self.rows
+        rows = sorted(rows, key=lambda example: len(example.input_ids))
         size = max(1, self.tokens // max(1, max(len(row.input_ids) for row in rows)))
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         batches += [[rows[0].silent()]] * (-len(batches) % ranks.world())
-        return [collate(batch, pad_id=self.pad_id) for batch in ranks.mine(batches)]
+        collated = [collate(batch, pad_id=self.pad_id) for batch in ranks.mine(batches)]
+        return [each_row_once(batch) for batch in collated] if self.by_row else collated
