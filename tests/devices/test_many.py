@@ -9,8 +9,10 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
+from builders import places
 from builders.many import Left, finished, prepare, start, stopped, trained
 from builders.outside import tracker
+from builders.tiny import save_tiny
 
 WAYS = {
     "2 replicas": ("devices.processes=2",),
@@ -267,3 +269,25 @@ def test_none_is_refused_for_several_processes(tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "devices.sharding: none" in said
+
+
+@pytest.mark.prove
+def test_a_capture_of_one_process_serves_a_training_of_two(tmp_path):
+    """A teacher that is read block by block is captured in one process, and the recipe goes on as it is."""
+    place = prepare(tmp_path, answered=True)
+    save_tiny(place / "student", layers=1, seed=3)
+    places.recipe(
+        place, teacher="{layered: teacher}", student="{model: student}", devices="{processes: 2}",
+        stages="[capture, {distill: {steps: 2}}]",
+    )  # fmt: skip
+    output, code = stopped_output(start(place, "run", "r.yaml"))
+    assert code != 0
+    assert "devices.processes=1 --until capture" in output
+    for further in (("devices.processes=1", "--until", "capture"), ()):
+        output, code = stopped_output(start(place, "run", "r.yaml", *further))
+        assert code == 0, output
+
+
+def stopped_output(process) -> tuple[str, int]:
+    out, err = process.communicate(timeout=300)
+    return out + err, process.returncode

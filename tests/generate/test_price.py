@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -55,6 +56,18 @@ def test_a_budget_that_does_not_reach_is_said_in_plain_sums(spent, most, costs, 
     with pytest.raises(BudgetSpent) as caught:
         budget.reserve(10, costs)
     assert str(caught.value).startswith(f"the budget reaches no further: {words} (budget_money). Raise it")
+
+
+def test_a_budget_whose_reservations_came_back_is_as_if_nothing_was_spent() -> None:
+    """Sums of tenths do not cancel to the last bit, and may end below zero."""
+    for amounts in itertools.permutations((0.1, 0.7, 0.3)):
+        budget = Budget(Most(money=2.0), Spent())
+        for money in amounts:
+            assert budget.reserve(10, money)
+        for money in amounts:
+            budget.back(10, money)
+        with pytest.raises(BudgetSpent, match=r"further: 0 of 2 are spent, and the next request may cost 3"):
+            budget.reserve(10, 3.0)
 
 
 def test_a_request_waits_for_what_others_may_give_back() -> None:

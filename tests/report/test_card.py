@@ -116,6 +116,17 @@ def test_a_licence_is_in_the_header_only_where_all_that_is_stated_agrees(
     assert f"Licence: {student or 'not stated'}." in made
 
 
+def test_terms_of_a_teacher_that_wrote_no_text_are_stated_and_keep_the_licence_out_of_the_header() -> None:
+    told = summary(
+        rows("r.jsonl"),
+        student={"licence": "mit"},
+        teacher={"licence": "mit", "terms": "research only"},
+    )
+    made = render(made_by("distill"), told)
+    assert "license" not in header(made)
+    assert "- Teacher: `big`. Licence: mit. Terms: research only." in made
+
+
 def test_names_and_terms_with_special_characters_are_text_and_nothing_else() -> None:
     told = summary(
         text(model=HOSTILE, terms=HOSTILE, provider=HOSTILE, answered_by={HOSTILE: 3}),

@@ -82,3 +82,15 @@ def test_a_folder_whose_name_no_run_may_have_is_refused_by_that_name(one):
     done = potstill("run", "runs/my run!", cwd=one)
     assert done.returncode == 2
     assert "my run!" in done.stderr
+
+
+def test_a_student_that_teaches_another_run_is_called_as_its_folder_and_stays_where_it_is(one):
+    """The run that made it may be run again meanwhile: nothing changed, so nothing moves."""
+    before = (one / "runs/r/student").resolve()
+    assert potstill("run", "runs/r", cwd=one).returncode == 0
+    assert (one / "runs/r/student").resolve() == before
+    taught = ("teacher={model: runs/r/student}", "student={model: runs/r/student}", "name=taught")
+    done = potstill("run", "runs/r", *taught, "--until", "distill", cwd=one)
+    assert done.returncode == 0, done.stderr
+    assert places.summary(one, "taught")["teacher"]["name"] == "student"
+    assert "- Teacher: `student`." in (one / "runs/taught/student/README.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,10 +12,12 @@ from builders import fake_vllm, places
 from builders.tiny import save_tiny, tiny_model, tiny_tokenizer
 from potstill.check import check
 from potstill.console import Console
-from potstill.errors import PotstillError
+from potstill.devices import ranks
+from potstill.errors import PotstillError, RecipeError
 from potstill.runs import setup
 from potstill.runs.run import run
 from potstill.runs.together import require_together
+from potstill.stages import _strategy
 
 QUIET = Console(quiet=True)
 ENGINE = "{scores: 'http://localhost:9', model: teacher}"  # nobody is asked
@@ -213,21 +216,9 @@ def test_answers_that_a_teacher_did_not_write_before_it_left_are_missed_before_t
     assert not [*Path("runs/.store").glob("train-*")]
 
 
+TWO_PROCESSES = {"devices": "{processes: 2}"}
 TOGETHER = {
     "no sharding": ({"devices": "{processes: 2, sharding: none}"}, "none cannot train in 2", "devices.sharding"),
-    "blocks": (
-        {"teacher": "{layered: teacher}", "stages": "[capture]", "devices": "{processes: 2}"},
-        "read block by block",
-        "stages.capture",
-    ),
-    "an engine in the process": (
-        {
-            "stages": "[{distill: {steps: 1, strategy: {on_policy: {engine: vllm}}}}]",
-            "devices": "{processes: 2}",
-        },
-        "vLLM cannot start in one of 2",
-        "stages.distill.strategy.on_policy.engine",
-    ),
     "kept signals of a teacher in parts": (
         {"teacher": "{model: teacher, cache: auto}", "devices": "{processes: 2, teacher: sharded}"},
         "cannot keep the signals of a teacher in parts",
@@ -256,6 +247,33 @@ def test_what_several_processes_cannot_do_is_refused_before_they_start(case):
         check("r.yaml", proofs=False, console=QUIET)
     assert of_a_run.value.path == of_a_check.value.path == path
     require_together(opened.recipe, parts.teacher, 1)
+
+
+ALONE = {
+    "blocks": {"teacher": "{layered: teacher}", "stages": "[capture, {distill: {steps: 1}}]"},
+    "an engine in the process": {"stages": "[{distill: {steps: 1, strategy: {on_policy: {engine: vllm}}}}]"},
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_what_one_process_makes_alone_is_said_and_not_refused(case):
+    """What it made then serves any number of them."""
+    write(ALONE[case] | TWO_PROCESSES)
+    report = check("r.yaml", proofs=False, console=QUIET)
+    assert [note for note in report.notes if "devices.processes=1 --until " in note]
+    write(ALONE[case])
+    assert not [note for note in check("r.yaml", proofs=False, console=QUIET).notes if "--until" in note]
+
+
+def test_an_engine_in_one_of_several_processes_is_refused_where_the_stage_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    choice = SimpleNamespace(name="on_policy", option={"engine": "vllm"}.get)
+    stage = SimpleNamespace(strategy=choice, precision="float32", name="distill")
+    with pytest.raises(
+        RecipeError, match="vLLM cannot start in one of 2.*processes=1 --until distill"
+    ) as error:
+        _strategy._pushed(SimpleNamespace(spec=stage), tmp_path)
+    assert error.value.path == "stages.distill.strategy.on_policy.engine"
 
 
 def test_rows_and_captures_are_what_the_refusals_need(place):

@@ -16,7 +16,7 @@ from potstill.cache.mending import Mender
 from potstill.cache.writer import Writer
 from potstill.cli import app
 from potstill.console import Console
-from potstill.errors import Interrupted, RecipeError
+from potstill.errors import ArtifactError, Interrupted, RecipeError
 from potstill.runs import shares
 from potstill.runs.run import run
 from potstill.stages import _capture
@@ -72,6 +72,20 @@ def test_a_share_that_is_stopped_ends_behind_its_block_and_says_how_it_goes_on(p
         assert "is written; when all are" in shares.capture_share("r.yaml", ["runs=cut"], share, QUIET)
     run("r.yaml", ["runs=cut"], console=QUIET)
     assert cache(place, "cut") == cache(place, "calm")
+
+
+def test_a_share_of_a_finished_cache_writes_nothing(place, monkeypatch):
+    """Neither a copy beside it, nor, where it is damaged, a second one from nothing."""
+    monkeypatch.setattr(Entries, "_said", lambda *given: pytest.fail("the teacher is asked"))
+    assert "is written" in shares.capture_share("r.yaml", ["runs=calm"], (0, 2), QUIET)
+    assert not [*(place / "calm/.store").glob(".building-capture-*")]
+    manifest = (place / "calm/r/stages/capture").resolve() / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text("{}")
+    with pytest.raises(ArtifactError, match="run makes it again"):
+        shares.capture_share("r.yaml", ["runs=calm"], (0, 2), QUIET)
+    assert not [*(place / "calm/.store").glob(".building-capture-*")]
+    manifest.write_text(whole)
 
 
 def test_a_deadline_is_that_of_each_share(place, monkeypatch):

@@ -119,6 +119,18 @@ def test_a_summary_refers_to_what_it_was_made_from(two):
     assert freed(two) == set()
 
 
+def test_a_student_that_a_run_still_shows_is_in_use(tmp_path):
+    """`potstill run --until generate` leaves no link to the training and a summary without it, and the student stays."""
+    place = places.write(
+        tmp_path, stages="[{generate: {filters: null, max_new_tokens: 4}}, {distill: {steps: 1}}]"
+    )
+    assert potstill("run", "r.yaml", cwd=place).returncode == 0
+    assert potstill("run", "--until", "generate", "r.yaml", cwd=place).returncode == 0
+    assert (place / "runs/r/student/model.safetensors").is_file()
+    assert [runs for name, runs in users(place).items() if name.startswith("train-")] == [["r"]]
+    assert freed(place) == set()
+
+
 def test_everything_is_kept_where_an_artifact_does_not_say_what_it_was_made_from(two):
     (damaged,) = [path for path in (two / "runs/r/stages").iterdir() if path.name == "distill"]
     (damaged / "manifest.json").write_text("{}")

@@ -42,7 +42,11 @@ class Case:
         return [self.line(row.id, **(changed or {}).get(row.id, {})) for row in self.setup.data.everything]
 
     def filtered(
-        self, lines: list[dict[str, Any]], store: str = "store", **options: Any
+        self,
+        lines: list[dict[str, Any]],
+        store: str = "store",
+        facts: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> tuple[Artifact, Context]:
         raw = self.place / "raw"
         raw.mkdir(exist_ok=True)
@@ -50,7 +54,9 @@ class Case:
         write_lines(raw / "rejected.jsonl", [{"row_id": "p0", "sample": 9, "reason": "content filter"}])
         context = Context(self.setup, Store(self.place / store), Console(quiet=True), seed=0)
         key = _filtering.key_of("raw", {"lines": lines})
-        artifact = Artifact(raw, {"key": key, "facts": {"answers": len(lines), "seconds": 5.0}})
+        artifact = Artifact(
+            raw, {"key": key, "facts": {"answers": len(lines), "seconds": 5.0, **(facts or {})}}
+        )
         return _filtering.filtered(Generate(**options), artifact, context), context
 
     @property
@@ -139,6 +145,17 @@ def test_a_filter_judges_what_those_before_it_have_left(case: Case) -> None:
     artifact, _ = case.filtered(lines)
     assert rejected(artifact) == [(name, "cut off at the limit of tokens"), (name, "duplicate")]
     assert [line["sample"] for line in read_lines(artifact.path / "answers.jsonl")] == [1]
+
+
+def test_what_a_server_refused_and_what_a_filter_calls_a_refusal_are_added_up(case: Case) -> None:
+    """Both are left out for a reason of the same name."""
+    facts = {"rejected": {"refusal": 2}, "left_out": {"answer: refusal": 2, "prompt too long": 1}}
+    text = "I'm sorry, but I can't help with that."
+    artifact, _ = case.filtered(
+        case.lines({case.train[3]: {"text": text}}), facts=facts, filters=[{"refusals": {"action": "reject"}}]
+    )
+    assert artifact.facts["rejected"] == {"refusal": 3}
+    assert artifact.facts["left_out"] == {"answer: refusal": 3, "prompt too long": 1}
 
 
 def test_what_is_found_is_counted_with_three_samples_that_show_no_secret(case: Case) -> None:

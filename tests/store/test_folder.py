@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def artifact(place: Path) -> Path:
     """A folder of the store with a model's files, and a card that another tool left there."""
     folder = place / "runs/.store/train-1/student"
     (folder / "more").mkdir(parents=True)
-    for name in ("model.safetensors", "more/code.py", "README.md"):
+    for name in ("model.safetensors", "more/code.py", "README.md", "more/README.md"):
         (folder / name).write_text(f"the store's {name}")
     return folder
 
@@ -155,11 +156,21 @@ def test_an_export_is_the_runs_own_folder_of_whole_files_with_its_own_texts(tmp_
     place = run.path / "student"
     assert (place / "README.md").read_text() == "ours"
     assert (source / "README.md").read_text() == "the store's README.md"
-    for name in ("model.safetensors", "more/code.py"):
-        assert (place / name).samefile(source / name)
-        assert not (place / name).is_symlink()
+    assert (place / "more/README.md").read_text() == "the store's more/README.md"
+    assert (place / "model.safetensors").samefile(source / "model.safetensors")
+    assert not any(path.is_symlink() for path in place.rglob("*"))
     disk.discard(source)
     assert (place / "model.safetensors").read_text() == "the store's model.safetensors"
+
+
+def test_an_edit_of_an_exports_small_files_leaves_the_artifact_as_it_is(tmp_path: Path) -> None:
+    source, run = artifact(tmp_path), RunDir(tmp_path / "runs/r")
+    run.path.mkdir()
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    for path in run.export("student", source, {"README.md": "ours"}).rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            path.write_text("edited in place")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_an_export_replaces_the_one_before_and_what_a_killed_process_left(tmp_path: Path) -> None:
@@ -169,9 +180,26 @@ def test_an_export_replaces_the_one_before_and_what_a_killed_process_left(tmp_pa
     for text in ("one", "two"):
         run.export("student", source, {"README.md": text})
     assert (run.path / "student/README.md").read_text() == "two"
-    assert len(list(run.path.iterdir())) == 2
+    assert len(list(run.path.iterdir())) == 3
+    assert (run.path / "student").resolve().name == "student"
+    assert (run.path / ".student").samefile(source)
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert (tmp_path / "moved/r/student/README.md").read_text() == "two"
+
+
+def test_an_export_that_is_the_same_stays_where_it_is(tmp_path: Path) -> None:
+    """Another run may be reading it: it is found by where the link leads, and may be opened again."""
+    source, run = artifact(tmp_path), RunDir(tmp_path / "runs/r")
+    run.path.mkdir()
+    place = run.export("student", source, {"README.md": "ours"})
+    before = place.resolve()
+    run.export("student", source, {"README.md": "ours"})
+    assert place.resolve() == before
+    assert len(list(run.path.iterdir())) == 3
+    (place / "more/code.py").write_text("edited")
+    run.export("student", source, {"README.md": "ours"})
+    assert place.resolve() != before
+    assert (place / "more/code.py").read_text() == "the store's more/code.py"
 
 
 def test_an_export_links_where_the_disk_has_no_hard_links(
@@ -184,10 +212,27 @@ def test_an_export_links_where_the_disk_has_no_hard_links(
     source, run = artifact(tmp_path), RunDir(tmp_path / "runs/r")
     run.path.mkdir()
     place = run.export("student", source, {"README.md": "ours"})
-    assert (place / "more/code.py").is_symlink()
+    assert (place / "model.safetensors").is_symlink()
     (tmp_path / "runs").rename(tmp_path / "moved")
+    assert (tmp_path / "moved/r/student/model.safetensors").read_text() == "the store's model.safetensors"
     assert (tmp_path / "moved/r/student/more/code.py").read_text() == "the store's more/code.py"
     assert (tmp_path / "moved/r/student/README.md").read_text() == "ours"
+
+
+def test_a_copy_that_followed_the_links_is_refused_once_with_all_its_folders(tmp_path: Path) -> None:
+    """Before anything is trained, the hidden link too."""
+    source, run = artifact(tmp_path), RunDir(tmp_path / "runs/r")
+    run.create()
+    run.link("stages/distill", source.parent)
+    run.export("student", source, {"README.md": "ours"})
+    shutil.copytree(run.path, tmp_path / "runs/copy")  # follows links
+    with pytest.raises(MachineError, match=r"are folders where links belong\. Move them away") as caught:
+        RunDir(tmp_path / "runs/copy").create()
+    for name in ("student", ".student", "stages/distill"):
+        place = tmp_path / "runs/copy" / name
+        assert str(place) in caught.value.message
+        place.rename(tmp_path / name.replace("/", "-"))
+    RunDir(tmp_path / "runs/copy").create()
 
 
 def test_an_export_overwrites_no_folder_of_somebody_else(tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ class Mapped:
                 Mapped._read = 0
         return view
 
+    def find(self, what: bytes, start: int) -> int:
+        """Where these bytes stand at or behind `start`, -1 if nowhere."""
+        return -1 if self._map is None else self._map.find(what, start)
+
 
 def _unlocked() -> None:
     """Give a forked process a lock that no thread of its parent holds."""

@@ -31,8 +31,11 @@ def check(
     console.say("reading recipe, tokenizers, configs and rows")
     opened = open_recipe(recipe, overrides)
     setup = set_up(opened)
-    together.require_together(opened.recipe, setup.teacher, together.count(opened.recipe.devices))
+    world = together.count(opened.recipe.devices)
+    together.require_together(opened.recipe, setup.teacher, world)
     report, rows, amounts = reading.read(opened, setup)
+    alone = together.notes(opened.recipe, setup.teacher, world)
+    report = replace(report, notes=(*report.notes, *alone))
     if not proofs:
         return report
     from potstill.check.proofs import prove

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.generate.entries import Intent
-from potstill.generate.journal import Journal, intend
+from potstill.generate.entries import Intent, intend
+from potstill.generate.journal import Journal
 
 
 @dataclass(frozen=True)

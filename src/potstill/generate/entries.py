@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,3 +108,18 @@ class Spent:
     tokens_out: int = 0
     known: float = 0.0  # money of replies that state their usage
     unknown: int = 0  # requests of which nobody stated what they used
+
+
+def intend(db: sqlite3.Connection, intent: Intent, now: float, state: str = "sent") -> int:
+    """Write down a request that is about to be sent."""
+    body = json.dumps(intent.body, sort_keys=True)
+    db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (intent.key, intent.family, body))
+    cursor = db.execute(
+        "INSERT INTO attempts (key, family, most, endpoint, model, payer, state, sent_at, "
+        "reserved_tokens, reserved_money, currency) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            intent.key, intent.family, intent.most, intent.endpoint, intent.model, intent.payer, state, now,
+            intent.reserved_tokens, intent.reserved_money, intent.currency,
+        ),
+    )  # fmt: skip
+    return int(cursor.lastrowid or 0)

@@ -13,7 +13,6 @@ has written.
 
 from __future__ import annotations
 
-import json
 import queue
 import sqlite3
 import threading
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from potstill.errors import MachineError
-from potstill.generate.entries import SCHEMA, Intent, Kept, Spent, Unread
+from potstill.generate.entries import SCHEMA, Intent, Kept, Spent, Unread, intend
 from potstill.generate.pending import Pending
 from potstill.generate.price import Price
 from potstill.store.disk import lock
@@ -281,21 +280,6 @@ class Journal:
             f"the journal {self.path} cannot be used: {error}.",
             fix="Free space or repair the file; it holds answers that were paid for, so keep a copy of it.",
         )
-
-
-def intend(db: sqlite3.Connection, intent: Intent, now: float, state: str = "sent") -> int:
-    """Write down a request that is about to be sent."""
-    body = json.dumps(intent.body, sort_keys=True)
-    db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (intent.key, intent.family, body))
-    cursor = db.execute(
-        "INSERT INTO attempts (key, family, most, endpoint, model, payer, state, sent_at, "
-        "reserved_tokens, reserved_money, currency) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            intent.key, intent.family, intent.most, intent.endpoint, intent.model, intent.payer, state, now,
-            intent.reserved_tokens, intent.reserved_money, intent.currency,
-        ),
-    )  # fmt: skip
-    return int(cursor.lastrowid or 0)
 
 
 def _replies(db: sqlite3.Connection, numbers: list[int]) -> dict[int, bytes | None]:

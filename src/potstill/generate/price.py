@@ -74,6 +74,7 @@ class Most:
 
 def _plain(money: float) -> str:
     """A sum to four digits, without an exponent."""
+    money = max(0.0, round(money, 12))  # what was given back leaves a rest of rounding, below zero too
     digits = 4 if money == 0 else max(2, 3 - math.floor(math.log10(money)))
     return f"{money:.{digits}f}".rstrip("0").rstrip(".")
 

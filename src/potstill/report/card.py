@@ -56,7 +56,7 @@ def render(outcome: Any, summary: Summary) -> str:
 def _header(base_model: str, summary: Summary) -> dict[str, Any]:
     """The front matter. A licence stands there only where all that is stated of base, teacher and sources agrees."""
     licence = summary["student"].get("licence") or ""
-    stated = {summary["teacher"].get("licence")}
+    stated = {summary["teacher"].get(key) for key in ("licence", "terms")}
     stated |= {one.get(key) for one in summary["sources"] for key in ("licence", "terms")}
     known: dict[str, str] = {}
     if stated <= {licence, None} and _LICENCE.fullmatch(licence):
@@ -90,7 +90,10 @@ def _origin(outcome: Any, summary: Summary) -> Iterator[str]:
 
 
 def _licence(side: Mapping[str, Any], label: str = "Licence") -> str:
-    return f"{label}: {plain(side.get('licence') or NOT_STATED)}."
+    licence, terms = side.get("licence"), side.get("terms")
+    if terms and terms != licence:
+        return f"Licence: {plain(licence or NOT_STATED)}. Terms: {plain(terms)}."
+    return f"{label}: {plain(licence or NOT_STATED)}."
 
 
 def _training(state: Any) -> Iterator[str]:

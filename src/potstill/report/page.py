@@ -100,7 +100,7 @@ def frame() -> dict[str, object]:
 def _values(content: Content) -> dict[str, object]:
     """What the template prints: `content`, and each of the _VIEWS under its name."""
     summary = content.summary
-    unknown = {"name": "unnamed", "params": None, "bytes": None, "source": "", "licence": None}
+    unknown = {"name": "unnamed", "params": None, "bytes": None, "source": "", "licence": None, "terms": ""}
     teacher, student = (unknown | (summary.get(side) or {}) for side in ("teacher", "student"))
     return {
         **frame(),

@@ -57,6 +57,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
             "name": outcome.teacher.name,
             **_members(outcome.teacher),
             **_licence(outcome, "teacher"),
+            **({"terms": terms} if (terms := getattr(outcome.teacher, "terms", "")) else {}),
             **_teacher_size(state, outcome.teacher),
         },
         "student": {

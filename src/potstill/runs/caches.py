@@ -53,7 +53,7 @@ def caches_in(place: Path) -> dict[str, Path]:
 def stats(place: Path) -> dict[str, Any]:
     """What each cache holds, and whose word it is."""
     about = read_sealed(place / ABOUT) if (place / ABOUT).is_file() else {}
-    shown = {name: about[name] for name in ("name", "dtype", "licence", "sizes") if about.get(name)}
+    shown = {name: about[name] for name in ("name", "dtype", "licence", "terms", "sizes") if about.get(name)}
     return {"path": str(place), "teacher": shown} | {
         name: Cache.open(path).stats() for name, path in caches_in(place).items()
     }

@@ -162,7 +162,7 @@ def _licences(parts: Setup) -> dict[str, str]:
 def _base_model(recipe: Recipe, parts: Setup) -> str:
     """The model of the hub whose weights the student began with, a cut one's teacher; "" where it is none."""
     name, options = (recipe.teacher if parts.student.cut else recipe.student).plugin
-    if name not in ("local", "layered", "model"):
+    if name not in ("local", "model"):
         return ""
     source = find_source(options["model"], base=parts.base)
     return source.location if source.kind == "hub" else ""

@@ -30,6 +30,21 @@ def require_together(recipe: Recipe, teacher: Any, world: int) -> None:
         raise problem
 
 
+def notes(recipe: Recipe, teacher: Any, world: int) -> Iterator[str]:
+    """Which stages one process makes alone, and how several go on: an artifact that is there serves all of them."""
+    for stage in recipe.stages if world > 1 else ():
+        why = ""
+        if isinstance(stage, Capture) and hasattr(teacher, "prepare"):
+            why = f"{teacher.name} is read block by block in one process"
+        elif isinstance(stage, Distill) and stage.strategy.option("engine") == "vllm":
+            why = "vLLM starts in a process that trains alone"
+        if why:
+            yield (
+                f"stages.{stage.name}: {why}, and this run has {world}. When it is this stage's turn, run with "
+                f"devices.processes=1 --until {stage.name}; what stands before and behind it runs as it is."
+            )
+
+
 def _problems(recipe: Recipe, teacher: Any, world: int) -> Iterator[RecipeError]:
     if recipe.devices.sharding == "none" and any(isinstance(stage, Training) for stage in recipe.stages):
         yield RecipeError(
@@ -39,12 +54,6 @@ def _problems(recipe: Recipe, teacher: Any, world: int) -> Iterator[RecipeError]
     captured = False
     for stage in recipe.stages:
         path = f"stages.{stage.name}"
-        if isinstance(stage, Capture) and hasattr(teacher, "prepare"):
-            yield RecipeError(
-                f"cannot be shared: {teacher.name} is read block by block, once for all rows.",
-                path=path,
-                fix="Set devices.processes: 1.",
-            )
         if in_parts and getattr(stage, "keep", None) and hasattr(teacher, "loaded"):
             yield RecipeError(
                 f"needs one teacher whose weights are whole in this process, and {teacher.name} is none.",
@@ -52,13 +61,6 @@ def _problems(recipe: Recipe, teacher: Any, world: int) -> Iterator[RecipeError]
                 fix="Leave it out: a capture asks the teacher. Or set devices.teacher: replicated.",
             )
         if isinstance(stage, Distill):
-            choice = stage.strategy
-            if choice.option("engine") == "vllm":
-                yield RecipeError(
-                    f"vLLM cannot start in one of {world} processes that train together.",
-                    path=f"{path}.strategy.{choice.name}.engine",
-                    fix="Use engine: served or local, or devices.processes: 1.",
-                )
             reads = stage.self_teacher is None and "live" not in stage.asks and not captured
             if in_parts and reads and getattr(teacher, "remembers", False):
                 yield RecipeError(

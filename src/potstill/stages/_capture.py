@@ -90,9 +90,14 @@ def capture_share(spec: Capture, state: State, context: Context, share: tuple[in
     """Write the share (i, n) of the parts, beside other processes that write theirs; whether all of it is written.
 
     The stage itself, run when all are done, finds them and finishes the cache; where a share came to its deadline, it
-    asks about no further row.
+    asks about no further row. Of a finished cache nothing is written.
+
+    Raises:
+        ArtifactError: the finished cache is damaged.
     """
     job = job_of(spec, state, context)
+    if context.store.find(STAGE, job.key) is not None:
+        return True
     folder = context.store.work(STAGE, job.key)
     take_over(job, folder)
     late = folder / f"{LATE}{share[0]}"
@@ -270,10 +275,8 @@ class Job:
 
     def _say(self, kept: Kept, size: float) -> None:
         """What is to be written, before anything is."""
-        rows, count = (
-            len(self.rows) + len(self.heldout),
-            sum(row.count for row in (*self.rows, *self.heldout)),
-        )
+        every = (*self.rows, *self.heldout)
+        rows, count = len(every), sum(row.count for row in every)
         if self.kept_states is not None:
             self.context.console.say(f"{self.spec.name}: {_signals.words_of(self, kept.kind)}")
         self.context.console.say(

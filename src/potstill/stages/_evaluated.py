@@ -60,13 +60,17 @@ class Job:
 
     @cached_property
     def compared(self) -> Teacher | None:
-        """Whom students are compared with, token by token: also a teacher that states the likeliest ids alone, where it
-        states them of every row."""
+        """Whom students are compared with, token by token: also one teacher that states the likeliest ids alone, where
+        it states them of every row."""
         if not self.foreign:
             return self.teacher
         teacher: Any = self.teacher
         if self.foreign != NOT_WHOLE or "topk" not in teacher.provides:
             return None
+        if hasattr(teacher, "members"):
+            return (
+                None  # what each says of ids that only another one states is an estimate, and bounds nothing
+            )
         caches = getattr(teacher, "caches", lambda example: ())
         held = (cache.holds(reading_of(example)) for example in self.examples for cache in caches(example))
         return teacher if all(held) else None

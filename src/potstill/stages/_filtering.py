@@ -255,7 +255,7 @@ class Filtering:
             "cut_off": sum(line["finish"] == "length" for line in used),
             "empty": sum(not line["text"].strip() for line in used),
             "rejected": dict(Counter(before.get("rejected", {})) + reasons),
-            "left_out": {**before.get("left_out", {}), **left_out},
+            "left_out": dict(Counter(before.get("left_out", {})) + left_out),
             "filters": self.found,
             **({"verified": verified} if verified else {}),
         }

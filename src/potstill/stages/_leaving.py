@@ -98,6 +98,7 @@ def _belongings(job: Job, folder: Path, written: Written, greedy: Artifact | Non
         "context_length": getattr(teacher, "context_length", None),
         "number_format": getattr(teacher, "number_format", None),
         "licence": getattr(teacher, "licence", ""),
+        "terms": getattr(teacher, "terms", ""),
         "sizes": _measure.teacher_sizes(teacher),
         "end_ids": list(reader.stop_ids),
         "provides": {
@@ -108,6 +109,7 @@ def _belongings(job: Job, folder: Path, written: Written, greedy: Artifact | Non
         "answered": len(answered),
         "writing_seconds": 0.0 if greedy is None else greedy.facts["writing_seconds"],
         "prepared": prepared(job.context.setup),
+        "kept": asdict(written.kept),  # as the manifest has it, for a repair
     }
     write_sealed(folder / ABOUT, about)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from potstill.cache import blocks, heads, index
 from potstill.cache.files import Folder
@@ -24,7 +24,7 @@ from potstill.cache.writer import completed
 from potstill.errors import ArtifactError
 from potstill.store import disk
 from potstill.store.artifacts import MANIFEST
-from potstill.teachers.cached import HELDOUT, LEFT_OUT, SIGNALS
+from potstill.teachers.cached import ABOUT, HELDOUT, LEFT_OUT, SIGNALS
 
 if TYPE_CHECKING:
     from potstill.stages._capture import Job
@@ -172,10 +172,19 @@ def _take_damaged(job: Job, aside: Path, folder: Path) -> None:
             heads.read_head(Folder(aside / place))  # whole
             for name in (heads.NAME, heads.CHECK):
                 shutil.copy2(aside / place / name, folder / place / name)
-    with suppress(ArtifactError, KeyError):
+    if (kept := _kept_of(aside)) is not None:
         # Last: a kill before it moves what is left.
-        disk.write_sealed(folder / KEPT, disk.read_sealed(aside / MANIFEST)["facts"]["kept"])
+        disk.write_sealed(folder / KEPT, kept)
     job.context.console.say(f"{job.spec.name}: goes on with what is whole in {aside}")
+
+
+def _kept_of(damaged: Path) -> Any:
+    """What a capture keeps of a position; two of its files say so. None where neither can be read: it is measured again."""
+    with suppress(ArtifactError, KeyError):
+        return disk.read_sealed(damaged / MANIFEST)["facts"]["kept"]
+    with suppress(ArtifactError, KeyError):
+        return disk.read_sealed(damaged / ABOUT)["kept"]
+    return None
 
 
 def _take_copy(job: Job, folder: Path) -> None:

@@ -24,7 +24,7 @@ def pass_through(job: Job, share: tuple[int, int]) -> None:
         raise RecipeError(
             f"cannot be shared: {teacher.name} is read block by block, once for all rows.",
             path=f"stages.{job.spec.name}",
-            fix="Capture it in one process, without --shard.",
+            fix=f"Run with devices.processes=1 --until {job.spec.name} and without --shard first, then as it is.",
         )
     label = f"{job.spec.name}: rows pass {teacher.name}, block by block"
     with job.context.console.bar(label, THOUSAND) as bar:

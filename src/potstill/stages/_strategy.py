@@ -127,7 +127,7 @@ def _pushed(run: Run, folder: Path) -> Pushed | None:
         raise RecipeError(
             f"vLLM cannot start in one of {ranks.world()} processes that train together.",
             path=f"stages.{run.spec.name}.strategy.{choice.name}.engine",
-            fix="Use engine: served or local, or devices.processes: 1.",
+            fix=f"Use engine: served or local, or run with devices.processes=1 --until {run.spec.name}, then as it is.",
         )
     start = partial(
         pushed.InProcess,

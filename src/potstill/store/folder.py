@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from potstill.store import disk
 
 STATE = "run.json"
 RECIPE = "recipe.yaml"
+WEIGHTS = ".safetensors"
 MADE = "made"  # the artifacts that a run has made or found, in its state
 # What the values of a state are, and those within them.
 _VALUES: dict[str, Any] = {
@@ -58,8 +60,7 @@ class RunDir:
                 f"{self.path} takes no links: {error.strerror}.",
                 fix="Choose a folder on another file system with `runs:` in the recipe.",
             ) from error
-        for place in (self.path / "student", *(self.path / "stages").glob("*")):
-            _refuse_folder(place)
+        _refuse_folder(self.path / "student", self.path / ".student", *(self.path / "stages").glob("*"))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -171,26 +172,35 @@ class RunDir:
     def export(self, name: str, source: Path, texts: Mapping[str, str]) -> Path:
         """Put the files of a folder of the store and `texts` beside them behind the link `name`, and return that.
 
-        The folder is the run's own: what belongs to one run stays out of an artifact that several share. Its files
-        are hard links, and so whole ones for whoever copies it; where the disk has none, symbolic ones.
+        The folder is the run's own: what belongs to one run stays out of an artifact that several share. Its weights
+        are hard links, and so whole files for whoever copies it; where the disk has none, symbolic ones. The others
+        are small and copied, so that whoever edits one in place changes no artifact. A hidden link `.name` to the
+        store says which artifact the run refers to. One that is there already and the same stays where it is, for
+        whoever reads it.
 
         Raises:
             MachineError: there is a folder in the link's place.
         """
-        _refuse_folder(self.path / name)
-        made = self.path / f".{name}-{uuid4().hex}"
-        for file in sorted(source.rglob("*")):
-            place = made / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if file.is_file() and place.name not in texts:
-                _share(file, place)
-        for text_name, text in texts.items():
-            disk.write_text(made / text_name, text)
-        self.link(name, made)
+        place = self.path / name
+        _refuse_folder(place)
+        self.link(f".{name}", source)
+        files = {path: source / path for path in _files_in(source) if str(path) not in texts}
+        if place.resolve().name != name or not _holds(place, files, texts):
+            # Where the link leads has its name too: a model is called by the folder that it is in.
+            made = self.path / f".{name}-{uuid4().hex}" / name
+            for path, file in files.items():
+                (made / path).parent.mkdir(parents=True, exist_ok=True)
+                if file.suffix == WEIGHTS:
+                    _share(file, made / path)
+                else:
+                    shutil.copyfile(file, made / path)
+            for text_name, text in texts.items():
+                disk.write_text(made / text_name, text)
+            self.link(name, made)
         for older in self.path.glob(f".{name}-*"):
-            if older != made:
+            if not place.resolve().is_relative_to(older.resolve()):
                 disk.discard(older)
-        return self.path / name
+        return place
 
     def keep_links(self, folder: str, names: Collection[str]) -> None:
         """Remove the links in `folder` that are not named."""
@@ -220,6 +230,24 @@ class Onlooker(RunDir):
         """Leave it to the first process."""
 
 
+def _files_in(folder: Path) -> list[Path]:
+    """The files below a folder, as paths within it."""
+    return sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+
+
+def _holds(folder: Path, files: Mapping[Path, Path], texts: Mapping[str, str]) -> bool:
+    """Whether a folder holds these files and texts, and nothing else."""
+    if _files_in(folder) != sorted([*files, *map(Path, texts)]):
+        return False
+    same = all(
+        (folder / path).samefile(file)
+        if file.suffix == WEIGHTS
+        else (folder / path).read_bytes() == file.read_bytes()
+        for path, file in files.items()
+    )
+    return same and all((folder / name).read_bytes() == text.encode() for name, text in texts.items())
+
+
 def _share(file: Path, place: Path) -> None:
     """Let a file stand at a second place without a copy."""
     try:
@@ -235,10 +263,12 @@ def _require(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {values[name]!r}")
 
 
-def _refuse_folder(place: Path) -> None:
+def _refuse_folder(*places: Path) -> None:
     # A copy that followed the links leaves folders, and somebody's files are never deleted.
-    if place.is_dir() and not place.is_symlink():
+    folders = [place for place in places if place.is_dir() and not place.is_symlink()]
+    if folders:
+        names, several = ", ".join(map(str, folders)), len(folders) > 1
         raise MachineError(
-            f"{place} is a folder where a link belongs.",
-            fix="Move it away and run the same command again.",
+            f"{names} {'are folders where links belong' if several else 'is a folder where a link belongs'}.",
+            fix=f"Move {'them' if several else 'it'} away and run the same command again.",
         )

@@ -102,10 +102,18 @@ class EnsembleTeacher:
     @property
     def licence(self) -> str:
         """What each teacher's files say of its licence, "" where none says anything."""
-        stated = {member.name: getattr(member.teacher, "licence", "") for member in self.members}
-        return "; ".join(f"{name}: {text or 'not stated'}" for name, text in stated.items()) * any(
-            stated.values()
-        )
+        return self._stated("licence")
+
+    @property
+    def terms(self) -> str:
+        """What the recipe states of each teacher's terms, "" where it states none."""
+        return self._stated("terms")
+
+    def _stated(self, what: str) -> str:
+        texts = {member.name: getattr(member.teacher, what, "") for member in self.members}
+        if not any(texts.values()):
+            return ""
+        return "; ".join(f"{name}: {text or 'not stated'}" for name, text in texts.items())
 
     def require_rows(self, values: Sequence[str]) -> None:
         """Refuse rows that no teacher is asked about, and teachers that are asked about no row.

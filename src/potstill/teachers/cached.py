@@ -116,6 +116,7 @@ class CachedTeacher:
         self.context_length: int | None = about["context_length"]
         self.number_format: str | None = about["number_format"]
         self.licence: str = about["licence"]
+        self.terms: str = about.get("terms", "")
         self.sizes: Mapping[str, int] = about["sizes"]
         self.batch_invariant = True  # nothing is computed
         kinds = frozenset(about["provides"][split])

@@ -39,6 +39,7 @@ def build(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     spill: str | None = None,
     batch_tokens: int = 8192,
+    terms: str = "",
 ) -> LayeredTeacher:
     """A teacher from a hub id, a folder or a GGUF file, which is captured and not asked in training.
 
@@ -47,12 +48,18 @@ def build(
         dtype: of its weights and of the hidden states on the disk; auto as for `model`.
         spill: the folder for hidden states, which a capture that goes on finds again; by default in potstill's cache.
         batch_tokens: padded tokens of one forward pass.
+        terms: under which terms it is used, where its licence does not say it all; no part of its fingerprint.
 
     Raises:
         ModelError: the model does not exist, cannot be read or is out of scope.
     """
     stored = local.build(
-        context, model=layered, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype
+        context,
+        model=layered,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        terms=terms,
     )
     folder = unpacking.gguf_folder().parent / FOLDER if spill is None else context.base / spill
     return LayeredTeacher(stored, context.device, folder, batch_tokens)
@@ -69,7 +76,7 @@ class LayeredTeacher:
     ) -> None:
         self.name, self.fingerprint, self.reads = stored.name, stored.fingerprint, stored.reads
         self.layers, self.context_length = stored.layers, stored.context_length
-        self.hidden_width = stored.hidden_width
+        self.hidden_width, self.terms = stored.hidden_width, stored.terms
         self.dtype, self.batch_invariant = stored.dtype, stored.batch_invariant
         self._stored, self._device, self._folder, self._tokens = stored, device, folder, batch_tokens
         self._ready: dict[Row, tuple[Path, slice]] = {}

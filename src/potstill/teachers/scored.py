@@ -17,6 +17,7 @@ import torch
 from potstill.data.batch import collate, rows_of
 from potstill.errors import MachineError, ProviderError, RecipeError
 from potstill.models import generation, loading
+from potstill.models import licence as licences
 from potstill.signals.topk import TopK
 from potstill.teachers import served
 from potstill.teachers._context import TeacherContext
@@ -43,6 +44,7 @@ def build(
     key_env: str | None = None,
     seconds: float = 600.0,
     at_once: int = 8,
+    terms: str = "",
 ) -> ScoredTeacher:
     """A teacher whose weights are in an engine. Asks nobody before a signal is needed.
 
@@ -56,6 +58,7 @@ def build(
         key_env: the environment variable that holds the server's key, if it wants one.
         seconds: the longest that one row may take.
         at_once: rows that are asked about together.
+        terms: under which terms it is used, where its licence does not say it all; no part of its fingerprint.
 
     Raises:
         RecipeError: an option cannot be as it is.
@@ -69,7 +72,7 @@ def build(
             raise RecipeError(f"must be at least 1, not {value}.", path=f"teacher.{name}")
     source = loading.find_source(model, base=context.base, revision=revision)
     root = scores.rstrip("/").removesuffix("/v1")
-    return ScoredTeacher(root, source, context, server, served_as, top_k, key_env, seconds, at_once)
+    return ScoredTeacher(root, source, context, server, served_as, top_k, key_env, seconds, at_once, terms)
 
 
 class ScoredTeacher:
@@ -89,9 +92,11 @@ class ScoredTeacher:
         key_env: str | None,
         seconds: float,
         at_once: int,
+        terms: str = "",
     ) -> None:
         config = loading.load_config(source)
-        self.name = source.path.name
+        self.name, self.terms = source.path.name, terms
+        self.licence = licences.licence(source)
         self.reads = context.reader(
             loading.load_tokenizer(source), generation.end_ids(source, loading.width(config))
         )
