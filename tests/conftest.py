@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from beartype import beartype
+from hypothesis import settings
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
@@ -25,6 +26,9 @@ from potstill import divergences
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    # The same examples every time, however slow the machine is.
+    settings.register_profile("seeded", derandomize=True, deadline=None, database=None)
+    settings.load_profile("seeded")
     # A shell starts background work with some signals ignored; the tests mean the usual ones.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
