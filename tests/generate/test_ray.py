@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from builders import fake_ray
+from builders.over_ray import run_over_ray
 from builders.tiny import EOS, PAD, save_tiny
 from potstill.errors import DataError, MachineError, RecipeError
 from potstill.generate import local, ray
@@ -158,17 +157,4 @@ assert len([*place.glob("*.worker-*")]) == 4
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: potstill[ray]")
 def test_two_workers_of_ray_itself_write_what_one_process_writes(tmp_path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", REALLY, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        # A machine that others fill is no reason to end its workers, nor to let them wait for hours.
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "RAY_memory_monitor_refresh_ms": "0",
-            "RAY_worker_niceness": "0",
-        },
-    )
-    assert done.returncode == 0, done.stderr
+    run_over_ray(REALLY, tmp_path)

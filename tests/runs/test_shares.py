@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from builders import places
 from builders.captures import hashes
+from builders.repairs import watched_rows
 from builders.tiny import save_tiny
 from potstill.cache.mending import Mender
 from potstill.cache.writer import Writer
@@ -118,18 +119,6 @@ def test_shares_begin_with_what_a_capture_with_another_deadline_has_written(plac
     run("r.yaml", ["runs=more"], console=QUIET)
     assert asked == []
     assert cache(place, "more") == cache(place, "calm")
-
-
-def watched_rows(monkeypatch) -> list[str]:
-    """The rows about which the teacher is asked from now on."""
-    asked, said = list[str](), Entries._said
-
-    def watching(self, rows):
-        asked.extend(row.id for row in rows)
-        return said(self, rows)
-
-    monkeypatch.setattr(Entries, "_said", watching)
-    return asked
 
 
 def test_a_repair_makes_a_damaged_capture_whole_and_leaves_a_whole_one(place):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from builders import captures, fake_ray, jobs, recipes
 from builders.captures import hashes, job, rows
 from builders.hooks import watched
+from builders.over_ray import run_over_ray
 from builders.tiny import save_tiny, tiny_model
 from potstill.console import Bar
 from potstill.errors import Interrupted, MachineError, RecipeError
@@ -164,17 +163,4 @@ assert here.hashes(by_two.path) == here.hashes(alone.path)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: potstill[ray]")
 def test_two_workers_of_ray_itself_leave_the_bytes_of_one_process(tmp_path) -> None:
     """Half a CPU each, on a cluster of this machine."""
-    done = subprocess.run(
-        [sys.executable, "-c", REALLY, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        # A machine that others fill is no reason to end its workers, nor to let them wait for hours.
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "RAY_memory_monitor_refresh_ms": "0",
-            "RAY_worker_niceness": "0",
-        },
-    )
-    assert done.returncode == 0, done.stderr
+    run_over_ray(REALLY, tmp_path)

@@ -11,7 +11,7 @@ from potstill.console import Console
 from potstill.errors import PotstillError
 from potstill.recipe.recipe import Recipe
 from potstill.recipe.training import Training
-from potstill.stages._captured import differences, lacking
+from potstill.stages._captured import differences, heldout_of, lacking
 from potstill.stages._context import Context, Setup, State
 from potstill.stages._evaluated import not_comparable
 from potstill.stages._later import require_answers
@@ -46,7 +46,7 @@ def items(
     if trains:
         parts += [("training", train, teacher), ("validation", validation, teacher)]
     if _measures(recipe, setup, heldout):
-        parts.append(("held-out", heldout, _heldout(teacher)))
+        parts.append(("held-out", heldout, heldout_of(teacher)))
     counts, faults = list[str](), list[str]()
     for what, rows, of in parts:
         try:
@@ -89,11 +89,7 @@ def _measures(recipe: Recipe, setup: Setup, heldout: Sequence[Example]) -> bool:
         for metric in metrics_of(stage.metrics, None if setup.task is None else setup.task.type)
     )
     scored = any("scores" in metric.needs for metric in wanted)
-    return scored and not not_comparable(_heldout(setup.teacher), setup.readers, heldout)
-
-
-def _heldout(teacher: Any) -> Any:
-    return teacher.heldout() if hasattr(teacher, "heldout") else teacher
+    return scored and not not_comparable(heldout_of(setup.teacher), setup.readers, heldout)
 
 
 def answered(recipe: Recipe, setup: Setup) -> Iterator[Item]:

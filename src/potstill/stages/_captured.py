@@ -50,11 +50,11 @@ def measuring(state: State, context: Context) -> Teacher:
     live: Any = context.setup.teacher
     # What is kept of a served teacher is of its training rows.
     if state.captured is None or live.reads is None:
-        return _heldout(live)
-    kept = _heldout(_cached(state, context))
+        return heldout_of(live)
+    kept = heldout_of(_cached(state, context))
     # Several teachers have no hidden state in common: what is kept of them is less than they say here.
     whole = "dense" in live.provides and getattr(live, "batchwise", True)
-    return _heldout(live) if whole and "dense" not in kept.provides else kept
+    return heldout_of(live) if whole and "dense" not in kept.provides else kept
 
 
 def is_whole(teacher: Any) -> bool:
@@ -62,7 +62,8 @@ def is_whole(teacher: Any) -> bool:
     return "dense" in teacher.provides and not hasattr(teacher, "members")
 
 
-def _heldout(teacher: Any) -> Teacher:
+def heldout_of(teacher: Any) -> Teacher:
+    """The same teacher on the rows to measure on; itself where it is the same for all rows."""
     measured: Teacher = teacher.heldout() if hasattr(teacher, "heldout") else teacher
     return measured
 
