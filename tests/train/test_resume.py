@@ -108,6 +108,37 @@ def test_the_best_weights_are_written_once_and_the_end_of_a_training_writes_noth
     assert names == ["best-00000006/tensors.safetensors", "step-00000006/state.json"]
 
 
+@pytest.mark.parametrize("every", [2, 100])
+def test_best_weights_that_wait_in_memory_are_those_that_were_written_at_once(tmp_path, monkeypatch, every):
+    """As beside a GPU: a rate so high that an early validation stays the best, with and without checkpoints."""
+    spoiling = {"steps": 8, "learning_rate": 0.3, "validate_every": 1, "checkpoint_every": every}
+    calm = run(tmp_path / "calm", **spoiling)
+    monkeypatch.setattr(_train, "_holds_best", lambda run, module: True)
+    written = []
+    save = checkpoint.save_best
+    monkeypatch.setattr(checkpoint, "save_best", lambda *args: written.append(args[1]) or save(*args))
+    held = run(tmp_path / "held", **spoiling)
+    measured = events(calm.path, "validation")
+    best = min(measured[1:], key=lambda event: event["loss"])["step"]
+    assert 1 < best < 8
+    assert written[-1] == best
+    assert len(written) == 1 or every == 2
+    assert len(written) < sum(event["best"] for event in measured)
+    one, other = (load_file(made.path / "student/model.safetensors") for made in (calm, held))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_stop_writes_the_best_weights_that_wait_in_memory(tmp_path, monkeypatch):
+    """The run that goes on has them; nothing better comes behind."""
+    spoiling = {"steps": 8, "learning_rate": 0.3, "validate_every": 1, "checkpoint_every": 100}
+    calm = run(tmp_path / "calm", **spoiling)
+    monkeypatch.setattr(_train, "_holds_best", lambda run, module: True)
+    stopped_at(tmp_path, 6, **spoiling)
+    again = run(tmp_path, **spoiling)
+    one, other = (load_file(made.path / "student/model.safetensors") for made in (calm, again))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def _full(*args):
     raise OSError(errno.ENOSPC, "No space left on device")
 

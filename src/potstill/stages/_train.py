@@ -124,6 +124,7 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
     module = module_of(run)
     objective = replace(run.objective, beside=beside_of(run))
     optimizer = make_optimizer(module, spec)
+    folder = replace(folder, holds=_holds_best(run, module))
     progress, threads = folder.resume(module, optimizer)
     folder.require_room(module)
     say_where(run, progress, threads)
@@ -207,6 +208,11 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
     say_worse(run, folder.events())
     sizes = _export(run, folder, module, path / "student")
     return _facts(progress) | {"validation_rows": len(run.rows.validation)} | sizes
+
+
+def _holds_best(run: Run, module: nn.Module) -> bool:
+    """Whether the best weights wait in memory: where steps are short, and where they take none of a step's own."""
+    return run.sharding != "fsdp" and next(module.parameters()).device.type != "cpu"
 
 
 def _export(run: Run, folder: TrainingFolder, module: nn.Module, place: Path) -> dict[str, Any]:

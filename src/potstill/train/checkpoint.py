@@ -95,11 +95,11 @@ def _publish(temporary: Path, target: Path, state: Mapping[str, Any]) -> None:
     _drop_unused_best(folder)
 
 
-def save_best(folder: Path, step: int, module: nn.Module) -> dict[str, str]:
-    """Write the weights, which are the best so far, and return their hashes."""
+def save_best(folder: Path, step: int, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write weights that were the best at `step`, and return the hashes of their files."""
     place, temporary = best(folder, step), folder / ".best.tmp"
     ranks.by_first(lambda: _begin(temporary, {}))
-    tensors.write(temporary, trained_tensors(module))
+    tensors.write(temporary, weights)
     ranks.broadcast()
     content = tensors.hashes(temporary)
 

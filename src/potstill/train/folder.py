@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ MOMENTS = 2  # averages that AdamW keeps of every weight
 class TrainingFolder:
     """What a training writes while it runs.
 
-    `beside` returns the tensors that a checkpoint holds beside the student and its optimizer.
+    `beside` returns the tensors that a checkpoint holds beside the student and its optimizer. With `holds` the best
+    weights wait in this machine's memory until a checkpoint refers to them: beside a GPU's short steps, writing
+    them at every better validation would be most of the time.
     """
 
     path: Path
     beside: Callable[[], Mapping[str, Tensor]] = dict
+    holds: bool = False
+    _held: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def metrics(self) -> Path:
@@ -61,7 +65,7 @@ class TrainingFolder:
             ranks.by_first(self._clear)
             return Progress(), torch.get_num_threads()
         checkpoint.restore(newest, module, optimizer, self.beside())
-        names = {field.name for field in fields(Progress)}
+        names = {known.name for known in fields(Progress)}
         progress = Progress(**{key: value for key, value in newest.state.items() if key in names})
         progress.best = math.inf if progress.best is None else progress.best
         ranks.by_first(lambda: self._cut_metrics(progress))
@@ -100,14 +104,25 @@ class TrainingFolder:
 
         The last one holds weights only where no validation has kept any.
         """
+        if self._held:
+            self._write_best(self._held, progress)
+            self._held.clear()
         state = {key: None if value == math.inf else value for key, value in asdict(progress).items()}
         weights = optimizer is not None or not progress.best_weights
         kept = module if weights else None
         checkpoint.save(self._checkpoints, progress.step, kept, optimizer, state, self.beside())
 
     def save_best(self, module: nn.Module, progress: Progress) -> None:
-        """Write the weights by themselves: they are the best so far."""
-        progress.best_weights = checkpoint.save_best(self._checkpoints, progress.best_step, module)
+        """Keep the weights by themselves: they are the best so far."""
+        weights = checkpoint.trained_tensors(module)
+        if self.holds:  # the first process writes them
+            first = ranks.first()
+            self._held.update({n: w.to("cpu", copy=True) if first else w for n, w in weights.items()})
+        else:
+            self._write_best(weights, progress)
+
+    def _write_best(self, weights: Mapping[str, Tensor], progress: Progress) -> None:
+        progress.best_weights = checkpoint.save_best(self._checkpoints, progress.best_step, weights)
 
     def take_best(self, module: nn.Module) -> None:
         """Put the best weights of a finished training into a whole module; the last ones where none were kept.
