@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from builders import scripts
 from potstill.cli import app
+from potstill.recipe.recipe import expand, parse_recipe
+from potstill.recipe.yaml import load_value
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTES.md")] + sorted(
@@ -19,11 +21,67 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_relative_link_leads_somewhere(page):
+def _prose(page):
+    """The page without its code, in which neither a link nor a heading is one."""
     text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchors(page):
+    """The anchors that GitHub gives to the headings of a page; one that is there already gets a number."""
+    anchors = []
+    for heading in re.findall(r"^#+ +(.+?) *$", _prose(page), re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        anchor = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        again = sum(re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", one) is not None for one in anchors)
+        anchors.append(f"{anchor}-{again}" if again else anchor)
+    return anchors
+
+
+def test_anchors_are_made_as_github_makes_them(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# JSD and its β\n## `data.mix`, a [table](b.md)\n```\n# no heading\n```\n## Rows\n### Rows\n## The student's card\n",
+        encoding="utf-8",
+    )
+    assert _anchors(page) == ["jsd-and-its-β", "datamix-a-table", "rows", "rows-1", "the-students-card"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_relative_link_leads_to_a_file_and_a_heading_of_it(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s:]+)\)", re.sub(r"`[^`\n]*`", "", _prose(page))):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+SNIPPETS = [
+    pytest.param(snippet, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, snippet in enumerate(
+        re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    )
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_every_part_of_a_recipe_in_the_docs_is_one(snippet):
+    written = load_value(snippet, "the page")
+    stages = {"stages": _named(written)} if isinstance(written, list) else written
+    data = {"train": "rows.jsonl"} | stages.get("data", {})
+    expand(parse_recipe({"teacher": {"model": "a/b"}, "student": {"model": "a/c"}} | stages | {"data": data}))
+
+
+def _named(stages):
+    """The stages of a list of examples, each under a name of its own."""
+    return [
+        {verb: options | {"name": f"{verb}-{number}"}}
+        for number, stage in enumerate(stages)
+        for verb, options in stage.items()
+    ]
 
 
 def test_the_readme_names_commands_that_exist_and_stays_short():
