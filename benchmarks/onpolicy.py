@@ -169,6 +169,7 @@ def run_study(report: Report, options: argparse.Namespace) -> None:
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     sizes = (options.minutes, options.questions, options.prompts, options.warm_steps, options.threads)
     command = f"python benchmarks/onpolicy.py --study --minutes {options.minutes:g} --seeds {options.seeds}"
+    command += f" --prompts {options.prompts}"
     docs = ROOT / "docs" / "benchmarks.md"
     study(options.folder, Settings(*sizes), methods, seeds, docs, command, report.say)
 

@@ -20,7 +20,7 @@ import study_table
 from protocol import alone
 
 METHODS = ("sft", "seqkd", "kd", "gkd", "minillm", "distillm", "opd")
-RATES = (5e-5, 1.5e-4, 5e-4)
+RATES = (5e-5, 1.5e-5, 1.5e-4, 5e-4)  # of equal sums the first one is taken
 SCREENED_SHARE = 1 / 3  # of an arm's time
 MARKS, SCREENING, ON_THE_WAY = 2, 24, 24  # marks of time; prompts of a screen, and of the marks on the way
 PACE = 3.0  # seconds of a step, before any is known
@@ -161,7 +161,8 @@ def study(
         for method in METHODS
     }
     warm = [found for seed in every if (found := it.result(f"warm-{seed}")) is not None]
-    table = study_table.table(warm, {name: runs for name, runs in arms.items() if runs})
+    screens = {name: found for name in METHODS if (found := it.result(f"screen-{name}")) is not None}
+    table = study_table.table(warm, {name: runs for name, runs in arms.items() if runs}, screens)
     say(table)
     if docs is not None and all(len(runs) == len(every) > 1 for runs in arms.values()):
         study_table.keep(docs, table, command)

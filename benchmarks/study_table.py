@@ -32,8 +32,8 @@ def sum_of_kls(scores: Mapping[str, Any]) -> float:
     return sum(float("inf") if value is None else value for value in values)
 
 
-def table(warm: Sequence[Run], arms: Mapping[str, Sequence[Run]]) -> str:
-    """The scores, then what each arm did in its time, then how the two KLs fell, as Markdown."""
+def table(warm: Sequence[Run], arms: Mapping[str, Sequence[Run]], screens: Mapping[str, Run]) -> str:
+    """The scores, then what each arm did in its time, how the two KLs fell, and what screens saw, as Markdown."""
     header = ["method", "learning rate", *(label for _, label, _ in FIGURES)]
     lines = [["warm start", "", *_scores(warm)]]
     lines += [[name, f"{runs[0]['rate']:g}", *_scores(runs)] for name, runs in arms.items()]
@@ -42,6 +42,8 @@ def table(warm: Sequence[Run], arms: Mapping[str, Sequence[Run]]) -> str:
     curves = [[name, *_curve(runs)] for name, runs in arms.items()]
     marks = len(curves[0]) - 1 if curves else 0
     quarters = ["method", *(f"{mark + 1}/{marks} of the time" for mark in range(marks))]
+    rates = sorted({one["rate"] for screen in screens.values() for one in screen["tried"]})
+    tried = [[name, *_tried(screen, rates)] for name, screen in screens.items()]
     return "\n\n".join(
         [
             _markdown(header, lines),
@@ -49,8 +51,16 @@ def table(warm: Sequence[Run], arms: Mapping[str, Sequence[Run]]) -> str:
             _markdown(names, costs),
             "KL(teacher ‖ student) and KL(student ‖ teacher) on the way, on the first prompts, mean of the seeds:",
             _markdown(quarters, curves),
+            "Sum of both KLs behind a screen, on its own prompts, at each learning rate:",
+            _markdown(["method", *(f"{rate:g}" for rate in rates)], tried),
         ]
     )
+
+
+def _tried(screen: Run, rates: Sequence[float]) -> list[str]:
+    """What a screen saw at these rates."""
+    sums = {one["rate"]: one["sum_of_kls"] for one in screen["tried"]}
+    return [f"{sums[rate]:.3f}" if rate in sums else "–" for rate in rates]
 
 
 def _scores(runs: Sequence[Run]) -> list[str]:

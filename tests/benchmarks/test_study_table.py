@@ -23,15 +23,24 @@ def run(value: float, **more: object) -> dict[str, object]:
 
 
 def test_a_row_holds_the_mean_of_the_seeds_and_their_spread(table):
-    text = table.table([run(0.5)], {"kd": [run(0.2), run(0.4)]})
+    text = table.table([run(0.5)], {"kd": [run(0.2), run(0.4)]}, {})
     assert "| kd | 0.0001 | 0.300 [0.300, 0.300] (0.200 to 0.400) |" in text
     assert "| warm start |  | 0.500 [0.500, 0.500] |" in text
 
 
 def test_costs_and_both_kls_on_the_way_stand_below(table):
-    text = table.table([run(0.5)], {"gkd": [run(0.2)]})
+    text = table.table([run(0.5)], {"gkd": [run(0.2)]}, {})
     assert "| gkd | 10 | 500 | 40 | 25% | 240 |" in text
     assert "| gkd | 0.200 / 0.200 | 0.200 / 0.200 |" in text
+
+
+def test_what_screens_saw_stands_last_in_order_of_the_rates(table):
+    tried = [{"rate": rate, "sum_of_kls": sum_of_kls} for rate, sum_of_kls in ((1e-4, 1.5), (1e-5, 1.25))]
+    screens = {"kd": {"tried": tried}, "opd": {"tried": tried[:1]}}
+    text = table.table([run(0.5)], {"kd": [run(0.2)]}, screens)
+    assert text.endswith(
+        "| method | 1e-05 | 0.0001 |\n| --- | --- | --- |\n| kd | 1.250 | 1.500 |\n| opd | – | 1.500 |"
+    )
 
 
 def test_the_page_keeps_the_last_table_between_its_markers(table, tmp_path):
