@@ -6,7 +6,6 @@ Help opens without torch and pydantic, so commands import what they need when th
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from typer.core import TyperGroup
 
 from potstill import __version__
 from potstill.cli_exit import exit_with
-from potstill.cli_output import Json, print_result
+from potstill.cli_output import Commands, Json, print_result, terminal_width
 from potstill.cli_store import cache, capture_part, store
 from potstill.console import Console, typed
 from potstill.errors import RecipeError
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from potstill.runs.run import RunResult
 
 
-class _Commands(TyperGroup):
+class _Commands(Commands):
     """The commands; a stage that is typed as one is answered with what runs it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -58,7 +56,7 @@ app.add_typer(cache, name="cache")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a run.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
-_override = typer.Argument(metavar="[key.path=value ...]", help="Values to set: distill.epochs=2.")
+_override = typer.Argument(metavar="key.path=value", help="Values to set: distill.epochs=2.")
 Overrides = Annotated[Optional[list[str]], _override]  # noqa: UP045  (typer reads this at run time)
 _until = typer.Option(metavar="STAGE", help="Stop after the last stage of this name or verb: distill.")
 Until = Annotated[Optional[str], _until]  # noqa: UP045
@@ -129,8 +127,7 @@ def check(
     from potstill.check import check as check_recipe
 
     report = check_recipe(recipe, overrides or (), proofs=not quick, console=Console(quiet=as_json))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print_result(as_json, report.as_dict(), report.text(width))
+    print_result(as_json, report.as_dict(), report.text(terminal_width()))
     if not report.passed:
         raise typer.Exit(4)
 
@@ -161,7 +158,7 @@ def capture(
 
 @app.command()
 def report(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs.")],
     to: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="STEM", help="Of several runs: write STEM.html, STEM.csv and STEM.md."),
@@ -226,7 +223,7 @@ def init(
 
 @app.command()
 def explain(
-    path: Annotated[str, typer.Argument(metavar="[KEY]", help="A path such as distill.temperature.")] = "",
+    path: Annotated[str, typer.Argument(metavar="KEY", help="A path such as distill.temperature.")] = "",
     as_json: Json = False,
 ) -> None:
     """Say what a key of a recipe takes, its default and an example.
@@ -235,7 +232,7 @@ def explain(
     from potstill.recipe.reference import explain as entry_of
 
     entry = entry_of(path)
-    print_result(as_json, entry.as_dict(), entry.text())
+    print_result(as_json, entry.as_dict(), entry.text(terminal_width()))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from potstill import __version__
 from potstill.cli_output import print_result, unwritten
 from potstill.console import Lasting, WarningLines, discard_unread_output, visible
 from potstill.devices import jobs
-from potstill.errors import Interrupted, PotstillError
+from potstill.errors import Interrupted, PotstillError, RecipeError
 from potstill.runs.status import machine_error
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no other public name for it
@@ -69,6 +69,10 @@ def _exit_code(app: typer.Typer, arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except _UsageError as error:
+        if as_json:
+            path = error.ctx.command_path if error.ctx else "potstill"
+            mistyped = RecipeError(error.format_message(), fix=f"`{path} -h` says what it takes.")
+            print_result(True, {"error": mistyped.as_dict()})
         text = io.StringIO()
         error.show(file=text)
         print(visible(text.getvalue()), end="", file=sys.stderr)

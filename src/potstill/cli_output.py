@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from potstill.console import Lasting, visible
 from potstill.errors import MachineError
 from potstill.runs.status import machine_error
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays silent.")]
+
+
+class Commands(TyperGroup):
+    """A group of commands whose help has the whole first sentence of each, wrapped; Typer cuts it off."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, self.commands[name].get_short_help_str(1000)) for name in self.list_commands(ctx)]
+            )
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that reads the output; None where a file or a program does."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_result(as_json: bool, value: Any, text: str = "") -> None:

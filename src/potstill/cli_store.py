@@ -8,11 +8,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from potstill.cli_output import Json, print_result
+from potstill.cli_output import Commands, Json, print_result
 from potstill.console import Console
 
-store = typer.Typer(no_args_is_help=True, help="List what runs keep on disk, and free what no run refers to.")
-Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="A folder of runs, or a run in it.")]
+store = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="List what runs keep on disk, and free what no run refers to."
+)
+Runs = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or a run in it.")]
 
 
 @store.command("ls")
@@ -38,7 +40,7 @@ def store_gc(
 
 
 cache = typer.Typer(
-    no_args_is_help=True, help="List, check and free caches of teacher signals, or import one."
+    cls=Commands, no_args_is_help=True, help="List, check and free caches of teacher signals, or import one."
 )
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A capture's folder, or a cache.")]
 

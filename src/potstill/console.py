@@ -14,6 +14,7 @@ import select
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,18 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def hung(start: str, text: str, width: int | None) -> list[str]:
+    """A line that begins with `start`; with a width it is wrapped, and what follows stands below its text."""
+    if width is None:
+        return [f"{start}{text}".rstrip()]
+    inside = max(width - len(start), 20)
+    parts = textwrap.wrap(text, inside, break_on_hyphens=False, break_long_words=False) or [""]
+    return [
+        f"{before}{part}".rstrip()
+        for before, part in zip([start, *[" " * len(start)] * (len(parts) - 1)], parts, strict=True)
+    ]
 
 
 def typed(*, quoted: bool = True) -> str:

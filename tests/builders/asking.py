@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from builders.endpoint import Endpoint, Turned
+from builders.endpoint import Act, Endpoint, Turned, answer
 from potstill.generate import openai
 from potstill.generate.price import Price
 from potstill.generate.sampling import Sampling
@@ -14,6 +16,8 @@ from potstill.generate.served import Asked, Given, Spending, TextRequest
 from potstill.teachers.served import ServedTeacher
 
 PRICE = Price(1.0, 10.0)  # a reply of 10 + 5 tokens costs 0.00006
+PROMPTS = [f"w{i}" for i in range(12)]
+HUNDRED = [f"p{i}" for i in range(100)]
 
 
 class Agreed:
@@ -71,3 +75,25 @@ def texts(given: Sequence[Given]) -> list[str]:
 
 def last(spendings: Sequence[Spending]) -> Spending:
     return spendings[-1]
+
+
+def once(fault: Act) -> Callable[[Any, int], Act]:
+    """A script: this at a prompt's first request, then an answer."""
+    return lambda sent, times: fault if times == 0 else answer(f"so {sent.prompt}")
+
+
+def attempts(place: Path, columns: str = "*") -> list[tuple[Any, ...]]:
+    """The rows of the journal, in the order in which they were written."""
+    with closing(sqlite3.connect(place / "journal.sqlite")) as db:
+        return db.execute(f"SELECT {columns} FROM attempts ORDER BY id").fetchall()
+
+
+def states(place: Path) -> list[str]:
+    """The state of each of these rows."""
+    return [state for (state,) in attempts(place, "state")]
+
+
+def change(place: Path, sql: str) -> None:
+    """Put the journal into the state that a killed process leaves."""
+    with closing(sqlite3.connect(place / "journal.sqlite")) as db, db:
+        db.execute(sql)

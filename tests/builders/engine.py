@@ -25,12 +25,15 @@ class Engine:
     names: tuple[str, ...] = ("served",)
     most: int = 20
     seed: int = 1
+    vocab: int = 128
     change: Change = lambda reply: reply
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.model = tiny_model(seed=self.seed)  # once: it seeds the process, and requests come together
+        self.model = tiny_model(
+            seed=self.seed, vocab=self.vocab
+        )  # once: it seeds the process, and requests come together
 
     def scores(self, ids: list[int]) -> Any:
         with torch.no_grad():

@@ -41,6 +41,15 @@ def test_broken_line_is_named_and_blanks_are_counted(tmp_path: Path) -> None:
     assert nonzero == {"read": 5, "blank": 2, "broken": 1, "kept": 2}
 
 
+@pytest.mark.parametrize(("line", "fault"), [('{"id":1,', "at character 9"), ('{"id" 1}', "at character 7")])
+def test_a_broken_line_is_named_with_the_character_within_it(tmp_path: Path, line: str, fault: str) -> None:
+    """Not as "line 2 column 1" of a file's fourth line."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([json.dumps(good(1)), line, json.dumps(good(2))]))
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: the line is not valid JSON: .* {fault}\."):
+        read_rows([str(path)])
+
+
 @pytest.mark.parametrize("content", ["", "\n  \n\n"])
 def test_file_without_rows_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.jsonl"

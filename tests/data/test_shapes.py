@@ -175,6 +175,23 @@ def test_unknown_columns_are_listed_with_the_way_to_name_them(tmp_path: Path) ->
     assert named[0].messages == chat("q", "a")
 
 
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [
+        (
+            {"id": "1", "promt": "q", "reponse": "a"},
+            "data.columns, for example {promt: prompt, reponse: response}.",
+        ),
+        ({"ask": "q"}, "data.columns, for example {question: prompt, answer: response}."),
+        ({"prompt;response": "q;a"}, "separated by ';': save them with commas between, or tabs as .tsv."),
+    ],
+)
+def test_columns_near_to_those_of_a_format_are_named_with_them(tmp_path: Path, row: Any, fix: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, row)
+    assert str(caught.value).endswith(fix)
+
+
 def test_a_misspelt_column_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no row has the column 'qestion'; did you mean 'question'"):
         read(tmp_path, {"question": "q"}, columns={"qestion": "prompt"})

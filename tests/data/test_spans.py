@@ -140,6 +140,33 @@ def test_markers_that_hold_the_end_token_do_not_score_what_follows_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{% generation %}", ""),  # as SmolLM3's
+        ("", "<think>\n\n</think>\n\n{% generation %}"),
+    ],
+    ids=["the header", "no empty thoughts"],
+)
+def test_an_answer_begins_where_its_prompt_ends_wherever_its_marker_does(before: str, after: str) -> None:
+    """What a student writes to is then what it is asked with later."""
+    templates = [
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        f"{opens}<|im_start|>assistant\n{within}{{{{ m.content }}}}<|im_end|>\n{closes}"
+        "{% else %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        for opens, within, closes in (
+            (before, after, "{% endgeneration %}"),
+            ("", after.replace("{% generation %}", ""), ""),
+        )
+    ]
+    marked, bare = (Templater(bytes_tokenizer(template)) for template in templates)
+    turns = ("a", "yes", "b", "the answer")
+    assert encode(marked, *turns) == encode(bare, *turns)
+    (example,) = encode(marked, *turns)
+    assert list(example.prompt) == marked.prompt_ids(chat(*turns[:-1]))
+
+
+@pytest.mark.parametrize(
     ("template", "end"),
     [
         *((t, end) for t in (chats.CHATML, chats.MARKED) for end in ("<|im_end|>", "<|im_end|>\n", "</s> <|im_end|>")),

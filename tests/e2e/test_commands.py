@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from builders.cli import potstill
+from potstill.cli import app
 from potstill.errors import RecipeError
 from potstill.recipe.recipe import parse_recipe
 from potstill.recipe.stages import StageSpec
@@ -114,3 +119,39 @@ def test_a_run_stops_after_the_last_stage_of_a_name_or_verb():
 def test_a_stage_that_the_recipe_lacks_is_refused_with_those_that_it_has(until, words):
     with pytest.raises(RecipeError, match=re.escape(f"stages: the recipe has {words}")):
         pipeline.require_stage(stages("distill", {"finetune": {"name": "polish"}})[:2], until)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "path"),
+    [
+        (("chek",), "No such command 'chek'", "potstill"),
+        (("run",), "Missing argument 'RECIPE'", "potstill run"),
+        (("status", "--wat"), "No such option: --wat", "potstill status"),
+        (("store", "lst"), "No such command 'lst'", "potstill store"),
+        (("cache", "import", "rows.jsonl"), "Missing argument 'CACHE'", "potstill cache import"),
+    ],
+)
+def test_with_json_a_mistyped_command_is_an_object_on_stdout_too(tmp_path, words, message, path):
+    done = potstill(*words, "--json", cwd=tmp_path)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["code"], error["exit_code"]) == (2, "recipe", 2)
+    assert message in error["message"]
+    assert error["fix"] == f"`{path} -h` says what it takes."
+    assert message in done.stderr
+
+
+def _groups(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _groups(inner, (*words, name))
+
+
+@pytest.mark.parametrize(("words", "command"), list(_groups(get_command(app))))
+def test_in_a_narrow_terminal_help_says_all_and_keeps_within_it(words, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = potstill(*words, "--help", cwd=tmp_path).stdout
+    assert max(map(len, shown.splitlines())) <= 60
+    assert "[[" not in shown
+    told = " ".join(shown.split())
+    for name, inner in getattr(command, "commands", {}).items():
+        assert f"{name} {' '.join(inner.get_short_help_str(1000).split())}" in told

@@ -79,6 +79,37 @@ def test_without_a_network_one_sentence_says_so_at_once(tmp_path, looked_up, nap
     assert constants.HF_HUB_OFFLINE is False
 
 
+@pytest.mark.parametrize(
+    ("name", "cached", "words"),
+    [
+        ("gpt2", (), "this one may be openai-community/gpt2."),
+        ("small", ("models--org--small", "models--org--small-2"), "this one may be org/small."),
+        ("small", (), "as in ORGANISATION/small."),
+    ],
+)
+def test_of_a_name_without_organisation_it_is_said_where_it_may_be(
+    tmp_path, monkeypatch, looked_up, name, cached, words
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for folder in cached:
+        (tmp_path / "hub" / folder).mkdir(parents=True)
+    places.write(tmp_path, teacher=f"{{model: {name}}}")
+    done = potstill("check", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the hub cannot be reached" in done.stderr
+    said = f"There is no folder {name}, and names on the hub begin with an organisation: {words}"
+    assert said in " ".join(done.stderr.split())
+
+
+def test_a_user_who_is_offline_on_purpose_is_told_a_names_organisation_too(tmp_path, monkeypatch, looked_up):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    places.write(tmp_path, teacher="{model: gpt2-medium}")
+    done = potstill("check", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "openai-community/gpt2-medium" in " ".join(done.stderr.split())
+    assert looked_up == []
+
+
 def test_a_name_that_is_looked_up_for_ever_counts_as_no_network(monkeypatch):
     never = threading.Event()
     monkeypatch.setattr(hub, "PATIENCE", 0.01)

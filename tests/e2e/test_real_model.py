@@ -79,7 +79,9 @@ def test_a_method_distils_the_embedded_model(place, monkeypatch, method):
     if writes:
         overrides += ["distill.strategy.on_policy.max_new_tokens=8", "distill.guards=null"]
     if method == "distillm":  # its share rises from 0 over a training
-        overrides.append("distill.strategy.on_policy.on_policy_fraction=1.0")
+        overrides += [
+            f"distill.strategy.on_policy.{key}" for key in ("on_policy_fraction=1.0", "adaptive=0.0")
+        ]
     monkeypatch.chdir(place)
     result = potstill.run(f"{method}.yaml", overrides, console=Console(quiet=True))
     assert (result.teacher.params, result.student.params) == (134_515_008, 106_194_240)

@@ -17,6 +17,8 @@ from potstill.signals.topk import TopK
 from potstill.teachers.local import LocalTeacher
 from potstill.types import Example
 
+KLS = "forward_kl", "reverse_kl"
+
 
 def rows() -> list[Example]:
     generator = torch.Generator().manual_seed(0)
@@ -99,22 +101,23 @@ class Likeliest:
 
     provides = frozenset({"topk"})
 
-    def __init__(self, model, k):
-        self.whole, self.k = LocalTeacher(copy.deepcopy(model), vocabulary=128, fingerprint="t"), k
+    def __init__(self, model, k, vocabulary=128):
+        self.whole, self.k = LocalTeacher(copy.deepcopy(model), vocabulary=vocabulary, fingerprint="t"), k
+        self.vocabulary = vocabulary
 
     def signal(self, batch):
-        logits = _logits(self.whole, batch)
+        logits = _logits(self.whole, batch, self.vocabulary)
         lp, ids = torch.log_softmax(logits.double(), -1).topk(self.k, -1)
-        return TopK(ids, lp.float())
+        return TopK(ids, lp.float(), vocabulary=self.vocabulary)
 
 
-def _logits(teacher, batch):
-    """Its logits [N, 128] at the scored positions."""
-    like = torch.zeros(batch.count, 128)
+def _logits(teacher, batch, vocabulary):
+    """Its logits [N, vocabulary] at the scored positions."""
+    like = torch.zeros(batch.count, vocabulary)
     chunk = teacher.signal(batch).chunks(Divergence.from_module(forward_kl), "bucket")(
         slice(0, batch.count), like
     )
-    return chunk.logits[:, :128]
+    return chunk.logits[:, :vocabulary]
 
 
 @pytest.mark.parametrize("k", [1, 4, 128])
@@ -162,3 +165,39 @@ def test_bounds_are_figures_of_a_teacher_that_states_few_ids_and_of_no_other():
         figures = {figure.key: figure for figure in likelihood.measure(subject)}
         assert bool(bounds & set(figures)) == given
         assert (figures["forward_kl"].value is None) == given
+
+
+def test_a_token_of_which_only_foreign_ids_are_stated_counts_as_0_in_both_bounds_and_is_counted():
+    """A student of 128 ids beside a teacher of 160 that states its two likeliest: at some tokens both are its own."""
+    student, model = tiny_model(seed=0), tiny_model(seed=1, vocab=160)
+    teacher = Likeliest(model, 2, 160)
+    kls = {name: Divergence.from_module(one) for name, one in zip(KLS, (forward_kl, reverse_kl), strict=True)}
+    measured = scores.score(student, teacher, rows(), vocabulary=128, own_ids=128, pad_id=0, **kls)
+    wanted = {name: [] for name in measured.sums}
+    for row in rows():
+        with torch.no_grad():
+            ids = torch.tensor([row.input_ids])
+            q = torch.softmax(student(ids).logits[0, :-1].double(), -1)
+            p = torch.softmax(model(ids).logits[0, :-1].double(), -1)
+        sums = dict.fromkeys(wanted, 0.0)
+        for at in [place for place, on in enumerate(row.scored[1:]) if on]:
+            stated = p[at].topk(2).indices
+            shared = stated[stated < 128]
+            inside_p = p[at, shared] / (1 - p[at, stated[stated >= 128]].sum())
+            coarse_p = torch.cat([inside_p, 1 - inside_p.sum(0, keepdim=True)])
+            coarse_q = torch.cat([q[at, shared], 1 - q[at, shared].sum(0, keepdim=True)])
+            sums["cross_entropy"] -= float(q[at, row.input_ids[at + 1]].log())
+            sums["forward_kl_bucket"] += float((coarse_p * (coarse_p / coarse_q).log()).sum())
+            sums["reverse_kl_bucket"] += float((coarse_q * (coarse_q / coarse_p).log()).sum())
+            sums["stated_mass"] += float(inside_p.sum())
+            sums["unstated"] += not len(shared)
+        for name, value in sums.items():
+            wanted[name].append(value)
+    assert sum(wanted["unstated"]) > 0
+    for name, values in wanted.items():
+        assert measured.sums[name] == pytest.approx(values, abs=1e-4), name
+    subject = Subject("after", rows(), scores=measured, foreign="why")
+    figures = {figure.key: figure for figure in likelihood.measure(subject)}
+    tokens = sum(measured.tokens)
+    assert figures["unstated"].value == pytest.approx(sum(wanted["unstated"]) / tokens)
+    assert figures["stated_mass"].value == pytest.approx(sum(wanted["stated_mass"]) / tokens, abs=1e-4)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 
 import pytest
 
-from builders.asking import PRICE, Agreed, request, texts
+from builders.asking import PRICE, Agreed, attempts, request, texts
 from builders.batch_provider import LOST, Provider, providing
 from builders.endpoint import Act, answer, error
 from potstill.errors import BudgetSpent, ProviderError, RecipeError
@@ -22,14 +21,6 @@ def ask(endpoint, place, prompts=MANY, options=None, **changes):
     made = request(endpoint, place, prompts, **changes)
     given = batch.write(made, **(options or {}))
     return sorted(given, key=lambda one: (one.index, one.sample))
-
-
-def rows(place, columns: str) -> list[tuple]:
-    db = sqlite3.connect(place / "journal.sqlite")
-    try:
-        return db.execute(f"SELECT {columns} FROM attempts ORDER BY id").fetchall()
-    finally:
-        db.close()
 
 
 def asked_once(provider, endpoint, prompts=MANY) -> bool:
@@ -92,7 +83,7 @@ def test_what_a_batch_did_not_answer_in_time_is_asked_again_and_costs_nothing(tm
         assert texts(ask(endpoint, tmp_path)) == EVERY
         # Of a batch that was cancelled all had been answered.
         assert asked_once(provider, endpoint)
-    expired = rows(tmp_path, "state, reason, cost")
+    expired = attempts(tmp_path, "state, reason, cost")
     assert expired.count(("failed", "the batch ended before it was answered", 0.0)) in (0, 12)
 
 
@@ -103,7 +94,7 @@ def test_rows_that_are_missing_are_asked_again_and_may_have_been_billed(tmp_path
     with providing(Provider(shape=shape)) as (provider, endpoint):
         assert texts(ask(endpoint, tmp_path)) == EVERY
         assert sorted(provider.answered.values())[-1] == 2
-    lost = [row for row in rows(tmp_path, "state, reason, cost, tokens_in") if row[0] == "failed"]
+    lost = [row for row in attempts(tmp_path, "state, reason, cost, tokens_in") if row[0] == "failed"]
     assert lost == [("failed", "the batch's files have no row for it", None, None)]
 
 
@@ -235,7 +226,7 @@ def test_an_endpoint_without_batches_says_so_and_its_requests_can_be_asked_one_b
             ask(endpoint, tmp_path)
         assert len(list(openai.write(request(endpoint, tmp_path, MANY)))) == 40
         assert asked_once(provider, endpoint)
-    assert rows(tmp_path, "cost")[16] == (0.0,)  # it never left
+    assert attempts(tmp_path, "cost")[16] == (0.0,)  # it never left
 
 
 def test_a_batch_that_fails_is_an_error_unless_the_provider_is_full(tmp_path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 
 import pytest
 
-from builders.asking import ask, texts
+from builders.asking import ask, states, texts
 from builders.endpoint import answer, serving
 from potstill.errors import MachineError
 from potstill.generate import replies
@@ -15,14 +14,6 @@ from potstill.generate.entries import Intent, Spent
 from potstill.generate.journal import Journal
 
 INTENT = Intent("k", "f", {"model": "m"}, 20, "http://e", "m", "payer", 100, 0.5, "USD")
-
-
-def states(place) -> list[str]:
-    db = sqlite3.connect(place / "journal.sqlite")
-    try:
-        return [state for (state,) in db.execute("SELECT state FROM attempts ORDER BY id")]
-    finally:
-        db.close()
 
 
 # W-05, W-13

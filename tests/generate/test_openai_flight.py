@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 
 import pytest
 
-from builders.asking import ask, texts
+from builders.asking import ask, states, texts
 from builders.endpoint import answer, error, serving
 from potstill.errors import MachineError, ProviderError
 from potstill.generate import campaign
 from potstill.generate.journal import Journal
 
 FOUR = ["a", "b", "c", "d"]
-
-
-def states(place) -> list[str]:
-    db = sqlite3.connect(place / "journal.sqlite")
-    try:
-        return [state for (state,) in db.execute("SELECT state FROM attempts ORDER BY id")]
-    finally:
-        db.close()
 
 
 def test_an_error_lets_requests_in_flight_finish_as_long_as_a_request_may_take(tmp_path, monkeypatch) -> None:

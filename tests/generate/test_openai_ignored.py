@@ -1,12 +1,14 @@
-"""Fields that the server ignores, in the run that asks and in every later one."""
+"""Fields that the server ignores or does not know, in the run that asks and in every later one."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from builders.asking import ask, texts
-from builders.endpoint import answer, serving
-from potstill.errors import DataError, RecipeError
+from builders.asking import PROMPTS, ask, attempts, texts
+from builders.endpoint import Act, answer, serving
+from potstill.errors import DataError, ProviderError, RecipeError
 
 FORTY = [f"p{i}" for i in range(40)]
 TOO_LONG = answer("long", usage={"prompt_tokens": 1, "completion_tokens": 99})
@@ -65,3 +67,57 @@ def test_a_cut_off_answer_makes_no_duplicate_of_the_same_text_that_ended(tmp_pat
         given = ask(server, tmp_path, ["a"], samples=2, workers=1)
     assert [(one.finish, one.reason) for one in given] == [("length", ""), ("stop", "")]
     assert texts(given) == ["abc", "abc"]
+
+
+def test_a_limit_of_tokens_that_the_server_ignores_is_an_error(tmp_path) -> None:
+    act = answer("long", usage={"prompt_tokens": 1, "completion_tokens": 99})
+    with (
+        serving(act) as server,
+        pytest.raises(RecipeError, match="max_tokens was 20, and an answer has 99 tokens"),
+    ):
+        ask(server, tmp_path, PROMPTS)
+    assert attempts(tmp_path, "state")[0] == ("answered",)  # it was paid for
+
+
+def test_logprobs_that_the_server_ignores_are_an_error(tmp_path) -> None:
+    with serving() as server, pytest.raises(RecipeError, match="an answer has none"):
+        ask(server, tmp_path, PROMPTS, teacher={"extra_body": {"logprobs": True}})
+
+
+def test_a_seed_that_the_server_ignores_is_an_error_before_the_rest_is_asked(tmp_path) -> None:
+    with serving(lambda sent, times: answer(f"so {times}")) as server:
+        with pytest.raises(RecipeError, match="ignores a field: seed"):
+            ask(server, tmp_path, [f"p{i}" for i in range(40)], teacher={"send_seed": True})
+        assert len(server.sent) == 17
+
+
+def test_a_seed_that_counts_is_sent_with_every_sample(tmp_path) -> None:
+    with serving(lambda sent, times: answer(f"so {sent.body['seed']}")) as server:
+        given = ask(server, tmp_path, PROMPTS, samples=2, teacher={"send_seed": True})
+        assert len({sent.body["seed"] for sent in server.sent}) == 2
+    assert not any(one.reason for one in given)
+
+
+def test_a_response_format_that_the_server_ignores_is_an_error_after_the_first_answers(tmp_path) -> None:
+    with serving() as server:
+        with pytest.raises(DataError, match="16 not the JSON that was asked for"):
+            ask(
+                server,
+                tmp_path,
+                [f"p{i}" for i in range(40)],
+                teacher={"extra_body": {"response_format": {}}},
+            )
+        assert len(server.sent) == 16
+
+
+def test_a_choice_more_than_asked_for_is_no_answer(tmp_path) -> None:
+    two = json.dumps({"choices": [{"message": {"content": "a"}}] * 2}).encode()
+    with serving(Act(body=two)) as server, pytest.raises(ProviderError, match="holds 2 choices"):
+        ask(server, tmp_path, ["a"], {"attempts": 2})
+
+
+def test_top_k_is_refused_where_nobody_says_that_the_server_knows_it(tmp_path) -> None:
+    from potstill.generate.sampling import Sampling
+
+    with pytest.raises(RecipeError, match="no field of the OpenAI protocol"):
+        ask("http://127.0.0.1:9/v1", tmp_path, ["a"], sampling=Sampling(4, top_k=5))

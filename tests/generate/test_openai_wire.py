@@ -117,3 +117,28 @@ def test_a_reply_that_stalls_between_two_parts_ends_within_the_time_limit(tmp_pa
     wire_.close()
     assert reply.fault is not None
     assert reply.fault.reason == "no reply in time"
+
+
+def test_a_redirect_is_not_followed(tmp_path) -> None:
+    """Headers of a gateway are for that gateway."""
+    with serving() as other:
+        act = Act(307, b"", {"location": f"{other.url}/chat/completions"})
+        with serving(act) as server, pytest.raises(ProviderError, match="answers with something else: 307"):
+            ask(server, tmp_path, ["a"])
+        assert other.sent == []
+
+
+def test_a_short_key_is_no_secret_that_would_be_cut_out_of_answers(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("K", "EMPTY")
+    with serving(answer("the set is EMPTY")) as server:
+        assert texts(ask(server, tmp_path, ["a"], teacher={"key_env": "K"})) == ["the set is EMPTY"]
+
+
+def test_what_the_environment_says_for_another_provider_is_not_sent(tmp_path, monkeypatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, "of-another-provider")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with serving() as server:
+        ask(server, tmp_path, ["a"])
+        assert "of-another-provider" not in str(server.sent[0].headers)
+        assert "authorization" not in server.sent[0].headers

@@ -6,7 +6,7 @@ import pytest
 
 from builders.tiny import save_tiny
 from potstill.errors import ModelError
-from potstill.models.source import find_source
+from potstill.models.source import find_source, in_full
 
 
 def test_paths_are_read_from_the_recipes_folder_first(tmp_path, monkeypatch):
@@ -21,6 +21,20 @@ def test_a_missing_path_is_not_taken_for_a_hub_id(tmp_path):
     with pytest.raises(ModelError, match="no model at teacher.gguf"):
         find_source("teacher.gguf", base=tmp_path)
     assert find_source("owner/name", base=tmp_path).kind == "hub"
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("gpt2", "openai-community/gpt2"),
+        ("distilgpt2", "distilbert/distilgpt2"),
+        ("someone/gpt2", "someone/gpt2"),
+        ("unheard-of", "unheard-of"),
+    ],
+)
+def test_models_older_than_organisations_are_read_by_their_names_and_known_in_full(tmp_path, name, full):
+    assert find_source(name, base=tmp_path).location == name
+    assert in_full(name) == full
 
 
 def test_a_package_that_is_not_installed_says_how_to_install_it():

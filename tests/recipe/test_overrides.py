@@ -120,11 +120,21 @@ def test_a_value_survives_the_way_through_an_override(value: object) -> None:
     assert load_value(to_yaml(value), "x") == value
 
 
+def test_an_override_of_a_stage_that_the_recipe_lacks_says_how_to_add_it() -> None:
+    """Not that it reaches nothing, with a list of everything else."""
+    bare = STAGED | {"stages": ["generate", "distill"]}
+    with pytest.raises(RecipeErrors) as caught:
+        apply(bare, ["evaluate.metrics=[speed]"], TOP)
+    problem = "evaluate.metrics: the recipe has no evaluate stage. Add `- evaluate` to its stages."
+    assert str(caught.value) == problem
+
+
 @pytest.mark.parametrize(
     ("override", "home"),
     [
         ("temperature=2", "temperature belongs in a distill stage"),
         ("epochs=2", "epochs belongs in a control stage, in a distill stage or in a finetune stage"),
+        ("metrics=x", "metrics belongs in an evaluate stage"),
         ("dtype=float32", "dtype belongs under teacher"),
         ("heldout=5", "heldout belongs under data"),
     ],

@@ -65,6 +65,18 @@ def test_an_unknown_key_or_stage_comes_with_a_suggestion(stage: Any, path: str, 
         ),
         ({"teacher": {"model": "t", "seed": 2}}, "teacher.seed", "seed belongs at the top level"),
         ({"output_dir": "x"}, "output_dir", "did you mean runs?"),
+        ({"teacher": {"endpont": "http://h/v1", "model": "t"}}, "teacher.endpont", "did you mean endpoint?"),
+        (
+            {"teacher": {"url": "u", "model": "t"}},
+            "teacher.url",
+            "terms, prompt, ensemble, logits, layered, scores, endpoint.",
+        ),
+        ({"teacher": {"scores": "http://h"}}, "teacher.scored.model", "is missing. scored needs text here."),
+        (
+            {"teacher": {"endpoint": "http://h/v1"}},
+            "teacher.served.model",
+            "is missing. served needs text here.",
+        ),
     ],
 )
 def test_a_key_in_the_wrong_section_is_shown_its_place(top: Any, path: str, sentence: str) -> None:

@@ -58,6 +58,15 @@ def test_a_file_that_is_missing_or_not_utf8_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not UTF-8") as caught:
         read_recipe(latin)
     assert caught.value.path == str(latin)
+    assert caught.value.fix == "Save it as UTF-8, or name another file."
+
+
+@pytest.mark.parametrize(("text", "kind"), [("", "empty"), ("- a", "a list"), ("teacher", "a single value")])
+def test_a_file_that_is_no_mapping_is_named_with_what_it_is(tmp_path: Path, text: str, kind: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=f"and this is {kind}. Start with the three keys teacher, student"):
+        read_recipe(file)
 
 
 def test_a_byte_order_mark_does_not_hide_the_first_key(tmp_path: Path) -> None:

@@ -199,3 +199,13 @@ def test_a_section_lists_its_keys_and_no_path_lists_all_sections(tmp_path) -> No
     assert "Rows to measure on" in listed
     everything = potstill("explain", cwd=tmp_path).stdout
     assert all(f"    {name} " in everything for name in (*Recipe.model_fields, *stage_types(), *FAMILIES))
+
+
+@pytest.mark.parametrize("path", ["recipe", "distill", "distill.best_by", "divergences.jsd"])
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_in_a_terminal_an_entry_keeps_within_its_width_and_loses_no_word(path, width) -> None:
+    """What has no blank, such as a long key, stays whole."""
+    entry = explain(path)
+    wrapped = entry.text(width)
+    assert wrapped.split() == entry.text().split()
+    assert [line for line in wrapped.splitlines() if len(line) > width and " " in line.strip()] == []

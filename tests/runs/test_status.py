@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 
 import pytest
 from safetensors import SafetensorError
@@ -13,6 +14,8 @@ from builders import places, served
 from builders.cli import potstill
 from builders.endpoint import answer, error, serving
 from builders.faults import failing
+from potstill.errors import Interrupted
+from potstill.runs.run import _last_word
 from potstill.runs.status import last_step, machine_error, read_status, reason
 from potstill.store.folder import RunDir
 from potstill.store.lines import append_line
@@ -174,3 +177,18 @@ def test_the_status_counts_an_answer_once_whatever_journals_hold_it(tmp_path):
     assert "stage generate · 3 of 8 answers" in read_status(folder.path).text()
     folder.update({"stage": "distill"})
     assert read_status(folder.path).writing is None
+
+
+@pytest.mark.parametrize("stop", [Interrupted("stopped.", signal_number=15), KeyboardInterrupt()])
+def test_a_stop_names_what_is_there_to_go_on_with(tmp_path, stop):
+    """The run's folder, or the recipe where somebody has deleted the folder meanwhile."""
+    folder = RunDir(tmp_path / "runs/r")
+    for kept, words in ((True, f"run {folder.path}"), (False, "run 'my r.yaml' seed=1")):
+        if kept:
+            folder.create()
+            (folder.path / "recipe.yaml").write_text("")
+        else:
+            shutil.rmtree(folder.path)
+        with pytest.raises(Interrupted) as caught, _last_word(folder, "my r.yaml", ["seed=1"]):
+            raise stop
+        assert caught.value.fix == f"Continue with: potstill {words}"

@@ -77,6 +77,7 @@ def test_every_artifact_is_listed_with_the_runs_that_refer_to_it(two):
     ):
         assert words in text
     assert re.search(r"student after 1 step\s", text)
+    assert text.endswith("; runs refer to all of it\n")
 
 
 @pytest.mark.parametrize("named", ["runs", "runs/two", "runs/.store"])
@@ -93,6 +94,7 @@ def test_a_place_without_a_store_is_refused(tmp_path):
 def test_a_deleted_run_frees_what_it_alone_referred_to(two):
     assert freed(two) == set()
     shutil.rmtree(two / "runs/two")
+    assert re.search(r"; no run refers to \d.*B of it\n$", potstill("store", "ls", cwd=two).stdout)
     kinds = sorted(name.partition("-")[0] for name in freed(two))
     assert kinds == ["evaluate", "greedy", "scores", "train"]
     done = potstill("run", "r.yaml", cwd=two)

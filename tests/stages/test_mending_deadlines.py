@@ -11,7 +11,7 @@ from builders.captures import captured, hashes
 from builders.repairs import ROWS, flip, repaired, tear, watched_rows
 from potstill.cache.keys import key_of
 from potstill.cache.reader import Cache
-from potstill.errors import Interrupted
+from potstill.errors import Interrupted, MachineError
 from potstill.stages import _capture
 from potstill.teachers.cached import SIGNALS
 
@@ -107,3 +107,64 @@ def test_where_nothing_says_what_a_deadline_left_out_a_repair_asks_until_its_dea
     artifact, damage = repaired(tmp_path, **SHORT)
     assert damage
     assert artifact.facts["coverage"] == 1
+
+
+@pytest.mark.parametrize("by_run", [False, True])
+def test_with_another_deadline_a_stopped_repair_is_gone_on_with_and_the_rest_is_asked_for(
+    tmp_path, short, by_run
+):
+    copy, source = copied(short, tmp_path), captures.teacher()
+    held = [row for row in ROWS if key_of(row.input_ids, row.scored) in Cache.open(copy / SIGNALS)]
+    lost = tear(copy, held, 2)
+    later = SHORT | {"deadline": "1h"}
+    with pytest.MonkeyPatch.context() as patch:
+        asked = watched_rows(patch)
+        with pytest.raises(Interrupted):
+            repaired(tmp_path, source, stop=lambda: 15 if asked else 0, **SHORT)
+        mended = set(asked)
+        asked.clear()
+        if by_run:
+            more = captured(tmp_path, ROWS, source, **later)
+        else:
+            more, damage = repaired(tmp_path, source, **later)
+            assert len(damage) == 2
+    assert mended
+    assert mended < lost
+    assert len(asked) == len(set(asked))
+    assert set(asked) == (lost - mended) | {row.id for row in ROWS} - {row.id for row in held}
+    assert more.facts["coverage"] == 1
+    assert hashes(more.path / SIGNALS) == hashes(
+        captured(tmp_path / "whole", ROWS, source, **later).path / SIGNALS
+    )
+
+
+def test_with_another_deadline_a_stopped_capture_is_gone_on_with(tmp_path):
+    first, later = SHORT | {"deadline": "2h"}, SHORT | {"deadline": "1h"}
+    with pytest.MonkeyPatch.context() as patch:
+        asked = watched_rows(patch)
+        patch.setattr(_capture, "SAMPLE_TOKENS", 8)
+        with pytest.raises(Interrupted):
+            captured(tmp_path, ROWS, stop=lambda: 15 if len(asked) > 20 else 0, **first)
+        (work,) = (tmp_path / "store").glob(".building-capture-*")
+        held = Cache.open(work / SIGNALS)
+        written = {row.id for row in ROWS if key_of(row.input_ids, row.scored) in held}
+        asked.clear()
+        more = captured(tmp_path, ROWS, **later)
+    assert more.facts["coverage"] == 1
+    assert 0 < len(written) < len(ROWS)
+    assert sorted(asked) == sorted({row.id for row in ROWS} - written)
+
+
+def test_a_capture_that_another_process_makes_or_mends_is_not_repaired_beside_it(tmp_path, short):
+    copy = copied(short, tmp_path)
+    flip(next((copy / SIGNALS).glob("shard-*.bin")), 200)
+    before = hashes(tmp_path)
+    one = captures.job(tmp_path, ROWS, **SHORT)
+    with one.context.store.alone("capture", one.key) as free:
+        assert free
+        with pytest.raises(
+            MachineError, match=rf"another process makes or mends {copy}.*Wait until it is done"
+        ):
+            repaired(tmp_path, **SHORT)
+    assert {name: hashes(tmp_path)[name] for name in before} == before
+    assert repaired(tmp_path, **SHORT)[1]

@@ -17,9 +17,10 @@ from potstill.devices import ranks
 from potstill.objectives.closeness import SUMS
 from potstill.stages import _own_text
 from potstill.stages._objective import objective_of
+from potstill.stages._own_text import VALIDATED
 from potstill.train.step import StudentModule
 from potstill.train.writer import Writer
-from potstill.types import Example
+from potstill.types import Example, Reading
 
 WARM = {
     "overlap": 0.7,
@@ -109,6 +110,30 @@ def test_the_distance_on_its_own_answers_to_validation_prompts_can_choose_the_we
     own = {event["step"]: event["own_kl"] for event in events(made.path, "validation") if event["step"]}
     assert made.facts["best_step"] == min(own, key=own.__getitem__)
     assert made.facts["best_loss"] == min(own.values())
+
+
+def test_short_and_long_rows_are_answered_of_those_that_leave_room_in_both_readings(tmp_path, monkeypatch):
+    asked: list[int] = []
+    write = Writer.write
+
+    def noted(self, prompts, *args, **options):
+        asked.extend(map(len, prompts))
+        return write(self, prompts, *args, **options)
+
+    monkeypatch.setattr(Writer, "write", noted)
+
+    def row(length: int, theirs: int) -> Example:
+        ids, read = (1, *[9] * (length - 1), EOS), (1, *[9] * (theirs - 1), EOS)
+        scored, by_teacher = ((False,) * count + (True,) for count in (length, theirs))
+        return Example(f"v{length}", ids, scored, reading=Reading(read, by_teacher))
+
+    lengths = range(3, 3 + 2 * VALIDATED)
+    fit = [row(length, length + 1) for length in lengths]
+    crowded = [row(100, 256 - 8 + 1), row(256 - 8 + 1, 50)]
+    one = [replace(row(3, 4), id="r")]
+    on_policy(tmp_path, one, validation=[*fit, *crowded], best_by="own_kl", steps=1, tokens_per_step=1)
+    assert asked[:VALIDATED] == list(lengths)[1::2]
+    assert max(asked) <= max(lengths)
 
 
 @pytest.mark.parametrize("validated", [True, False])

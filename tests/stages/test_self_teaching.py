@@ -125,6 +125,13 @@ def test_a_resumed_training_has_the_teacher_of_the_uninterrupted_one_bit_for_bit
     assert losses[0] == losses[1]
 
 
+def test_a_copy_follows_a_student_whose_head_is_not_trained(tmp_path):
+    made = taught(tmp_path, rate=0.5, freeze_head=True, learning_rate=0.01)
+    assert torch.equal(weights(made)["lm_head.weight"], tiny_model().lm_head.weight)
+    still = taught(tmp_path / "still", rate=0.0, freeze_head=True, learning_rate=0.01)
+    assert [e["loss"] for e in events(made.path, "step")] != [e["loss"] for e in events(still.path, "step")]
+
+
 def test_signals_of_a_teacher_that_moves_are_never_kept(tmp_path, monkeypatch):
     """Rollouts that are trained on again are asked about again."""
     monkeypatch.setattr(_strategy, "KeptSignals", lambda *args: pytest.fail("kept"))
@@ -214,9 +221,8 @@ def test_rows_with_nothing_to_show_are_refused_with_a_way_out(tmp_path):
     with pytest.raises(DataError, match="no answer that the teacher could be shown") as refused:
         with_privileged(given, spec, setup)
     assert "generate" in refused.value.fix
-    setup, spec, given = setup_of(tmp_path / "b", column="hint")
     with pytest.raises(DataError, match="the column 'hint' holds None"):
-        with_privileged(given, spec, setup)
+        setup_of(tmp_path / "b", column="hint")
 
 
 def test_check_shows_how_the_teacher_reads(tmp_path):

@@ -146,12 +146,12 @@ NEVER_EQUAL = {"seqkd", "sft", "self_distill"}
 
 
 def published(method: str) -> dict[str, Any]:
-    """The last distill stage of a method, short and without hard labels; a share that rises begins at 1."""
+    """The last distill stage of a method, short and without hard labels; a share that would rise is 1."""
     *_, options = (stage["distill"] for stage in stages_of(method) if "distill" in stage)
     if "strategy" in options:
         options["strategy"]["on_policy"] |= SHORT
         if options["strategy"]["on_policy"].get("adaptive"):
-            options["strategy"]["on_policy"]["on_policy_fraction"] = 1.0
+            options["strategy"]["on_policy"] |= {"on_policy_fraction": 1.0, "adaptive": 0.0}
     if "supervised" in options:
         options["supervised"]["ce_weight"] = 0.0
     return {"strategy": "offline"} | options

@@ -12,9 +12,12 @@ from builders.jobs import Memory, events, saying
 from builders.tiny import EOS, tiny_model
 from builders.written import assert_equal, on_policy
 from potstill.errors import Interrupted
+from potstill.recipe.on_policy import PolicyGradientSpec, PreferenceSpec, ReferenceSpec, SupervisedSpec
+from potstill.recipe.specs import DivergenceChoice
 from potstill.stages import _strategy
 from potstill.store.artifacts import Artifact
 from potstill.teachers._remembering import Remembering
+from potstill.train.writer import Writer
 from potstill.types import Batch
 
 WAYS = {
@@ -66,15 +69,74 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, w
         assert 0 < max(age or 0 for *_, age in wanted) <= 2
 
 
+@pytest.mark.parametrize("polls", [2, 9], ids=["before the first step", "later"])
+def test_a_stop_between_collected_steps_keeps_what_was_written(tmp_path, polls, monkeypatch):
+    """Two of three steps have their answers: a resumed training neither writes these anew nor skips their rows."""
+    way = {"strategy": {"collect": 3, "inner_epochs": 2}, "steps": 8, "validation": ()}
+    asked = [0]
+    write = Writer.write
+
+    def counted(self, prompts, *args, **options):
+        asked[-1] += len(prompts)
+        return write(self, prompts, *args, **options)
+
+    monkeypatch.setattr(Writer, "write", counted)
+    whole = on_policy(tmp_path / "calm", **way)
+    asked.append(0)
+    seen = []
+
+    def signal() -> int:
+        seen.append(0)
+        return 15 if len(seen) >= polls else 0
+
+    with pytest.raises(Interrupted, match=f"stopped at step {0 if polls == 2 else 6} of 8"):
+        on_policy(tmp_path, stop=signal, **way)
+    again = on_policy(tmp_path, **way)
+    assert_equal(again, whole)
+    assert asked[0] == asked[1]
+    counts = [[event.get("written") for event in events(made.path, "step")] for made in (again, whole)]
+    assert counts[0] == counts[1]
+
+
+def test_ratios_pairs_and_a_reference_go_on_from_what_was_said_when_the_text_was_drawn(tmp_path):
+    """Every term at once, stopped in the middle of collected steps that are trained on three times."""
+    way = {
+        "strategy": {"collect": 2, "inner_epochs": 3, "keep_rows": True, "teacher_share": 0.2, "samples": 2},
+        "policy_gradient": PolicyGradientSpec(clip=0.2, whiten=True, importance="cumulative"),
+        "divergence": DivergenceChoice(name="reverse_kl"),
+        "supervised": SupervisedSpec(ce_weight=0.5),
+        "preference": PreferenceSpec(),
+        "reference": ReferenceSpec(),
+        "own_means": True,
+        "packing": True,
+        "normalize": "sequence_mean",
+        "learning_rate": 1e-2,
+        "validation": (),
+    }
+    whole = on_policy(tmp_path / "calm", **way)
+    polls = []
+
+    def signal() -> int:
+        polls.append(0)
+        return 15 if len(polls) >= 5 else 0
+
+    with pytest.raises(Interrupted):
+        on_policy(tmp_path, stop=signal, **way)
+    assert_equal(on_policy(tmp_path, **way), whole)
+    assert len({event["policy_gradient"] for event in events(whole.path, "step")}) == 6
+
+
 class Counting(Memory):
     """Counts how often the signal of each row is asked for."""
 
     def __init__(self) -> None:
         super().__init__(tiny_model(seed=1))
         self.asked: Counter[str] = Counter()
+        self.asked_of_rows: Counter[str] = Counter()
 
     def signal(self, batch: Batch) -> Any:
         self.asked.update(name for name in batch.row_ids if "@" in name)
+        self.asked_of_rows.update(name for name in batch.row_ids if "@" not in name)
         return super().signal(batch)
 
 
@@ -84,6 +146,17 @@ def test_the_teacher_reads_each_rollout_once_however_often_it_is_trained_on(tmp_
     made = on_policy(tmp_path, strategy=WAYS[way], teacher=teacher)
     assert any(event.get("rollout_age") for event in events(made.path, "step"))
     assert set(teacher.asked.values()) == {1}
+
+
+def test_the_teacher_reads_a_row_once_a_step_beside_rollouts_of_earlier_steps_too(tmp_path):
+    """Rows are scored before the step, and what the teacher said of them is read again in it."""
+    teachers = Counting(), Counting()
+    gradient = {"policy_gradient": PolicyGradientSpec(), "validation": ()}
+    for teacher, way in zip(teachers, ({}, WAYS["replay"]), strict=True):
+        folder = tmp_path / str(bool(way))
+        made = on_policy(folder, strategy={"keep_rows": True, **way}, teacher=teacher, **gradient)
+    assert any(event.get("rollout_age") for event in events(made.path, "step"))
+    assert teachers[0].asked_of_rows == teachers[1].asked_of_rows
 
 
 class Remembered(Remembering):

@@ -274,6 +274,7 @@ def test_the_state_of_a_strategy_survives_json():
         {"proposals": 25, "teacher_share": 0.2},
         {"teacher_share": 0.2, "sampling_temperature": 0.0},
         {"proposals": 5, "sampling_temperature": 0.0},
+        {"adaptive": 0.1},
         {"max_age": 3},
         {"refresh": 0.5},
         {"replay": 4, "refresh": 1.0},

@@ -61,6 +61,14 @@ def test_a_server_writes_with_the_weights_of_each_step(tmp_path):
         assert server.weights.reloads == 6
 
 
+def test_a_server_gets_a_head_that_is_not_trained_too(tmp_path):
+    how = {"learning_rate": 0.05, "freeze_head": True, "steps": 3}
+    local = on_policy(tmp_path / "local", strategy=GREEDY, **how)
+    with rollout_engine.served(save_tiny(tmp_path / "other", seed=9)) as server:
+        strategy = {**GREEDY, "engine": "served", "server": server.address}
+        assert_equal(local, on_policy(tmp_path / "served", strategy=strategy, **how))
+
+
 def test_weights_are_saved_once_for_steps_that_are_written_by_one_student(tmp_path, monkeypatch):
     with rollout_engine.served(save_tiny(tmp_path / "other", seed=9)) as server:
         strategy = {"engine": "served", "server": server.address, "collect": 3}

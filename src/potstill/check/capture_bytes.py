@@ -13,7 +13,7 @@ from potstill.errors import PotstillError
 from potstill.recipe.stages import StageSpec
 from potstill.stages._context import Setup
 from potstill.stages._kept import BITS_OF_GIVEN
-from potstill.stages._later import compared_of, keeper_of_ids, needs_of
+from potstill.stages._later import compared_of, cuts, keeper_of_ids, needs_of
 from potstill.stages._states import TOPK, dtype_of
 from potstill.stages._writing import in_bytes
 from potstill.stages.capture import Capture
@@ -178,7 +178,7 @@ def form_of(spec: Capture, stages: Sequence[StageSpec], setup: Setup) -> Form | 
         return None
     width, vocabulary = getattr(teacher, "hidden_width", None), setup.readers.teacher.vocabulary.size
     widths = {"hidden": width, "kl_vector": setup.student.hidden_width}
-    needs = needs_of(stages, spec.name, partial=setup.readers.partial)
+    needs = needs_of(stages, spec.name, partial=cuts(setup))
     chosen = spec.signal in ("auto", "smallest")
     if keeper_of_ids(stages[: stages.index(spec)]) is not None:
         setting = codec("topk").check({**TOPK, "temperatures": needs.temperatures})

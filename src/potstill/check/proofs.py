@@ -21,7 +21,7 @@ from potstill.console import Console
 from potstill.data.answers import with_domains
 from potstill.data.batch import collate
 from potstill.errors import PotstillError
-from potstill.evaluate.teacher import check_teacher
+from potstill.evaluate.teacher import check_teacher, unstated
 from potstill.models import anatomy, loading, saving
 from potstill.objectives.fused import logits_loss
 from potstill.objectives.token import Divergence, TokenLoss
@@ -155,7 +155,8 @@ def _teachers_loss(setup: Setup, rows: Sequence[Example]) -> tuple[bool, str]:
     signal = setup.teacher.signal(batch.for_teacher)
     result = check_teacher(signal, batch, yardstick(), size, partial=setup.readers.partial)
     if result is None:
-        return True, "not measured; this teacher gives no whole distribution"
+        without = unstated(signal, batch, yardstick(), size)
+        return True, f"not measured; this teacher gives no whole distribution{without and f'; {without}'}"
     detail = (
         f"{result.loss:.2f} nats per token on the first rows, entropy {result.entropy:.2f}, "
         f"ln V {result.most:.2f}"

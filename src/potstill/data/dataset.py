@@ -37,6 +37,7 @@ class Dataset:
     unread: Mapping[str, int] = field(default_factory=dict)  # columns that nobody reads, with their rows
     mixed: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     """Rows that are mixed with those of `train`, by their source."""
+    columns: Mapping[str, str] = field(default_factory=dict)  # of a file, and what the recipe calls them
 
     @property
     def trained_on(self) -> tuple[Row, ...]:

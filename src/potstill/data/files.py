@@ -29,6 +29,9 @@ _TYPE_NAMES: dict[type, str] = {
     list: "a list", tuple: "a list", dict: "an object",
 }  # fmt: skip
 _PLACE = re.compile(r"(:\d+|, row \d+)$")
+_CHECK_PATH = (
+    "Check the path; in a recipe it begins at the recipe's folder, else in the folder that you are in."
+)
 _DEEPEST = 100  # lists and objects within one another
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+){0,2}")
 
@@ -90,7 +93,7 @@ def _expand(name: str) -> list[Path | None]:
     if path.exists():
         return [path]
     if _kind(path) in _READERS or (path.parent.is_dir() and str(path.parent) != "."):
-        raise DataError("no such file.", path=name, fix="Check the path; it is relative to where you are.")
+        raise DataError("no such file.", path=name, fix=_CHECK_PATH)
     if not _HUB_NAME.fullmatch(name):
         raise DataError("is neither a file nor the name of a data set.", path=name, fix="Check the path.")
     return [None]
@@ -191,17 +194,24 @@ def _json_lines(path: Path, keep_nan: bool) -> Iterator[Record]:
                 yield Record(source)
                 continue
             try:
-                yield _record(source, parse_json(line.decode("utf-8"), keep_nan=keep_nan))
+                yield _record(source, parse_json(line.rstrip(b"\r\n").decode("utf-8"), keep_nan=keep_nan))
             except UnicodeDecodeError as error:
                 yield Record(source, problem=f"the line is not UTF-8 at byte {error.start}.")
             except ValueError as error:
-                yield Record(source, problem=f"the line is not valid JSON: {error}.")
+                yield Record(source, problem=f"the line is not valid JSON: {_fault(error)}.")
 
 
 def _record(source: str, value: Any) -> Record:
     if isinstance(value, dict):
         return Record(source, value)
     return Record(source, problem=f"a row must be an object with named fields, not {describe(value)}.")
+
+
+def _fault(error: ValueError) -> str:
+    """What is wrong with a line and where; the JSON module counts the line itself as a first one."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return str(error)
 
 
 def describe(value: object) -> str:

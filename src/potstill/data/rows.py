@@ -80,7 +80,7 @@ def read_rows(
         raise DataError(
             f"the columns {', '.join(_names(values))} are of no known format.",
             path=first[0].source,
-            fix="Name them in data.columns, for example {question: prompt, answer: response}.",
+            fix=shapes.naming(_names(values)),
         )
     shape = shape or "messages"
     collector = _Collector(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,9 @@ COLUMNS = {
     "question": ("question", *_ASKED, "answers"),
     "text": ("text",),
 }
+WITH_ANSWERS = frozenset(
+    {*_ANSWERS, "answers", "messages", "conversations"}
+)  # columns that a row's answer is read from
 UNUSED = "unused"  # what a recipe calls a column that is left out on purpose
 ALL_COLUMNS = frozenset({"id", *_TOOLS, UNUSED}.union(*COLUMNS.values()))
 
@@ -52,6 +56,16 @@ def meaning(name: str) -> str:
     """What a column of this name holds that a row's reader must know of; "" for nothing."""
     word = re.sub(r"[\W_]*\d*$", "", re.sub(r"(?<=[a-z])(?=[A-Z])|[\W]+", "_", name)).lower()
     return next((what for what, names in _MEANINGS.items() if names.search(word)), "")
+
+
+def naming(columns: Sequence[str]) -> str:
+    """How to go on where columns are of no known format."""
+    if len(columns) == 1 and (marks := [mark for mark in ";\t|" if mark in columns[0]]):
+        return f"The fields seem to be separated by {marks[0]!r}: save them with commas between, or tabs as .tsv."
+    near = {name: difflib.get_close_matches(name, ALL_COLUMNS, n=1) for name in columns}
+    alike = [f"{name}: {found[0]}" for name, found in near.items() if found and found[0] != name]
+    example = ", ".join(alike) or "question: prompt, answer: response"
+    return f"Name them in data.columns, for example {{{example}}}."
 
 
 def detect(values: Sequence[Mapping[str, Any]]) -> str | None:

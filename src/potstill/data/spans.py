@@ -33,7 +33,9 @@ def by_marks(render: Renderer, messages: Sequence[Message], tools: Sequence[Any]
     prompt = render.ids(prompt_text)
     if policies.block_of(prompt_text):
         return None
-    if ids[: len(prompt)] != prompt or not _holds_answers(messages, said):
+    # Marks may hold the turn's header, or leave out an empty block of thoughts before the answer.
+    begins = ids[: len(prompt)] == prompt and any(start == len(prompt) for start, _ in marks)
+    if not begins or not _holds_answers(messages, said):
         return None
     ending = list(render.ending.ids)
     spans = []

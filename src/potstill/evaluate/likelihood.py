@@ -43,6 +43,12 @@ COARSE = (
         meaning="The teacher's probability on the ids that it states; the nearer to 1, the nearer are the bounds.",
     ),
 )  # fmt: skip
+# Given only of such a teacher, where one model has ids that the other lacks.
+UNSTATED = Figure(
+    "unstated", label="Tokens without a stated id", unit="share",
+    meaning="The share of tokens of which the teacher states only ids that the student lacks: both lower bounds and the "
+    "mass on stated ids count as 0 there.",
+)  # fmt: skip
 NEEDS = frozenset({"scores"})
 
 
@@ -55,4 +61,6 @@ def measure(subject: Subject) -> tuple[Figure, ...]:
         subject.token_mean(PPL, "cross_entropy", transform=np.exp),
     )
     measured = () if subject.scores is None else subject.scores.sums
-    return figures + tuple(subject.token_mean(one) for one in (LEFT_OUT, *COARSE) if one.key in measured)
+    return figures + tuple(
+        subject.token_mean(one) for one in (LEFT_OUT, *COARSE, UNSTATED) if one.key in measured
+    )

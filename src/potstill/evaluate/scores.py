@@ -4,7 +4,8 @@ KL both ways at T = 1, cross-entropy on the answer's tokens, top-1 agreement, an
 teacher's first choice is among the student's five. One pass; logits live a chunk at a time.
 Where one model has ids that the other lacks, all of it is on the shared ids, and the mass that each
 model gives to the rest is measured beside it. Of a teacher that states its likeliest ids alone, both KLs are
-those of coarser distributions: these ids, and one bucket for all others.
+those of coarser distributions: these ids, and one bucket for all others. Where the student lacks all of a position's
+ids the bucket is everything: both bounds and the stated mass are 0 there, and such positions are counted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from potstill.types import Example
 NAMES = ("forward_kl", "reverse_kl", "cross_entropy", "teacher_cross_entropy", "agreement", "agreement_top5")
 LEFT_OUT = ("left_out", "teacher_left_out")  # each model's mass on ids that the other lacks
 COARSE = ("cross_entropy", "forward_kl_bucket", "reverse_kl_bucket", "stated_mass")
+UNSTATED = "unstated"  # positions of which a teacher states no id that the student has
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,15 @@ def score(
                 part = slice(start, min(start + step, batch.count))
                 columns: tuple[Tensor, ...]
                 logits, target = plain_logits(head, hidden[part]), batch.targets[part].unsqueeze(-1)
-                if chunks is None:
+                if teacher is None or signal is None or chunks is None:
                     columns = (-tempered(logits, 1.0).gather(1, target).squeeze(-1),)
                 else:
                     sides = chunks(part, logits).beside(logits, slice(0, len(logits)), 1.0)
-                    compare = _coarse if names is COARSE else _compared
+                    compare = _compared if "dense" in teacher.provides else _coarse
                     columns = compare(sides, target, forward_kl, reverse_kl)
-                    if signal is not None and len(names) > len(columns):
+                    if UNSTATED in names:
+                        columns += (sides.unstated,)
+                    elif len(names) > len(columns):
                         assert own_ids is not None
                         zero = torch.zeros_like(columns[0])
                         beyond = (
@@ -127,7 +131,7 @@ def _names(teacher: Teacher | None, own_ids: int | None) -> tuple[str, ...]:
     if teacher is None:
         return ("cross_entropy",)
     if "dense" not in teacher.provides:
-        return COARSE
+        return COARSE if own_ids is None else (*COARSE, UNSTATED)
     return NAMES if own_ids is None else NAMES + LEFT_OUT
 
 

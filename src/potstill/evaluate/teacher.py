@@ -83,6 +83,23 @@ def check_teacher(
     return TeacherCheck(entropy, loss, math.log(vocabulary), None if beyond is None else float(beyond.mean()))
 
 
+@torch.no_grad()
+def unstated(signal: Signal, batch: Batch, divergence: TokenLoss, vocabulary: int) -> str:
+    """What to say of the batch's tokens of which a teacher states only ids that the student, with `vocabulary` ids,
+    lacks; nothing where there is none, or where it does not state its likeliest ids alone."""
+    if not batch.count or signal.kind != "topk":
+        return ""
+    every = slice(0, batch.count)
+    like = torch.zeros(batch.count, vocabulary, device=batch.targets.device)
+    support = signal.chunks(divergence.divergence, "bucket")(every, like).beside(like, every, 1.0)
+    if not (count := int(support.unstated.sum())):
+        return ""
+    return (
+        f"of {count} of {batch.count} tokens of the first rows the teacher states only ids that the student does not "
+        "have; nothing is learnt of its distribution there"
+    )
+
+
 def left_out(signal: Signal, vocabulary: int, rows: slice) -> Tensor | None:
     """The teacher's probability [c] on ids from `vocabulary` on; None where it has no such ids, or does not say."""
     measure = getattr(signal, "mass_beyond", None)

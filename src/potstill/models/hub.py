@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 5.0  # seconds until a hub that gives no answer counts as out of reach
@@ -37,6 +39,14 @@ def within_reach() -> Iterator[str]:
     finally:
         for module, value in zip(switches, before, strict=True):
             module.HF_HUB_OFFLINE = value
+
+
+def cached_as(name: str) -> list[str]:
+    """The models of this name, without their organisations, in the hub's cache on this machine."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob(f"models--*--{glob.escape(name)}")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders)
 
 
 def unreachable() -> str:

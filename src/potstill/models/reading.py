@@ -11,7 +11,7 @@ from typing import Any
 from potstill.errors import ModelError
 from potstill.models import claims, files, gguf, hub
 from potstill.models.border import border
-from potstill.models.source import Source
+from potstill.models.source import Source, in_full
 
 
 def read_settings(source: Source, name: str) -> dict[str, Any]:
@@ -105,9 +105,10 @@ def reading(source: Source, what: str = "model") -> Iterator[None]:
 @contextmanager
 def _reading_from_hub(source: Source, what: str) -> Iterator[None]:
     action = f"cannot load the {what} {source.location}"
+    more = _without_organisation(source.location)
     fix = (
         "Check the name and the revision, and that this machine may reach the hub; "
-        "potstill never replaces one model by another."
+        f"potstill never replaces one model by another.{more}"
     )
     with hub.within_reach() as why:
         try:
@@ -118,5 +119,14 @@ def _reading_from_hub(source: Source, what: str) -> Iterator[None]:
                 raise
             raise ModelError(
                 f"{action}: the hub cannot be reached ({why}), and the cache does not hold all of it.",
-                fix="Connect this machine to the network, or name a local folder.",
+                fix=f"Connect this machine to the network, or name a local folder.{more}",
             ) from error
+
+
+def _without_organisation(name: str) -> str:
+    """What else to say of a name on the hub that may have been meant as a folder, or has an organisation by now."""
+    if "/" in name:
+        return ""
+    full = ", ".join(hub.cached_as(name)) or in_full(name)
+    names = f"this one may be {full}" if full != name else f"as in ORGANISATION/{name}"
+    return f" There is no folder {name}, and names on the hub begin with an organisation: {names}."

@@ -10,6 +10,12 @@ from typing import Literal
 from potstill.errors import ModelError
 
 Kind = Literal["hub", "folder", "gguf"]
+# Models older than the hub's organisations, which it still finds by these names, and whose they are now.
+_OLDER = {
+    **dict.fromkeys(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "openai-gpt"), "openai-community"),
+    "distilgpt2": "distilbert",
+    "ctrl": "Salesforce",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ def find_source(
             f"there is no model at {model}.", fix="Check the path; it is read from the recipe's folder."
         )
     return Source("hub", model, revision, trust_remote_code)
+
+
+def in_full(name: str) -> str:
+    """A model's name on the hub with its organisation, where that is known."""
+    return f"{_OLDER[name]}/{name}" if name in _OLDER else name
 
 
 def _package_file(model: str) -> Path:

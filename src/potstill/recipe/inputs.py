@@ -144,6 +144,14 @@ def _by_options(value: object) -> object:
     if not isinstance(value, Mapping) or _tag(value) == _PLUGIN.tag:
         return value
     name = plugins.requiring("teachers", value)
+    if name is None:  # one whose key is there, and another is missing: its own error says which
+        meant = {
+            plugin
+            for key, plugins_of_it in plugins.requirements("teachers").items()
+            if key in value and key not in ModelSpec.model_fields
+            for plugin in plugins_of_it
+        }
+        name = meant.pop() if len(meant) == 1 else None
     return value if name in (None, "local") else {name: value}
 
 

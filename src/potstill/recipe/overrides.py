@@ -10,6 +10,7 @@ from potstill.errors import RecipeError, RecipeErrors
 from potstill.recipe import plugins, yaml
 from potstill.recipe.methods import method_for, stages_of
 from potstill.recipe.problems import stage_names
+from potstill.recipe.verbs import verbs
 
 
 def apply(raw: Mapping[str, Any], overrides: Sequence[str], top_level: Sequence[str]) -> dict[str, Any]:
@@ -79,6 +80,9 @@ def _stage_options(raw: dict[str, Any], name: str, path: str, top_level: Sequenc
     stages = _stages(raw)
     names = stage_names(stages)
     if name not in names:
+        if name in verbs():
+            message = f"the recipe has no {name} stage."
+            raise RecipeError(message, fix=f"Add `- {name}` to its stages.", path=path)
         starts = _starts(raw, top_level)
         message = f"the override reaches nothing{plugins.did_you_mean(name, starts)}"
         raise RecipeError(message, fix=f"It starts with one of: {', '.join(starts)}.", path=path)

@@ -84,6 +84,16 @@ def requiring(family: str, options: Iterable[str]) -> str | None:
     return None if best is None else best.name
 
 
+def requirements(family: str) -> dict[str, list[str]]:
+    """The options that plug-ins of a family require, and the names of those that do."""
+    required: dict[str, list[str]] = {}
+    for signature in plugins(family).values():
+        for option in signature.options:
+            if option.required:
+                required.setdefault(option.name, []).append(signature.name)
+    return required
+
+
 def check_options(family: str, name: str, options: Mapping[str, Any], path: str) -> list[RecipeError]:
     """Everything wrong with a plug-in's name and options."""
     try:

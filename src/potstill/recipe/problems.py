@@ -14,6 +14,7 @@ from potstill.recipe import plugins
 from potstill.recipe.specs import Choice
 from potstill.recipe.stages import stage_types
 from potstill.recipe.verbs import verbs
+from potstill.recipe.words import one
 
 # Our name, and the names that other tools have for it; `-` and capitals do not matter.
 _NAMES = {
@@ -187,6 +188,8 @@ def _unknown_key(key: str, section: Loc, sections: Sections) -> tuple[str, str]:
     for word in difflib.get_close_matches(wanted, everywhere, n=1, cutoff=0.8):
         wanted = word if word not in keys else wanted
     homes = [_home(loc) for loc, others in sections.items() if wanted in others]
+    forms = plugins.requirements("teachers") if section == ("teacher",) else {}
+    keys = (*keys, *(form for form in forms if form not in keys))
     near = plugins.did_you_mean(plain, keys, cutoff=0.7 if homes else 0.6)
     if homes:
         return f"unknown key{near}", f"{wanted} belongs {_or(homes)}."
@@ -204,7 +207,7 @@ def _plain(key: str) -> str:
 
 def _home(section: Loc) -> str:
     if section[:1] == ("stages",):
-        return ".".join([f"in a {section[1]} stage", *map(str, section[2:])])
+        return ".".join([f"in {one(str(section[1]))} stage", *map(str, section[2:])])
     return f"under {'.'.join(map(str, section))}" if section else "at the top level"
 
 

@@ -23,6 +23,7 @@ from potstill.recipe.problems import describe
 from potstill.recipe.specs import Conflict, Seed, Spec, Text, TrackerChoice
 from potstill.recipe.stages import StageSpec, any_stage, stage_types, write_stage
 from potstill.recipe.task import CostsSpec, TaskSpec
+from potstill.recipe.words import one
 
 if TYPE_CHECKING:
     Stage: TypeAlias = StageSpec
@@ -109,7 +110,7 @@ class Recipe(Spec):
         longest = self.data.max_length
         for index, stage in enumerate(self.stages):
             if stage.name in Recipe.model_fields or stage.name in set(stage_types()) - {stage.verb}:
-                message = f"a {stage.verb} stage cannot be called {stage.name}."
+                message = f"{one(stage.verb)} stage cannot be called {stage.name}."
                 yield Conflict("stages", message, "Choose another name.")
             yield from stage.misplaced(self.stages[:index])
             tokens = getattr(stage, "max_new_tokens", "auto")
@@ -139,9 +140,11 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        reason, fix = "it is not UTF-8 text", "Save it as UTF-8, or name another file."
+        if isinstance(error, OSError):
+            reason, fix = error.strerror or str(error), "Check the path."
         message = f"the recipe cannot be read: {reason}."
-        raise RecipeError(message, fix="Check the path.", path=str(path)) from error
+        raise RecipeError(message, fix=fix, path=str(path)) from error
     raw = yaml.load_yaml(text, str(path))
     if raw.get("name") is None:
         raw["name"] = name_of(path)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from potstill.console import hung
 from potstill.errors import RecipeError
 from potstill.recipe import plugins, signatures, yaml
 from potstill.recipe.methods import METHODS
@@ -37,6 +38,7 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, str]]] = {
 # A section whose keys are those of its plug-ins too, and their folder.
 PLUGGED = {"teacher": "teachers"}
 LISTS = ("metrics", "filters")  # keys that name several
+BESIDE = 40  # columns that meanings need beside their keys; else they stand below them
 ENTRIES = ("data.mix",)  # sections that stand in a list
 
 
@@ -53,13 +55,18 @@ class Entry:
     example: str = ""
     keys: tuple[str, ...] = ()
 
-    def text(self) -> str:
-        """The entry for people."""
+    def text(self, width: int | None = None) -> str:
+        """The entry for people; with a width, as of a terminal, its lines are wrapped."""
         default = "none, it is required" if self.required else self.default
         about = {"type": self.type, "default": default, "example": self.example}
-        lines = [self.path, f"  {self.meaning}", *(f"  {k:8} {v}" for k, v in about.items() if v)]
-        width = max(map(len, self.keys), default=0)
-        lines += [f"    {key:{width}}  {entries()[key].meaning}".rstrip() for key in self.keys]
+        lines = [self.path, *hung("  ", self.meaning, width)]
+        for name, value in about.items():
+            lines += hung(f"  {name:8} ", value, width) if value else []
+        column = max(map(len, self.keys), default=0)
+        for key in self.keys:
+            beside = width is None or width >= column + BESIDE
+            start, meaning = f"    {key:{column}}  " if beside else "      ", entries()[key].meaning
+            lines += [*([] if beside else [f"    {key}"]), *hung(start, meaning, width)]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:

@@ -25,6 +25,11 @@ SHAPES = {
 _KINDS = {"boolean": "true or false", "null": "null", "string": "text", "object": "a mapping"}
 
 
+def one(noun: str) -> str:
+    """A noun behind its article."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
 def words(schema: Mapping[str, Any]) -> str:
     """What fits a schema, alternatives joined by "or"."""
     return " or ".join(dict.fromkeys(_alternatives(schema)))

@@ -85,7 +85,7 @@ def load_yaml(text: str, source: str) -> dict[str, Any]:
     """
     value = load_value(text, source)
     if not isinstance(value, dict):
-        kind = "empty" if value is None else f"a {type(value).__name__}"
+        kind = "empty" if value is None else "a list" if isinstance(value, list) else "a single value"
         raise RecipeError(
             f"a recipe is a mapping of keys to values, and this is {kind}.",
             fix="Start with the three keys teacher, student and data.",

@@ -82,7 +82,7 @@ def require_keepable(stages: Sequence[StageSpec], spec: Capture, teacher: Any, *
     Raises:
         RecipeError: says what stands in the way.
     """
-    needs = needs_of(stages, spec.name, partial=partial)
+    needs = needs_of(stages, spec.name, partial=partial and "dense" in teacher.provides)
     if "dense" not in teacher.provides:
         _require_of_likeliest(stages, spec, teacher)
     elif hasattr(teacher, "members"):

@@ -44,7 +44,14 @@ def read_data(spec: DataSpec, base: Path, notes: list[str], columns: Columns = N
         source = f"{len(heldout)} of {len(rows.rows)} rows ({share:.0%}), split off by prompt"
     parts = with_validation(train, spec.seed)
     return Dataset(
-        parts.train, parts.validation, tuple(heldout), rows.shape, rows.funnel, source, unread=unread
+        parts.train,
+        parts.validation,
+        tuple(heldout),
+        rows.shape,
+        rows.funnel,
+        source,
+        unread=unread,
+        columns=spec.columns,
     )
 
 

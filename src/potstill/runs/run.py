@@ -14,7 +14,7 @@ from potstill.console import Console, silent
 from potstill.data.mix import Taken
 from potstill.devices import jobs, memory, ranks
 from potstill.errors import Interrupted, RecipeError
-from potstill.models.source import find_source
+from potstill.models.source import find_source, in_full
 from potstill.recipe.recipe import Recipe, dump_yaml
 from potstill.report import gather
 from potstill.report.summary import Outcome
@@ -117,7 +117,7 @@ def _together(
             yes=yes,
         )
         with (
-            _last_word(folder),
+            _last_word(folder, recipe, overrides),
             store.in_use(),
             tracking.tracking(opened.recipe, folder.path, console, first=ranks.first()) as tracked,
         ):
@@ -165,7 +165,7 @@ def _base_model(recipe: Recipe, parts: Setup) -> str:
     if name not in ("local", "model"):
         return ""
     source = find_source(options["model"], base=parts.base)
-    return source.location if source.kind == "hub" else ""
+    return in_full(source.location) if source.kind == "hub" else ""
 
 
 def _examples(state: State, context: Context) -> dict[str, Examples]:
@@ -197,12 +197,17 @@ def rebuild_report(run_folder: Path) -> RunResult:
 
 
 @contextmanager
-def _last_word(folder: RunDir) -> Iterator[None]:
-    """Whatever ends the run, its folder says so before the error goes on."""
+def _last_word(folder: RunDir, recipe: str | Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Whatever ends the run, its folder says so before the error goes on; one that was deleted is not named."""
+
+    def again() -> str:
+        there = (folder.path / RECIPE).is_file()
+        return status.goes_on(folder.path) if there else status.goes_on(Path(recipe), overrides)
+
     try:
         yield
     except Interrupted as stop:
-        stop.fix = status.goes_on(folder.path)
+        stop.fix = again()
         folder.update_at_end({"status": "interrupted"})
         raise
     except KeyboardInterrupt as error:
@@ -210,7 +215,7 @@ def _last_word(folder: RunDir) -> Iterator[None]:
         raise Interrupted(
             "stopped at once; what was not saved is done again.",
             signal_number=signal.SIGINT,
-            fix=status.goes_on(folder.path),
+            fix=again(),
         ) from error
     except Exception as error:
         folder.update_at_end({"status": "failed", "error": status.reason(error).as_dict()})

@@ -37,9 +37,11 @@ from potstill.signals.teacher import Teacher
 from potstill.stages._context import Setup, StudentRef
 from potstill.stages._judging import try_filters
 from potstill.stages._objective import objective_of
+from potstill.stages._privileged import require_shown
 from potstill.stages._strategy import try_strategy
 from potstill.stages._verifying import require_rows
 from potstill.stages.capture import Capture
+from potstill.stages.distill import Distill
 from potstill.store.folder import RECIPE, RunDir
 from potstill.students._built import StudentContext
 from potstill.teachers._context import TeacherContext
@@ -141,6 +143,8 @@ def set_up(opened: Opened, date: datetime | None = None) -> Setup:
         routed = data.everything + sum(data.mixed.values(), ())
         teacher.require_rows(list(domains_of(routed, route).values()))  # type: ignore[attr-defined]
     for stage in recipe.stages:
+        if isinstance(stage, Distill):
+            require_shown(stage, data)
         if getattr(stage, "verifier", None) is not None:
             require_rows(stage, data.train + data.validation, _loaded)
     _require_possible(student)

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,9 +158,9 @@ def _hint(state: str, run_folder: Path, last: dict[str, Any] | None) -> str:
     return f"{post_mortem(last)} {goes_on(run_folder)}"
 
 
-def goes_on(run_folder: Path) -> str:
-    """The command that continues a run, as a shell takes it."""
-    return f"Continue with: {typed()} run {shlex.quote(str(run_folder))}"
+def goes_on(recipe: Path, overrides: Sequence[str] = ()) -> str:
+    """The command that continues a run, by its folder or its recipe, as a shell takes it."""
+    return f"Continue with: {typed()} run {shlex.join([str(recipe), *overrides])}"
 
 
 def _reason(error: dict[str, Any]) -> str:

@@ -83,7 +83,9 @@ def listing_text(usage: Usage) -> str:
     """A line an entry, and the sums."""
     total = sum(entry.bytes for entry in usage.entries)
     free = sum(entry.bytes for entry in usage.free)
-    sums = f"{usage.store.root}: {len(usage.entries)} entries, {size(total)}; no run refers to {size(free)} of it"
+    count = "1 entry" if len(usage.entries) == 1 else f"{len(usage.entries)} entries"
+    refer = f"no run refers to {size(free)} of it" if free else "runs refer to all of it"
+    sums = f"{usage.store.root}: {count}, {size(total)}; {refer}"
     return "\n".join([*_table(usage.entries), sums, *_unreachable(usage)])
 
 

@@ -31,8 +31,7 @@ def used_first(ids: Tensor, values: Tensor, used: Tensor) -> tuple[Tensor, Tenso
     Raises:
         SignalError: a position has no id, or one twice.
     """
-    order = torch.argsort((~used).to(torch.uint8), dim=-1, stable=True)
-    ids, values = torch.where(used, ids, -1).gather(-1, order), values.gather(-1, order)
+    ids, values = unused_last(ids, values, used)
     in_order = ids.sort(-1).values
     twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
     empty = ~used.any(-1)
@@ -45,6 +44,12 @@ def used_first(ids: Tensor, values: Tensor, used: Tensor) -> tuple[Tensor, Tenso
         again = int(in_order[row, 1:][twice[row]][0])
         raise SignalError(f"position {row} of the targets holds id {again} twice.")
     return ids, values
+
+
+def unused_last(ids: Tensor, values: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Put unused places last, with id -1; a position may have no other."""
+    order = torch.argsort((~used).to(torch.uint8), dim=-1, stable=True)
+    return torch.where(used, ids, -1).gather(-1, order), values.gather(-1, order)
 
 
 def require_within(ids: Tensor, vocabulary: int, who: str = "student") -> None:

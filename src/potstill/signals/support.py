@@ -1,7 +1,8 @@
 """Both sides as log-probabilities on one shared set of outcomes, and the way back to logits.
 
 Dense signals share the whole vocabulary. Stored ids share themselves and one bucket for the rest:
-the bucket's student mass is the sum over all other ids, so its gradient spreads over them.
+the bucket's student mass is the sum over all other ids, so its gradient spreads over them. At a position without a
+stored id the bucket is the whole distribution on both sides: every divergence is 0 there, and no gradient comes of it.
 No divergence knows of temperature, buckets or padding; this module owns them.
 """
 
@@ -38,6 +39,13 @@ class Support:
     offset: Tensor | None = None
     parts: tuple[tuple[Tensor, Support], ...] = ()
 
+    @property
+    def unstated(self) -> Tensor:
+        """Whether each position [N] has no id where ids are stored."""
+        if self.ids is None:
+            return torch.zeros(len(self.full_lp), dtype=torch.bool, device=self.full_lp.device)
+        return (self.ids < 0).all(-1)
+
     def pull_back(self, partial: Tensor, temperature: float, out: Tensor, *, tangent: bool = False) -> Tensor:
         """Write d value / d logits [N, V] into `out`, given d value / d student_lp [N, K].
 
@@ -51,11 +59,8 @@ class Support:
             torch.exp(self.full_lp, out=out)
             out.mul_(-total).add_(partial)
             return out if temperature == 1.0 else out.div_(temperature)
-        used = self.ids >= 0
-        columns = torch.where(used, self.ids, self.ids[:, :1])
-        k = self.ids.shape[1]
+        used, k = self.ids >= 0, self.ids.shape[1]
         exact = partial[:, :k] - self.student_lp[:, :k].exp() * total
-        exact = torch.where(used, exact, exact[:, :1])
         if self.tail:
             tail_lp = self.student_lp[:, k:]
             # The student's share of id j inside the bucket, in logs because the bucket can be tiny.
@@ -63,7 +68,9 @@ class Support:
             grad = share.mul_(partial[:, k:]).sub_(self.full_lp.exp().mul_(total))
         else:
             grad = torch.zeros_like(self.full_lp)
-        grad.scatter_(1, columns, exact)
+        # Unused places repeat what the first one writes; a position without ids keeps what its first column has.
+        first = torch.where(used[:, :1], exact[:, :1], grad[:, :1])
+        grad.scatter_(1, _columns(self.ids), torch.where(used, exact, first))
         torch.div(grad, temperature, out=out)
         return out
 
@@ -80,6 +87,11 @@ def gather(full_lp: Tensor, ids: Tensor) -> Tensor:
 
 
 def complement(full_lp: Tensor, ids: Tensor) -> Tensor:
-    """Log of the student's mass on every other id, summed there: exact however small it is."""
-    columns = torch.where(ids >= 0, ids, ids[:, :1])
-    return full_lp.scatter(1, columns, NEG_INF).logsumexp(-1, keepdim=True)
+    """Log of the student's mass on every other id, summed there: exact however small it is; 0 without an id."""
+    others = full_lp.scatter(1, _columns(ids), NEG_INF).logsumexp(-1, keepdim=True)
+    return others.masked_fill(ids[:, :1] < 0, 0.0)
+
+
+def _columns(ids: Tensor) -> Tensor:
+    """The ids, in unused places the position's first one again; 0 where it has none."""
+    return torch.where(ids >= 0, ids, ids[:, :1]).clamp(min=0)

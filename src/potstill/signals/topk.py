@@ -25,7 +25,8 @@ class TopK:
     re-tempers the stored values exactly; at T = 1 it is 0 and need not be stored.
 
     `vocabulary` counts the teacher's ids where they are more than the student's: stored ids that the student
-    lacks are left out, and the rest is renormalised. Ids that were not stored stay in the bucket.
+    lacks are left out, and the rest is renormalised. Ids that were not stored stay in the bucket, which is all that
+    is left of a position whose stored ids the student lacks.
     """
 
     kind: ClassVar[str] = "topk"
@@ -71,7 +72,7 @@ class TopK:
             return self.at(rows)
         stored.require_within(self.ids[rows], self.vocabulary, "teacher")
         device = self.lp.device
-        return self.at(rows)._on(exact.home(device))._shared(width, rows.start)._on(device)
+        return self.at(rows)._on(exact.home(device))._shared(width)._on(device)
 
     def at(self, rows: slice | Tensor) -> TopK:
         lse = {t: values[rows] for t, values in self.lse.items()}
@@ -81,34 +82,28 @@ class TopK:
         lse = {t: values.to(device) for t, values in self.lse.items()}
         return replace(self, ids=self.ids.to(device), lp=self.lp.to(device), lse=lse)
 
-    def _shared(self, width: int, start: int) -> TopK:
+    def _shared(self, width: int) -> TopK:
         """The ids below `width`, and every probability divided by 1 minus the mass of those above.
 
         With log m the log of what is left at T = 1, log p becomes log p - log m, and a log-sum-exp at T loses
-        the same ids and becomes log(exp(lse) - sum of exp(log p / T)) - log m / T.
-
-        Raises:
-            SignalError: a position has no such id; counts positions from `start`.
+        the same ids and becomes log(exp(lse) - sum of exp(log p / T)) - log m / T. A position without such an id
+        has unused places alone.
         """
         outside, lp = self.ids >= width, self.lp.double()
         kept = (self.ids >= 0) & ~outside
-        if (lost := ~kept.any(-1)).any():
-            raise SignalError(
-                f"position {start + stored.first(lost)} of the targets holds ids of the teacher alone.",
-                fix="Leave the position out, or store more ids.",
-            )
 
         def left(values: Tensor) -> Tensor:
-            """Log of 1 minus the mass outside [N]."""
-            return torch.log1p(-torch.where(outside, values.exp(), 0.0).sum(-1))
+            """Log of 1 minus the mass outside [N]; at least the mass on kept ids, however both were rounded."""
+            beyond = torch.where(outside, values.exp(), 0.0).sum(-1).clamp(max=1.0)
+            return torch.maximum(torch.log1p(-beyond), values.masked_fill(~kept, NEG_INF).logsumexp(-1))
 
         log_left = left(lp)
         lse = {}
         for t, total in self.lse.items():
             wide = total.double()
             lse[t] = (wide + left(lp / t - wide.unsqueeze(-1)) - log_left / t).to(total.dtype)
-        ids, shared = stored.used_first(self.ids, (lp - log_left.unsqueeze(-1)).to(self.lp.dtype), kept)
-        most = int(kept.sum(-1).max())
+        ids, shared = stored.unused_last(self.ids, (lp - log_left.unsqueeze(-1)).to(self.lp.dtype), kept)
+        most = max(1, int(kept.sum(-1).max()))
         return replace(self, ids=ids[:, :most], lp=shared[:, :most], lse=lse)
 
     def beside(
@@ -128,14 +123,13 @@ class TopK:
         on_ids = gather(full, ids)
         if ids.shape[1] >= full.shape[1] and bool((ids >= 0).all()):
             return Support(on_ids, teacher_lp, full, ids)
-        log_mass = torch.logsumexp(teacher_lp, -1, keepdim=True)
         if tail == "renormalise":
             # A softmax over the stored ids alone; every other id gets no gradient.
-            inside = on_ids - on_ids.logsumexp(-1, keepdim=True)
-            return Support(inside, teacher_lp - log_mass, full, ids)
+            return Support(_inside(on_ids, ids), _inside(teacher_lp, ids), full, ids)
         others = complement(full, ids)
         student_lp = torch.cat([on_ids, others], -1)
         if tail == "truncate":
+            log_mass = torch.logsumexp(teacher_lp, -1, keepdim=True)
             teacher_lp = torch.cat([teacher_lp, torch.full_like(log_mass, NEG_INF)], -1)
             missing = torch.expm1(log_mass).squeeze(-1)
             return Support(student_lp, teacher_lp, full, ids, tail=True, offset=missing)
@@ -154,6 +148,13 @@ class TopK:
                 )
             lp = lp / temperature - self.lse[temperature].to(lp).unsqueeze(-1)
         return lp.masked_fill(self.ids < 0, NEG_INF)
+
+
+def _inside(lp: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities [N, k] renormalised on the ids; without an id one outcome is certain, the same on both sides."""
+    first = lp[:, :1].masked_fill(ids[:, :1] < 0, 0.0)
+    lp = torch.cat([first, lp[:, 1:]], -1)
+    return lp - lp.logsumexp(-1, keepdim=True)
 
 
 def _require_distribution(lp: Tensor, used: Tensor) -> None:

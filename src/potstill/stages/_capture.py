@@ -27,7 +27,7 @@ from potstill.stages._captured import vocabulary_hash
 from potstill.stages._context import Context, State
 from potstill.stages._entries import Entries
 from potstill.stages._kept import Kept
-from potstill.stages._later import Needs, asked_later, compared_of, needs_of
+from potstill.stages._later import Needs, asked_later, compared_of, cuts, needs_of
 from potstill.stages._mending import (
     ALIKE,
     KEPT,
@@ -116,7 +116,7 @@ def job_of(spec: Capture, state: State, context: Context) -> Job:
     validation = drawn_order(each_once(training.validation), seed)
     rows = each_once([*validation, *drawn_order(each_once(training.train), seed)])
     heldout = drawn_order(each_once(_rows.examples(state, context, "heldout").examples), seed)
-    needs = needs_of(context.stages or (spec,), spec.name, partial=context.setup.readers.partial)
+    needs = needs_of(context.stages or (spec,), spec.name, partial=cuts(context.setup))
     return Job(spec, state, context, tuple(rows), tuple(heldout), needs)
 
 

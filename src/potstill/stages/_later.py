@@ -12,7 +12,7 @@ from potstill.recipe.specs import Schedule, ends
 from potstill.recipe.stages import StageSpec
 from potstill.recipe.training import Training
 from potstill.stages import _evaluation
-from potstill.stages._context import Context, State
+from potstill.stages._context import Context, Setup, State
 from potstill.stages._metrics import metrics_of
 from potstill.stages._objective import objective_of
 from potstill.stages.capture import Capture
@@ -38,7 +38,7 @@ class Needs:
 
 
 def needs_of(stages: Sequence[StageSpec], name: str, *, partial: bool = False) -> Needs:
-    """What the stages behind the capture `name` read; `partial` says that one model has ids that the other lacks.
+    """What the stages behind the capture `name` read; `partial` as `cuts` says it.
 
     Raises:
         RecipeError: its signal is one that a later stage cannot read.
@@ -68,6 +68,12 @@ def needs_of(stages: Sequence[StageSpec], name: str, *, partial: bool = False) -
     if keeper := keeper_of_ids(stages[:at]):
         _require_ids_serve(keeper, spec, why.get("topk"))
     return Needs(tuple(kind for kind in GIVES if kind not in why), tuple(sorted(temperatures)))
+
+
+def cuts(setup: Setup) -> bool:
+    """Whether what is kept of whole distributions would have to be cut to shared ids as it is read: of a teacher that
+    states its likeliest ids alone those are kept as they come, and each knows how many ids there are."""
+    return setup.readers.partial and "dense" in setup.teacher.provides
 
 
 def keeper_of_ids(before: Sequence[StageSpec]) -> Generate | None:

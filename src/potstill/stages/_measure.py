@@ -115,6 +115,11 @@ def scores_of(model: Model, teacher: Teacher | None, examples: Sequence[Example]
     made = produce(context, "scores", name, inputs, build, together=True)
     stored = json.loads((made.path / SCORES).read_text(encoding="utf-8"))
     sums = {column: tuple(values) for column, values in stored["sums"].items()}
+    if unstated := sum(sums.get(scores.UNSTATED, ())):
+        context.console.warn(
+            f"{name}: of {unstated:.0f} of {sum(stored['tokens']):.0f} tokens the teacher states only ids that the "
+            "student lacks; they count as 0 in both lower bounds."
+        )
     return Scores(tuple(stored["row_ids"]), tuple(stored["tokens"]), sums), made
 
 

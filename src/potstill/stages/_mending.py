@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from potstill.cache.keys import key_of
 from potstill.cache.mending import Mender
 from potstill.cache.reader import Cache
 from potstill.cache.writer import completed
-from potstill.errors import ArtifactError
+from potstill.errors import ArtifactError, MachineError
 from potstill.store import disk
 from potstill.store.artifacts import MANIFEST
 from potstill.teachers.cached import ABOUT, HELDOUT, LEFT_OUT, SIGNALS
@@ -34,6 +34,7 @@ STAGE = "capture"
 ALIKE = "alike"  # all that a capture depends on, but for its deadline
 KEPT = ".kept.json"
 MENDS = ".mends"  # in a folder whose blocks come from a damaged cache: what was known of it
+LIKE = ".alike"  # the same as a stopped one's folder says it
 LATE = ".late-"  # and the number of a share that came to its deadline
 BEGIN = ".begin.lock"
 PLACES = SIGNALS, HELDOUT
@@ -71,13 +72,27 @@ def begin_repair(job: Job) -> list[str]:
     """Move a damaged capture aside, to be mended by the build of its artifact; what is damaged, a sentence each.
 
     Where an earlier repair was stopped, what that one read.
+
+    Raises:
+        MachineError: another process makes or mends the same capture.
     """
+    place = job.context.store.place(STAGE, job.key)
+    with job.context.store.alone(STAGE, job.key) as free:
+        if not free:
+            raise MachineError(
+                f"another process makes or mends {place}.",
+                fix="Wait until it is done, or stop it: the same command goes on with what it leaves.",
+            )
+        return _begin_repair(job, place)
+
+
+def _begin_repair(job: Job, place: Path) -> list[str]:
     store, console = job.context.store, job.context.console
-    place = store.place(STAGE, job.key)
     if not place.is_dir():
         stopped = noted(store.work(STAGE, job.key))
         if stopped is None and not _aside(job):
-            return []
+            notes = (noted(folder) for folder in _stopped(job))
+            return next(([*note.damage] for note in notes if note is not None), [])
         console.say(f"{job.spec.name}: goes on with a repair that was stopped")
         return [f"{place} was moved aside, damaged"] if stopped is None else [*stopped.damage]
     damage = damage_of(job)
@@ -109,7 +124,11 @@ def noted(folder: Path) -> Damaged | None:
 
 
 def _note(job: Job, folder: Path, damaged: Path, damage: Sequence[str]) -> None:
-    disk.write_sealed(folder / MENDS, {"damage": [*damage], "left_out": _left_out(job, damaged)})
+    _write_note(folder, damage, _left_out(job, damaged))
+
+
+def _write_note(folder: Path, damage: Sequence[str], left_out: Sequence[str] | None) -> None:
+    disk.write_sealed(folder / MENDS, {"damage": [*damage], "left_out": left_out})
 
 
 def _left_out(job: Job, damaged: Path) -> list[str] | None:
@@ -152,11 +171,12 @@ def take_over(job: Job, folder: Path) -> None:
 def _begin(job: Job, folder: Path) -> None:
     if (folder / KEPT).is_file():
         return
+    disk.write_text(folder / LIKE, job.inputs[ALIKE])
     asides, begun = _aside(job), (folder / MENDS).is_file()
     # Of one from which all blocks were moved, before an interruption, the rest is still to be taken.
     if damaged := _full(asides) or (asides if begun else []):
         _take_damaged(job, damaged[0], folder)
-    elif not begun:
+    else:
         _take_copy(job, folder)
 
 
@@ -164,18 +184,23 @@ def _take_damaged(job: Job, aside: Path, folder: Path) -> None:
     """Move the blocks of a damaged capture here; `mend` looks at each of them."""
     if noted(folder) is None:
         _note(job, folder, aside, [f"{aside} was moved there, damaged"])
-    for place in PLACES:
-        (folder / place).mkdir(exist_ok=True)
-        for file in (aside / place).glob("shard-*.bin"):
-            file.rename(folder / place / file.name)
-        with suppress(ArtifactError):
-            heads.read_head(Folder(aside / place))  # whole
-            for name in (heads.NAME, heads.CHECK):
-                shutil.copy2(aside / place / name, folder / place / name)
+    _take(aside, folder, Path.rename)
     if (kept := _kept_of(aside)) is not None:
         # Last: a kill before it moves what is left.
         disk.write_sealed(folder / KEPT, kept)
     job.context.console.say(f"{job.spec.name}: goes on with what is whole in {aside}")
+
+
+def _take(source: Path, folder: Path, take: Callable[[Path, Path], Any]) -> None:
+    """Move or copy blocks, and copy the head where it is whole."""
+    for place in PLACES:
+        (folder / place).mkdir(exist_ok=True)
+        for file in (source / place).glob("shard-*.bin"):
+            take(file, folder / place / file.name)
+        with suppress(ArtifactError):
+            heads.read_head(Folder(source / place))
+            for name in (heads.NAME, heads.CHECK):
+                shutil.copy2(source / place / name, folder / place / name)
 
 
 def _kept_of(damaged: Path) -> Any:
@@ -188,16 +213,42 @@ def _kept_of(damaged: Path) -> Any:
 
 
 def _take_copy(job: Job, folder: Path) -> None:
-    earlier = [*job.context.store.alike(STAGE, ALIKE, job.inputs[ALIKE])]
-    if not earlier:
+    """Copy the most that was captured with another deadline, finished or not."""
+    earlier = {one.path: one for one in job.context.store.alike(STAGE, ALIKE, job.inputs[ALIKE])}
+    source = max([*earlier, *_stopped(job)], key=lambda one: disk.size_of(one / SIGNALS), default=None)
+    if source is None:
         return
-    most = max(earlier, key=lambda artifact: artifact.facts["rows"])
+    if source not in earlier:
+        _take_stopped(job, source, folder)
+        return
+    most = earlier[source]
     for place in PLACES:
         shutil.copytree(most.path / place, folder / place, dirs_exist_ok=True)
     # Last: a kill before it copies all of it again.
     disk.write_sealed(folder / KEPT, most.facts["kept"])
     rows = f"{most.facts['rows']} of {most.facts['planned_rows']} rows"
     job.context.console.say(f"{job.spec.name}: goes on with {rows}, captured with another deadline")
+
+
+def _stopped(job: Job) -> Iterator[Path]:
+    """The folders in which these rows were captured or mended with another deadline, until that was stopped."""
+    own = job.context.store.work(STAGE, job.key)
+    for folder in job.context.store.underway(STAGE):
+        if folder == own or not (folder / KEPT).is_file():
+            continue
+        if (folder / LIKE).is_file() and (folder / LIKE).read_text(encoding="utf-8") == job.inputs[ALIKE]:
+            yield folder
+
+
+def _take_stopped(job: Job, stopped: Path, folder: Path) -> None:
+    """Copy the blocks of a capture that was stopped; where it was a repair, `mend` looks at each of them."""
+    if (note := noted(stopped)) is not None:
+        _write_note(folder, note.damage, None)
+    _take(stopped, folder, shutil.copy2)
+    disk.write_sealed(folder / KEPT, disk.read_sealed(stopped / KEPT))
+    job.context.console.say(
+        f"{job.spec.name}: goes on with what is whole in {stopped}, begun with another deadline"
+    )
 
 
 def mend(writing: Writing, part: int) -> bool:

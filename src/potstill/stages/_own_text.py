@@ -26,6 +26,7 @@ from potstill.recipe.training import Training
 from potstill.signals.teacher import Teacher
 from potstill.stages._module import Run
 from potstill.stages._objective import yardstick
+from potstill.stages._training_rows import short_and_long
 from potstill.stages.distill import Distill
 from potstill.strategies._rollouts import rollout, seed_of, waits
 from potstill.train.guards import Guards
@@ -149,9 +150,7 @@ def own_kl(run: Run, module: nn.Module, writer: Writer) -> float:
     """KL(student‖teacher) in nats per token of what the student answers to validation prompts, drawn alike each time."""
     spec = on_policy(run.spec)
     assert spec is not None
-    room = run.context.setup.max_length - spec.new_tokens
-    rows = [row for row in run.rows.validation if row.count and 0 < len(row.prompt) <= room][:VALIDATED]
-    mine = [*ranks.mine(rows)]
+    mine = [*ranks.mine(_answered(run, spec.new_tokens))]
     seeds = [seed_of(writer.seed, 0, row.id) for row in mine]
     written = writer.write([row.prompt for row in mine], _sampling(spec, spec.new_tokens), seeds=seeds)
     texts = [rollout(mine[one.index], one, name=f"{mine[one.index].id}@0", version=0) for one in written]
@@ -165,6 +164,21 @@ def own_kl(run: Run, module: nn.Module, writer: Writer) -> float:
         )
     stop, tokens = run.context.stop_together, settled(spec.micro_batch_tokens)
     return Validation(every, run.teacher, reverse, None, tokens, run.pad_id, stop)(module)["loss"]
+
+
+def _answered(run: Run, tokens: int) -> Sequence[Example]:
+    """The validation rows that the student answers, with so many tokens: those with room for them in both readings."""
+    room, theirs = (
+        most - tokens for most in (run.context.setup.max_length, run.context.setup.context_length)
+    )
+    fit = [
+        row
+        for row in run.rows.validation
+        if row.count
+        and 0 < len(row.prompt) <= room
+        and (row.reading is None or len(row.reading.prompt) <= theirs)
+    ]
+    return short_and_long(fit, VALIDATED)
 
 
 def _sampling(spec: Distill, tokens: int) -> Sampling:

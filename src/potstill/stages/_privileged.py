@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
+from potstill.data import shapes
+from potstill.data.dataset import Dataset
 from potstill.data.lost import Lost
 from potstill.data.reader import Reader
 from potstill.data.row import Message, Row
@@ -29,7 +31,7 @@ def with_privileged(rows: TrainingRows, spec: Distill, setup: Setup) -> Training
     if spec.privileged is None:
         return rows
     reader = setup.readers.student if spec.self_teacher is not None else setup.readers.teacher_reader
-    shower = _Shower(spec.privileged, spec.name, reader, setup.readers.student)
+    shower = _Shower(spec.privileged, spec.name, reader, setup.readers.student, setup.data)
     mixed = (row for part in setup.data.mixed.values() for row in part)
     by_id = {row.id: row for row in (*setup.data.train, *setup.data.validation, *mixed)}
     train = [shower.shown(example, by_id[example.row_id]) for example in rows.train]
@@ -48,6 +50,48 @@ def with_privileged(rows: TrainingRows, spec: Distill, setup: Setup) -> Training
     return TrainingRows(kept, validated)
 
 
+def require_shown(spec: Distill, data: Dataset) -> None:
+    """Refuse rows whose column has no text that the teacher could be shown; of a mix, the rows of its files.
+
+    Raises:
+        DataError: names the first row.
+    """
+    if spec.privileged is not None and (column := spec.privileged.column) is not None:
+        for row in sum(data.mixed.values(), ()) or data.train + data.validation:
+            _in_column(column, row, data, spec.name)
+
+
+def _in_column(column: str, row: Row, data: Dataset, stage: str) -> str:
+    """The text of a column that is shown.
+
+    Raises:
+        DataError: it has none, or the row itself is read from the column.
+    """
+    value = row.extra.get(column)
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    option = f"stages.{stage}.privileged.column"
+    known = data.columns.get(column, column)
+    if column not in row.extra and known in shapes.WITH_ANSWERS:
+        raise DataError(
+            f"{option} names {column!r}, which the row's own answer is read from.",
+            path=row.where,
+            fix="Leave column out (privileged: {}): then the row's answer is shown; behind a generate stage, the one that "
+            "was written there. To show the file's own all the same, copy it into a column of another name.",
+        )
+    if column not in row.extra and known in shapes.ALL_COLUMNS:
+        raise DataError(
+            f"{option} names {column!r}, which the row itself is read from.",
+            path=row.where,
+            fix="Name another column, or leave column out (privileged: {}), which shows the row's answer.",
+        )
+    raise DataError(
+        f"the column {column!r} holds {value!r}, and the teacher is to be shown text.",
+        path=row.where,
+        fix=f"Fill it, or leave {option} out.",
+    )
+
+
 def _length(example: Example, spec: Distill) -> int:
     """Most tokens that student and teacher read of a row: with what the student writes, and with the row's own answer
     where steps hold that too."""
@@ -64,6 +108,7 @@ class _Shower:
     stage: str
     teacher: Reader
     student: Reader
+    data: Dataset
 
     def shown(self, example: Example, row: Row) -> Example:
         """The example with its reading: another prompt, and the same answer behind it."""
@@ -109,16 +154,8 @@ class _Shower:
         Raises:
             DataError: the row has nothing of the kind.
         """
-        column = self.spec.column
-        if column is not None:
-            value = row.extra.get(column)
-            if isinstance(value, str) and value.strip():
-                return value.strip()
-            raise DataError(
-                f"the column {column!r} holds {value!r}, and the teacher is to be shown text.",
-                path=row.where,
-                fix=f"Fill it, or leave stages.{self.stage}.privileged.column out.",
-            )
+        if self.spec.column is not None:
+            return _in_column(self.spec.column, row, self.data, self.stage)
         begin = len(example.prompt)
         text = self.student.decode(list(compress(example.input_ids[begin:], example.scored[begin:])))
         if text.strip():

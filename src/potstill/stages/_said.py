@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from potstill.data.batch import collate
-from potstill.evaluate.teacher import check_teacher
+from potstill.evaluate.teacher import check_teacher, unstated
 from potstill.stages._module import Run
 from potstill.stages._objective import yardstick
 from potstill.stages._own_text import on_policy
@@ -25,7 +25,8 @@ def look_at_teacher(run: Run) -> None:
     signal = run.teacher.signal(first.for_teacher)
     readers = run.context.setup.readers
     result = check_teacher(signal, first, yardstick(), run.vocabulary, partial=readers.partial)
-    for problem in () if result is None else (result.fault, result.cut):
+    problems = () if result is None else (result.fault, result.cut)
+    for problem in (*problems, unstated(signal, first, yardstick(), run.vocabulary)):
         if problem:
             run.context.console.warn(f"{problem}.")
 

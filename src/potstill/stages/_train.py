@@ -85,6 +85,8 @@ def train_student(
     }
     if spec.normalize == "sequence_mean":
         inputs["validated"] = "by row"  # earlier artifacts counted every token of it alike
+    if spec.best_by == "own_kl":
+        inputs["answered"] = "short and long"  # earlier artifacts had answers to the shortest rows alone
     for name in ("self_teacher", "privileged"):
         if (chosen := getattr(spec, name, None)) is not None:
             inputs[name] = chosen.model_dump(mode="json")
@@ -146,12 +148,15 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
         own = {"own_kl": own_kl(run, module, writer)} if spec.best_by == "own_kl" else {}
         return {**validation(module), **own}
 
-    if progress.step == 0 and run.rows.validation:
+    begins = (
+        progress.step == 0 and not progress.strategy
+    )  # a strategy may have collected rows before the first step
+    if begins and run.rows.validation:
         before = validate()
         log({"event": "validation", "step": 0, "best": False, **few, **before})
         strategy.validated(before)
         progress.strategy = strategy.state()
-    if progress.step == 0:
+    if begins:
         look_at_student(run, module, writer, log)
 
     def stepped(step: int) -> None:

@@ -42,10 +42,7 @@ class TrainingRows:
 
     def validated_on(self, most: int) -> TrainingRows:
         """With so many validation rows at most, short and long ones as they come."""
-        ordered = sorted(self.validation, key=lambda example: len(example.input_ids))
-        count = min(most, len(ordered))
-        few = (ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count))
-        return replace(self, validation=tuple(few))
+        return replace(self, validation=short_and_long(self.validation, most))
 
     @property
     def key(self) -> str:
@@ -55,6 +52,13 @@ class TrainingRows:
             for e in self.train
         ]
         return key_of("examples", {"rows": rows})
+
+
+def short_and_long(examples: Sequence[Example], most: int) -> tuple[Example, ...]:
+    """So many of them at most, short and long ones as they come, by length."""
+    ordered = sorted(examples, key=lambda example: len(example.input_ids))
+    count = min(most, len(ordered))
+    return tuple(ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count))
 
 
 def _read(example: Example) -> tuple[int, ...]:

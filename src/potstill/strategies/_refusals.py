@@ -28,6 +28,12 @@ def refuse(options: Mapping[str, Any]) -> None:
     require(o["replay"] >= 0, "replay", "Use 0 for none, or a number of answers.")
     require(o["max_age"] >= 0, "max_age", "Use 0 for no limit, or a number of steps.")
     require(o["adaptive"] >= 0, "adaptive", "Use 0 for a fixed share, or what it rises by.")
+    rises = not o["adaptive"] or o["on_policy_fraction"] < 1
+    require(
+        rises,
+        "adaptive",
+        "on_policy_fraction is 1 and cannot rise: start lower (DistiLLM: 0), or leave this out.",
+    )
     for name in ("samples", "collect", "inner_epochs"):
         require(o[name] >= 1, name, "Use 1 or more.")
     falling = o["refresh"] == "falling"

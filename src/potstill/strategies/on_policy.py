@@ -92,8 +92,10 @@ class OnPolicy(Strategy):
             self.replay.add(_replay.held_by_all(_by_student(written)))
             yield from _rollouts.batches(sampler, written, examples[0][0])
         else:
-            rows = sampler.score(self._kept(examples))
-            yield from self._again(sampler, self.replay.draw(wanted, chance), rows)
+            kept = self._kept(examples)
+            if sampler.scores:  # what the teacher says of them now is read again in the step
+                self.current = frozenset(row.id for row in kept)
+            yield from self._again(sampler, self.replay.draw(wanted, chance), sampler.score(kept))
 
     def _kept(self, examples: Sequence[Sequence[Example]]) -> list[Example]:
         """This process's rows of a step that are trained on beside the student's answers."""
@@ -161,6 +163,7 @@ class OnPolicy(Strategy):
             "version": self.version,
             "share": vars(self.share).copy(),
             "warned": self.warned,
+            "written": self.written,
             "collected": [_replay.stored(rows) for rows in self.collected],
             "queue": [_replay.stored(rows) for rows in self.queue],
             "replay": None if self.replay is None else self.replay.state(),
@@ -171,6 +174,7 @@ class OnPolicy(Strategy):
             return
         self.calls, self.version, self.warned = state["calls"], state["version"], state["warned"]
         self.share = Rising(**state["share"])
+        self.written = dict(state.get("written", {}))  # none in checkpoints of before
         self.collected = [_replay.held(rows) for rows in state["collected"]]
         self.queue = deque(_replay.held(rows) for rows in state["queue"])
         if self.replay is not None:

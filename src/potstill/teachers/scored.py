@@ -140,7 +140,7 @@ class ScoredTeacher:
         for number, one in enumerate(scored):
             ids[number, : len(one)] = torch.tensor([index for index, _ in one])
             lp[number, : len(one)] = torch.tensor([value for _, value in one])
-        return TopK(ids.to(self._device), lp.to(self._device))
+        return TopK(ids.to(self._device), lp.to(self._device), vocabulary=self.reads.vocabulary.size)
 
     def _said_together(self, rows: Sequence[Sequence[int]]) -> list[list[Likeliest]]:
         """What the engine says of several rows, half as many at once each time that it fails over them.

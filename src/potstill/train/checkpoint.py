@@ -230,10 +230,12 @@ def _set_random_state(state: Tensor, device: torch.device) -> None:
 
 
 def student_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The student's own among them, by its names for them."""
+    """The student's own weights by its names for them, also those that are not trained; each shared one once."""
     prefix = "student."
-    every = trained_tensors(module).items()
-    return {name.removeprefix(prefix): tensor for name, tensor in every if name.startswith(prefix)}
+    every = parallel.named_parameters(module)
+    return {
+        name.removeprefix(prefix): parameter.detach() for name, parameter in every if name.startswith(prefix)
+    }
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -137,6 +137,10 @@ def train(
         progress.step_in_epoch += bool(rows)
         if not batches:  # it collects
             progress.seconds += time.monotonic() - started
+            progress.strategy = strategy.state()
+            if stopped := ranks.anyone(hooks.should_stop()):
+                hooks.save(progress, optimizer)
+                break
             continue
         if spec.normalize == "sequence_mean":
             batches = [each_row_once(batch) for batch in batches]

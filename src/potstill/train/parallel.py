@@ -53,10 +53,15 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def named_trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """What training changes, by name; of a student in parts the parts, also where a forward pass has gathered them."""
+    """What training changes, by name."""
+    return [(name, p) for name, p in named_parameters(module) if p.requires_grad]
+
+
+def named_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Trained and frozen ones; of a student in parts the parts, also where a forward pass has gathered them."""
     if isinstance(module, FSDPModule):
         module.reshard()  # embeddings and head stay whole after a pass without gradients
-    return [(name, p) for name, p in unwrap(module).named_parameters() if p.requires_grad]
+    return list(unwrap(module).named_parameters())
 
 
 @contextmanager

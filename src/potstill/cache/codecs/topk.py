@@ -78,12 +78,12 @@ def encode(signal: Signal, setting: Mapping[str, Any], key: bytes, vocabulary: i
 
 def decode(entries: Sequence[Entry], setting: Mapping[str, Any], context: Context) -> PackedTopK:
     """Several examples, read when they are compared."""
-    return PackedTopK(tuple(entries), partial(_read, setting))
+    return PackedTopK(tuple(entries), partial(_read, setting, context.vocabulary))
 
 
 def _setting_of(packed: PackedTopK) -> Mapping[str, Any] | None:
     """The setting with which examples were stored."""
-    return dict(*packed.read.args) if isinstance(packed.read, partial) else None
+    return dict(packed.read.args[0]) if isinstance(packed.read, partial) else None
 
 
 def kept(lp: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +141,7 @@ def _of_stored(signal: Signal, setting: Mapping[str, Any]) -> tuple[Sets, list[n
     return sets, tails
 
 
-def _read(setting: Mapping[str, Any], entries: Sequence[Entry]) -> TopK:
+def _read(setting: Mapping[str, Any], vocabulary: int, entries: Sequence[Entry]) -> TopK:
     """Top-k targets in tensors."""
     counts, ids = _sets.read_ids(entries, FIELDS[:3], setting["most"])
     temperatures = (1.0, *setting["temperatures"])
@@ -152,4 +152,5 @@ def _read(setting: Mapping[str, Any], entries: Sequence[Entry]) -> TopK:
         mass = _sets.sums(np.exp(lp / np.float32(t)).astype(np.float64), counts)
         total = np.log(mass) - np.log1p(-_sets.read_tail(codes[:, number]))
         lse[t] = torch.from_numpy(total.astype(np.float32))
-    return TopK(_sets.padded(ids, counts, -1, np.int64), _sets.padded(lp, counts, NEG_INF, np.float32), lse)
+    padded = _sets.padded(ids, counts, -1, np.int64), _sets.padded(lp, counts, NEG_INF, np.float32)
+    return TopK(*padded, lse, vocabulary)
