@@ -163,6 +163,7 @@ def study(
     warm = [found for seed in every if (found := it.result(f"warm-{seed}")) is not None]
     screens = {name: found for name in METHODS if (found := it.result(f"screen-{name}")) is not None}
     table = study_table.table(warm, {name: runs for name, runs in arms.items() if runs}, screens)
+    table += f"\n\n{study_table.ended(folder / 'heldout.jsonl')}"
     say(table)
     if docs is not None and all(len(runs) == len(every) > 1 for runs in arms.values()):
         study_table.keep(docs, table, command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,15 @@ def table(warm: Sequence[Run], arms: Mapping[str, Sequence[Run]], screens: Mappi
             "Sum of both KLs behind a screen, on its own prompts, at each learning rate:",
             _markdown(["method", *(f"{rate:g}" for rate in rates)], tried),
         ]
+    )
+
+
+def ended(answers: Path) -> str:
+    """How many of the teacher's greedy answers end before the longest ones do, which are cut."""
+    lengths = [json.loads(line)["greedy_tokens"] for line in answers.read_text(encoding="utf-8").splitlines()]
+    count = sum(length < max(lengths) for length in lengths)
+    return (
+        f"The teacher's own greedy answers: {count} of {len(lengths)} have fewer than {max(lengths)} tokens."
     )
 
 

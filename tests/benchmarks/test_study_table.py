@@ -43,6 +43,12 @@ def test_what_screens_saw_stands_last_in_order_of_the_rates(table):
     )
 
 
+def test_the_teachers_answers_that_end_by_themselves_are_counted(table, tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(f'{{"greedy_tokens": {n}}}\n' for n in (128, 90, 128)), encoding="utf-8")
+    assert table.ended(answers).endswith("1 of 3 have fewer than 128 tokens.")
+
+
 def test_the_page_keeps_the_last_table_between_its_markers(table, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{table.BEGIN}\n{table.END}\nafter\n", encoding="utf-8")

@@ -148,9 +148,8 @@ def _build(run: Run, path: Path) -> Mapping[str, Any]:
         own = {"own_kl": own_kl(run, module, writer)} if spec.best_by == "own_kl" else {}
         return {**validation(module), **own}
 
-    begins = (
-        progress.step == 0 and not progress.strategy
-    )  # a strategy may have collected rows before the first step
+    # A strategy may have collected rows before the first step.
+    begins = progress.step == 0 and not progress.strategy
     if begins and run.rows.validation:
         before = validate()
         log({"event": "validation", "step": 0, "best": False, **few, **before})

@@ -29,13 +29,13 @@ class TrainingFolder:
 
     `beside` returns the tensors that a checkpoint holds beside the student and its optimizer. With `holds` the best
     weights wait in this machine's memory until a checkpoint refers to them: beside a GPU's short steps, writing
-    them at every better validation would be most of the time.
+    them at every better validation could take longer than the steps.
     """
 
     path: Path
     beside: Callable[[], Mapping[str, Tensor]] = dict
     holds: bool = False
-    _held: dict[str, Tensor] = field(default_factory=dict)
+    _held: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def metrics(self) -> Path:
@@ -116,8 +116,8 @@ class TrainingFolder:
         """Keep the weights by themselves: they are the best so far."""
         weights = checkpoint.trained_tensors(module)
         if self.holds:  # the first process writes them
-            first = ranks.first()
-            self._held.update({n: w.to("cpu", copy=True) if first else w for n, w in weights.items()})
+            for name, weight in weights.items():
+                self._held[name] = weight.to("cpu", copy=True) if ranks.first() else weight
         else:
             self._write_best(weights, progress)
 
