@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from builders.losses import divergence
 from builders.steps import local_teacher, ragged_rows, run_script, whole_gradients
 from builders.tiny import tiny_model, tiny_tokenizer
 from potstill.data.batch import collate
@@ -123,6 +124,23 @@ def gradient(sharding: parallel.Sharding, micro_batch_tokens: int = 10_000) -> d
         assert result is not None
         assert result.teacher_weights.keys() == {row.id for row in rows if row.count}
     return whole_gradients(module)
+
+
+def batch(packed: bool = False) -> Batch:
+    return collate(routed_rows(), pad_id=0, packed=packed)
+
+
+def said(teacher: Any, of: Batch) -> torch.Tensor:
+    """What an ensemble says at T = 1, log-probabilities [N, 128]."""
+    signal = teacher.signal(of)
+    like = torch.zeros(of.count, 128)
+    chunks = signal.chunks(divergence("forward_kl"), "bucket")
+    return chunks(slice(0, of.count), like).beside(like, slice(0, of.count), 1.0).teacher_lp
+
+
+def alone(seed: int, of: Batch) -> torch.Tensor:
+    hidden = Tiny(seed).signal(of)
+    return (hidden.hidden @ hidden.head.weight.T).log_softmax(-1)
 
 
 if __name__ == "__main__":

@@ -9,46 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from builders import captures, recipes
-from builders.ensembles import WORDS, Tiny, built, ensemble, experts, reader, routed_rows
+from builders import recipes
+from builders.ensembles import Tiny, alone, batch, built, ensemble, experts, reader, routed_rows, said
 from builders.steps import ragged_rows
 from builders.tiny import EOS, PAD, tiny_model, tiny_tokenizer
-from potstill.check.captured import looked_up
 from potstill.data.batch import collate
-from potstill.errors import CacheMiss, DataError, RecipeError, SignalError, VocabularyError
+from potstill.errors import RecipeError, SignalError, VocabularyError
 from potstill.generate.mixture import Mixture
 from potstill.runs.teachers import average_for
 from potstill.signals.topk import TopK
-from potstill.stages import _captured
-from potstill.stages._context import State
-from potstill.stages._plan import each_once
-from potstill.stages._training_rows import TrainingRows
-from potstill.teachers._ensemble import EnsembleTeacher
-from potstill.teachers._members import Member
-from potstill.teachers.cached import reading_of
 from potstill.train.kept import KeptSignals, joined
-from potstill.types import Batch
 
 A, B = {"model": "a"}, {"model": "b"}
-
-
-def batch(packed: bool = False) -> Batch:
-    return collate(routed_rows(), pad_id=0, packed=packed)
-
-
-def said(teacher: Any, of: Batch) -> torch.Tensor:
-    """What an ensemble says at T = 1, log-probabilities [N, 128]."""
-    signal = teacher.signal(of)
-    like = torch.zeros(of.count, 128)
-    from builders.losses import divergence
-
-    chunks = signal.chunks(divergence("forward_kl"), "bucket")
-    return chunks(slice(0, of.count), like).beside(like, slice(0, of.count), 1.0).teacher_lp
-
-
-def alone(seed: int, of: Batch) -> torch.Tensor:
-    hidden = Tiny(seed).signal(of)
-    return (hidden.hidden @ hidden.head.weight.T).log_softmax(-1)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -221,23 +193,6 @@ def test_an_average_of_raw_logits_is_no_option():
 
 
 @pytest.mark.parametrize(
-    "written",
-    [
-        {"ensemble": [{"model": "x"}, {"model": "y"}]},
-        {"ensemble": {"ensemble": [{"model": "x"}, {"model": "y"}]}},
-    ],
-)
-def test_a_recipe_names_its_teachers_and_is_read_again(written):
-    from potstill.recipe import yaml
-    from potstill.recipe.recipe import dump_yaml, expand, parse_recipe
-
-    recipe = recipes.read(teacher=written)
-    assert recipe.teacher.plugin == ("ensemble", {"ensemble": [{"model": "x"}, {"model": "y"}]})
-    assert parse_recipe(yaml.load_yaml(dump_yaml(recipe), "again")) == recipe
-    assert [stage.verb for stage in expand(recipe).stages] == ["generate", "distill", "evaluate"]
-
-
-@pytest.mark.parametrize(
     ("stages", "average", "why"),
     [
         ([{"distill": {}}], "probabilities", "right for forward KL"),
@@ -315,95 +270,6 @@ def test_a_mixture_draws_each_token_from_the_average_with_caches_in_step(combine
                 assert ids[place] == int(wanted[place - 1].argmax())
 
 
-def test_experts_write_by_the_teacher_that_the_recipe_names_or_not_at_all():
-    assert "text" not in experts(Loadable(1), Loadable(2)).provides
-    named = experts(Loadable(1), Loadable(2), writes="t2")
-    assert "text" in named.provides
-    state = named.writer(1.0).state_dict()
-    wanted = tiny_model(seed=2).state_dict()
-    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("make", [experts, ensemble])
-@pytest.mark.parametrize("packed", [False, True])
-def test_captured_teachers_say_what_they_said_alive_in_any_order_and_packing(tmp_path, make, packed):
-    rows = [row for row in routed_rows() if row.count]
-    alive = [captures.teacher(seed=seed) for seed in (1, 2)]
-    members = [
-        Member(f"t{number}", captures.reading(captures.captured(tmp_path / str(number), rows, one), one))
-        for number, one in enumerate(alive)
-    ]
-    how: dict[str, Any] = {}
-    if make is experts:
-        members = [
-            replace(member, rows=frozenset({word})) for member, word in zip(members, WORDS, strict=True)
-        ]
-        how = {"route": "subject"}
-    teacher = EnsembleTeacher(members, "probabilities", "", **how)
-    assert not teacher.live
-    for picked in (rows, rows[::-1], rows[2:5]):
-        of = collate(picked, pad_id=0, packed=packed)
-        wanted = [one.signal(of) for one in alive]
-        sides = [(one.hidden @ one.head.weight.T).log_softmax(-1).exp() for one in wanted]
-        even = torch.tensor([row.domain == "maths" for row in picked])[of.owners()].unsqueeze(-1)
-        mixed = torch.where(even, *sides) if make is experts else (sides[0] + sides[1]) / 2
-        torch.testing.assert_close(said(teacher, of), mixed.log(), atol=2e-2, rtol=2e-2)
-
-
-@pytest.mark.parametrize("make", [experts, ensemble])
-def test_rows_that_a_cache_of_an_ensemble_lacks_are_known_before_the_training(tmp_path, monkeypatch, make):
-    """A row that a deadline cut off is left out where its teacher lacks it; one that was never captured is a miss."""
-    rows = [row for row in routed_rows() if row.count]
-    now = [0.0]
-    with monkeypatch.context() as patch:
-        patch.setattr("time.monotonic", lambda: now.append(now[-1] + 1.0) or now[-1])
-        small = {"deadline": "4s", "shard_bytes": 64, "batch_tokens": 4}
-        cut = captures.reading(captures.captured(tmp_path / "cut", rows, **small))
-    whole = captures.reading(captures.captured(tmp_path / "whole", rows))
-    teacher = make(cut, whole)
-    lost = [
-        row
-        for row in rows
-        if cut.not_reached(reading_of(row)) and (make is ensemble or row.domain == "maths")
-    ]
-    assert 0 < len(lost) < len(rows)
-    where = captures.job(tmp_path, rows).context
-    reached = _captured.reached("distill", TrainingRows(tuple(rows), ()), teacher, where)
-    assert reached.train == tuple(row for row in rows if row not in lost)
-    count, fault = looked_up(where.setup, "training", rows, teacher)
-    assert not fault
-    assert f"{len(lost)} were not captured before the deadline" in count
-    foreign = replace(rows[0], input_ids=(5, *rows[0].input_ids[1:]))
-    with pytest.raises(CacheMiss, match=f"no signal of row {foreign.id}"):
-        _captured.reached("distill", TrainingRows((foreign,), ()), teacher, where)
-    assert f"no signal of row {foreign.id}" in looked_up(where.setup, "training", [foreign], teacher)[1]
-
-
-def test_a_capture_of_experts_keeps_what_each_rows_own_teacher_says(tmp_path):
-    """And measures beside them, since no kind of cache holds all that several teachers say together."""
-    rows = [row for row in routed_rows() if row.count]
-    alive = experts(Tiny(1), Tiny(2))
-    limit = {"signal": "topk", "max_kl_nats": None, "bytes_per_token": 10_000}
-    artifact = captures.captured(tmp_path, rows, alive, **limit)
-    assert artifact.facts["measured"]["tokens"] == sum(row.count for row in rows)
-    cached = captures.reading(artifact, alive)
-    for row in rows:
-        of = collate([row], pad_id=0)
-        got = cached.signal(of).whole()
-        used = got.ids >= 0
-        wanted = said(alive, of).gather(1, got.ids.clamp(min=0))
-        torch.testing.assert_close(got.lp[used], wanted[used], atol=0.05, rtol=0.05)
-    where = captures.job(tmp_path, rows, alive).context
-    assert _captured.measuring(State(captured=artifact), where).provides >= {"dense"}
-
-
-def test_one_text_for_two_experts_cannot_be_captured():
-    row = next(row for row in routed_rows() if row.count)
-    with pytest.raises(DataError, match=r"hold the same text.*maths and code"):
-        each_once([replace(row, domain="maths"), replace(row, domain="code")])
-
-
 def test_a_gold_token_that_nobody_finds_possible_leaves_the_fixed_weights():
     """Sure teachers store one id and no tail."""
     sure = Tiny(1, k=1), Tiny(2, k=1)
@@ -411,3 +277,12 @@ def test_a_gold_token_that_nobody_finds_possible_leaves_the_fixed_weights():
         teacher.signal = lambda batch: TopK(torch.zeros(batch.count, 1).long(), torch.zeros(batch.count, 1))
     weights = ensemble(*sure, weigh="gold", weights=[3.0, 1.0]).signal(batch()).weights
     torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]).expand_as(weights))
+
+
+def test_experts_write_by_the_teacher_that_the_recipe_names_or_not_at_all():
+    assert "text" not in experts(Loadable(1), Loadable(2)).provides
+    named = experts(Loadable(1), Loadable(2), writes="t2")
+    assert "text" in named.provides
+    state = named.writer(1.0).state_dict()
+    wanted = tiny_model(seed=2).state_dict()
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)

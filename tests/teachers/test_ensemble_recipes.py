@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from builders import places
+from builders import places, recipes
 from builders.ensembles import WORDS
 from builders.tiny import save_tiny
 from potstill.errors import DataError, RecipeError, RecipeErrors
@@ -125,3 +125,20 @@ def test_held_out_rows_are_measured_on_whole_distributions_where_anyone_has_them
     context: Any = SimpleNamespace(setup=SimpleNamespace(teacher=ours))
     state: Any = SimpleNamespace(captured=object())
     assert _captured.measuring(state, context) is (ours if asked else kept)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"ensemble": [{"model": "x"}, {"model": "y"}]},
+        {"ensemble": {"ensemble": [{"model": "x"}, {"model": "y"}]}},
+    ],
+)
+def test_a_recipe_names_its_teachers_and_is_read_again(written):
+    from potstill.recipe import yaml
+    from potstill.recipe.recipe import dump_yaml, expand, parse_recipe
+
+    recipe = recipes.read(teacher=written)
+    assert recipe.teacher.plugin == ("ensemble", {"ensemble": [{"model": "x"}, {"model": "y"}]})
+    assert parse_recipe(yaml.load_yaml(dump_yaml(recipe), "again")) == recipe
+    assert [stage.verb for stage in expand(recipe).stages] == ["generate", "distill", "evaluate"]
